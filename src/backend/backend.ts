@@ -1,0 +1,55 @@
+/**
+ * A backend reads ranges of one remote object, and nothing else: it neither caches nor interprets. Wrappers (retry,
+ * timeout, rate limit) are backends around a backend.
+ */
+export interface Backend {
+  /** The source as it may be shown and stored: no credentials. */
+  readonly url: string;
+
+  /**
+   * One round trip that finds out what the object is now: identity and the first bytes of the content.
+   * @param headBytes how much of the content's beginning to bring along (fewer when the object is shorter)
+   * @throws SourceError
+   */
+  probe(headBytes: number, signal?: AbortSignal): Promise<Probe>;
+
+  /**
+   * Reads exactly [offset, offset + length) of the object pinned by `identity` and hands the bytes, in order, to `sink`.
+   * The bytes count only once the promise has resolved: whatever the sink saw before a rejection is worthless.
+   * `sink` may keep the chunk only until it returns or, when it returns a promise, until that resolves.
+   * @throws SourceError with code `source-changed` when the object is not the pinned one any more
+   */
+  read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void>;
+
+  /** Streams the whole object (no ranges needed), for sources that cannot seek. Same contract as `read`. */
+  stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void>;
+
+  /** Releases connections. Reads under way are rejected. */
+  close(): Promise<void>;
+}
+
+export type Sink = (chunk: Uint8Array) => void | Promise<void>;
+
+export interface ReadOptions {
+  signal?: AbortSignal;
+  /** Prefetch and hydration: must never delay or fail a foreground read. */
+  background?: boolean;
+}
+
+export interface Probe {
+  identity: Identity;
+  /** The first bytes of the content. */
+  head: Buffer;
+  /** False when the source can't serve ranges: it must be streamed whole into the cache (`--download`). */
+  ranges: boolean;
+}
+
+/** What pins an object's content. Two equal identities mean equal bytes, unless `strong` is false. */
+export interface Identity {
+  /** Bytes of the object. */
+  size: number;
+  /** `etag:"abc"`, `last-modified:…`, `file:dev:ino:mtimeNs:ctimeNs`; "" when the source offers nothing */
+  version: string;
+  /** False: a change could go unnoticed (no validator, or a weak one); needs `--unpinned`. */
+  strong: boolean;
+}

@@ -1,0 +1,50 @@
+import type { File } from "../base/file-system.ts";
+
+/**
+ * An immutable, disk-addressed byte sequence with a local cache file. A unit (a power of two of bytes) of it is *ready*
+ * once its bytes are in the cache file; only ready ranges may be read from `file`. Local and remote (blob manager)
+ * implementations are interchangeable.
+ */
+export interface Blob {
+  /** 32 hex digits: the directory below <data>/blobs and the id in the owner table. */
+  readonly id: string;
+  /** Bytes; need not be a multiple of anything. Beyond it a volume reads zeros. */
+  readonly size: number;
+  readonly unitBytes: number;
+  /** The cache file: byte n of the blob is byte n of the file. */
+  readonly file: File;
+  /** Bytes of ready units (the last one counted short). */
+  readonly readyBytes: number;
+
+  /** Whether every byte of the range that lies below `size` can be read from `file` now. No allocation, no wait. */
+  isReady(offset: number, length: number): boolean;
+
+  /** How many bytes from `offset` on, at most `length`, have the same readiness as the byte at `offset`. */
+  readyRun(offset: number, length: number): number;
+
+  /**
+   * Makes the range ready. Single-flight with everyone else's fetches.
+   * @param options.background never delays a foreground fetch; used by hydration and readahead
+   * @throws SourceError, or IoError when the cache file can't take the bytes; nothing is marked ready then
+   */
+  fetch(offset: number, length: number, options?: FetchOptions): Promise<void>;
+
+  /** Tells the cache that a range was read, for readahead. Cheap, never throws. */
+  noteRead(offset: number, length: number): void;
+
+  /** Everything ready now becomes durably ready: data synced, then the range map. @throws IoError */
+  sync(): Promise<void>;
+
+  /** Whether the range's units are durably ready, i.e. survive a power cut. */
+  isDurable(offset: number, length: number): boolean;
+
+  /** Durably forbids every eviction of this blob, on behalf of a volume that is detached from its source. */
+  pin(volumeId: string): Promise<void>;
+  unpin(volumeId: string): Promise<void>;
+  isPinnedBy(volumeId: string): boolean;
+}
+
+export interface FetchOptions {
+  background?: boolean;
+  signal?: AbortSignal;
+}

@@ -1,0 +1,74 @@
+import type { Blob } from "../blob/blob.ts";
+import type { FileSystem } from "../base/file-system.ts";
+import type { Clock } from "../base/clock.ts";
+
+/** How the engine reaches the world; everything is replaced in the crash model. */
+export interface VolumeEnvironment {
+  fs: FileSystem;
+  clock: Clock;
+  /** Cryptographically random bytes (ids, generations). */
+  randomBytes(length: number): Buffer;
+  /** The data directory. */
+  dataDir: string;
+  /** Where a second copy of the poison mark goes, in case the data disk takes nothing; undefined: nowhere. */
+  runtimeDir: string | undefined;
+  log(level: "info" | "warn" | "error", message: string): void;
+}
+
+export interface CreateVolumeOptions {
+  /** 32 hex digits */
+  id: string;
+  /** For people and for `repair`, which rebuilds the catalog from it. */
+  name: string;
+  /** bytes, a multiple of 512 */
+  size: number;
+  /** The blob that the volume starts from; bytes beyond the blob's size read as zeros. Absent: an empty disk. */
+  blob?: { id: string; size: number };
+}
+
+export interface OpenVolumeOptions {
+  id: string;
+  name: string;
+  settings: VolumeSettings;
+  /** Resolves the blob ids in the owner table. */
+  openBlob(id: string): Promise<Blob>;
+  /** `volume reopen`: open although poisoned, by the power-loss rule, and clear `lostUnflushed`. */
+  acceptLoss?: boolean;
+}
+
+export interface VolumeSettings {
+  /** `always`: every write is durable before it is answered */
+  sync: "normal" | "always";
+  /** What a volume with remote writers does after a power cut: durability rule 16. */
+  remoteAfterPowerLoss: "refuse" | "serve";
+}
+
+/**
+ * - ok
+ * - degraded: serves, but something is wrong (source unreachable)
+ * - poisoned: a sync failed; writes and flushes answer EIO until `volume reopen`
+ * - lostUnflushed: recovery may have dropped acknowledged writes that clients still rely on; writers are refused
+ */
+export type VolumeState = "ok" | "degraded" | "poisoned" | "lostUnflushed";
+
+export interface VolumeInfo {
+  id: string;
+  size: number;
+  state: VolumeState;
+  /** why, when the state is not `ok` */
+  reason: string | undefined;
+  lineage: string;
+  /** bytes of blocks owned by the head */
+  writtenBytes: number;
+  logBytes: number;
+  connections: { protocol: string; address: string; remote: boolean; writable: boolean }[];
+}
+
+/** A run of the block map, for `volume map`. */
+export interface MapRun {
+  offset: number;
+  length: number;
+  kind: "local" | "remote" | "written" | "zero";
+  /** id of the layer or blob; undefined for zeros */
+  owner: string | undefined;
+}
