@@ -1,0 +1,226 @@
+/*
+ * The owner map: for each 4096-byte block of a volume the small id of the layer or blob that holds it; 0 = zeros.
+ *
+ * One 32-bit entry per chunk of 1024 blocks (4 MiB):
+ *
+ *     entry <  0x10000   every block of the chunk has this owner
+ *     entry >= 0x10000   the chunk is mixed: slot (entry - 0x10000) of the pool holds its 1024 owners
+ *
+ * So a lookup is O(1), trim of terabytes is O(chunks), and a fresh 1 TiB map takes 1 MiB. Slots are counted: a frozen
+ * copy shares them, and whoever writes to a shared slot first takes a copy (copy-on-write).
+ */
+
+export const blockBytes = 4096;
+export const chunkBlocks = 1024;
+/** Reads as zeros, takes no space. */
+export const zeroOwner = 0;
+/** Ids are 1 … maxOwner; 0xffff is reserved (durability rule 18). */
+export const maxOwner = 0xfffe;
+
+const firstSlot = 0x10000;
+const slabSlots = 256;
+
+/** Where the owners of mixed chunks live: slabs of 256 x 1024 owners, recycled through a free list. */
+class MixedPool {
+  readonly #slabs: Uint16Array[] = [];
+  #references = new Uint32Array(slabSlots);
+  readonly #free: number[] = [];
+
+  /** A slot with one reference, filled with `owner`. */
+  allocate(owner: number): number {
+    const slot = this.#free.pop() ?? this.#grow();
+    this.#references[slot] = 1;
+    const base = (slot % slabSlots) * chunkBlocks;
+    this.slab(slot).fill(owner, base, base + chunkBlocks);
+    return slot;
+  }
+
+  #grow(): number {
+    const first = this.#slabs.length * slabSlots;
+    this.#slabs.push(new Uint16Array(slabSlots * chunkBlocks));
+    if (this.#references.length < first + slabSlots) {
+      const larger = new Uint32Array(Math.max(first + slabSlots, this.#references.length * 2));
+      larger.set(this.#references);
+      this.#references = larger;
+    }
+    for (let slot = first + slabSlots - 1; slot > first; slot--) this.#free.push(slot);
+    return first;
+  }
+
+  slab(slot: number): Uint16Array {
+    return this.#slabs[(slot / slabSlots) | 0]!;
+  }
+
+  share(slot: number): void {
+    this.#references[slot]!++;
+  }
+
+  release(slot: number): void {
+    if (--this.#references[slot]! === 0) this.#free.push(slot);
+  }
+
+  /** A slot with the same owners that only the caller has; gives up the caller's reference to `slot`. */
+  own(slot: number): number {
+    if (this.#references[slot] === 1) return slot;
+    const copy = this.allocate(0);
+    const from = (slot % slabSlots) * chunkBlocks;
+    this.slab(copy).set(this.slab(slot).subarray(from, from + chunkBlocks), (copy % slabSlots) * chunkBlocks);
+    this.release(slot);
+    return copy;
+  }
+}
+
+export class OwnerMap {
+  /** Blocks of the volume; the last chunk may be short. */
+  readonly blocks: number;
+  readonly chunks: number;
+  readonly #pool: MixedPool;
+  readonly #entries: Uint32Array;
+
+  constructor(blocks: number, shared?: { pool: MixedPool; entries: Uint32Array }) {
+    this.blocks = blocks;
+    this.chunks = Math.ceil(blocks / chunkBlocks);
+    this.#pool = shared?.pool ?? new MixedPool();
+    this.#entries = shared?.entries ?? new Uint32Array(this.chunks);
+  }
+
+  ownerOf(block: number): number {
+    const entry = this.#entries[(block / chunkBlocks) | 0]!;
+    if (entry < firstSlot) return entry;
+    const slot = entry - firstSlot;
+    return this.#pool.slab(slot)[(slot % slabSlots) * chunkBlocks + (block % chunkBlocks)]!;
+  }
+
+  /** How many blocks from `block` on, at most `limit`, have the same owner as `block`; at least 1. */
+  runLength(block: number, limit: number): number {
+    const end = Math.min(block + limit, this.blocks);
+    const owner = this.ownerOf(block);
+    let at = block + 1;
+    while (at < end) {
+      const chunk = (at / chunkBlocks) | 0;
+      const entry = this.#entries[chunk]!;
+      const chunkEnd = Math.min((chunk + 1) * chunkBlocks, end);
+      if (entry < firstSlot) {
+        if (entry !== owner) return at - block;
+        at = chunkEnd;
+        continue;
+      }
+      const slot = entry - firstSlot;
+      const slab = this.#pool.slab(slot);
+      const base = (slot % slabSlots) * chunkBlocks - chunk * chunkBlocks;
+      while (at < chunkEnd) {
+        if (slab[base + at] !== owner) return at - block;
+        at++;
+      }
+    }
+    return end - block;
+  }
+
+  /** Gives [start, start + count) to `owner`. */
+  set(start: number, count: number, owner: number): void {
+    const end = start + count;
+    let at = start;
+    while (at < end) {
+      const chunk = (at / chunkBlocks) | 0;
+      const chunkStart = chunk * chunkBlocks;
+      const chunkEnd = Math.min(chunkStart + chunkBlocks, this.blocks);
+      const stop = Math.min(end, chunkEnd);
+      if (at === chunkStart && stop === chunkEnd) this.setChunk(chunk, owner);
+      else this.#setPart(chunk, at - chunkStart, stop - chunkStart, chunkEnd - chunkStart, owner);
+      at = stop;
+    }
+  }
+
+  /** Gives a whole chunk to `owner`. */
+  setChunk(chunk: number, owner: number): void {
+    const entry = this.#entries[chunk]!;
+    if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
+    this.#entries[chunk] = owner;
+  }
+
+  #setPart(chunk: number, from: number, to: number, length: number, owner: number): void {
+    const entry = this.#entries[chunk]!;
+    if (entry === owner) return;
+    const slot = entry < firstSlot ? this.#pool.allocate(entry) : this.#pool.own(entry - firstSlot);
+    const slab = this.#pool.slab(slot);
+    const base = (slot % slabSlots) * chunkBlocks;
+    slab.fill(owner, base + from, base + to);
+    this.#entries[chunk] = slot + firstSlot;
+    // A chunk that was filled piece by piece becomes uniform again when its last or first block is written.
+    if (to !== length && from !== 0) return;
+    for (let i = base; i < base + length; i++) if (slab[i] !== owner) return;
+    this.setChunk(chunk, owner);
+  }
+
+  /** The chunk's only owner, or -1 when it is mixed. */
+  uniformOwner(chunk: number): number {
+    const entry = this.#entries[chunk]!;
+    return entry < firstSlot ? entry : -1;
+  }
+
+  /** The 1024 owners of a mixed chunk: a view that is valid until the map changes. */
+  mixedOwners(chunk: number): Uint16Array {
+    const slot = this.#entries[chunk]! - firstSlot;
+    const base = (slot % slabSlots) * chunkBlocks;
+    return this.#pool.slab(slot).subarray(base, base + chunkBlocks);
+  }
+
+  /** Sets all owners of a chunk, from 1024 values; blocks beyond the volume's end are ignored. */
+  setMixedChunk(chunk: number, owners: Uint16Array): void {
+    const length = Math.min(chunkBlocks, this.blocks - chunk * chunkBlocks);
+    const first = owners[0]!;
+    let same = 1;
+    while (same < length && owners[same] === first) same++;
+    if (same === length) {
+      this.setChunk(chunk, first);
+      return;
+    }
+    const entry = this.#entries[chunk]!;
+    const slot = entry < firstSlot ? this.#pool.allocate(0) : this.#pool.own(entry - firstSlot);
+    this.#pool.slab(slot).set(owners, (slot % slabSlots) * chunkBlocks);
+    this.#entries[chunk] = slot + firstSlot;
+  }
+
+  /** First block in [from, to) that `owner` holds, or -1. O(chunks) over uniform parts. */
+  next(owner: number, from: number, to: number): number {
+    let at = from;
+    while (at < to) {
+      if (this.ownerOf(at) === owner) return at;
+      at += this.runLength(at, to - at);
+    }
+    return -1;
+  }
+
+  /** Whether every block of [from, from + count) belongs to `owner`. */
+  ownsAll(owner: number, from: number, count: number): boolean {
+    return this.ownerOf(from) === owner && this.runLength(from, count) === count;
+  }
+
+  /** Blocks that `owner` holds. O(chunks) + O(1024 x mixed chunks). */
+  count(owner: number): number {
+    let total = 0;
+    for (let chunk = 0; chunk < this.chunks; chunk++) {
+      const length = Math.min(chunkBlocks, this.blocks - chunk * chunkBlocks);
+      const uniform = this.uniformOwner(chunk);
+      if (uniform === owner) total += length;
+      else if (uniform < 0) {
+        const owners = this.mixedOwners(chunk);
+        for (let i = 0; i < length; i++) if (owners[i] === owner) total++;
+      }
+    }
+    return total;
+  }
+
+  /** A copy as of now: the table is copied, mixed chunks are shared until somebody writes. */
+  freeze(): OwnerMap {
+    const entries = this.#entries.slice();
+    for (const entry of entries) if (entry >= firstSlot) this.#pool.share(entry - firstSlot);
+    return new OwnerMap(this.blocks, { pool: this.#pool, entries });
+  }
+
+  /** Gives up the shared chunks of a frozen copy; it must not be used afterwards. */
+  release(): void {
+    for (const entry of this.#entries) if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
+    this.#entries.fill(0);
+  }
+}
