@@ -4,7 +4,7 @@
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import type { DebianImage } from "../support/debian-image.ts";
 
 export interface GuestOptions {
@@ -43,6 +43,8 @@ export async function bootGuest(debian: DebianImage, options: GuestOptions): Pro
     ["-netdev", "user,id=n0"],
     ["-device", "virtio-net-pci,netdev=n0"],
   ].flat();
+  // QEMU empties it only once it gets that far: after an early failure an older boot's console must not be taken for ours.
+  await rm(options.consoleFile, { force: true });
   const qemu = spawn("qemu-system-x86_64", args, {
     stdio: ["ignore", "ignore", "pipe"],
     timeout: options.timeoutMs,
