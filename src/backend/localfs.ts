@@ -1,0 +1,163 @@
+import { type BigIntStats, constants, read as readCallback } from "node:fs";
+import { type FileHandle, open, readFile, stat } from "node:fs/promises";
+import { IoError, SourceError } from "../base/errors.ts";
+import { Admission } from "./admission.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
+import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
+
+/** One call to the thread pool reads this much: long enough to be cheap, short enough to let others in between. */
+const chunkBytes = 1024 * 1024;
+/** Calls in the thread pool at a time: reads of a slow disk must not take all of its threads. */
+const poolReads = 4;
+const backgroundPoolReads = 2;
+/** Buffers kept for the next read. */
+const spareBuffers = 4;
+
+/**
+ * A local file or block device. Each read opens it anew, and after its last byte both the descriptor and the path must
+ * still be what was pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed.
+ * Writes to a block device need not show in its times: only a read-only one counts as pinned.
+ */
+export class LocalFileBackend implements Backend {
+  readonly url: string;
+  readonly #path: string;
+  readonly #admission = new Admission(poolReads, backgroundPoolReads);
+  readonly #spare: Buffer[] = [];
+  readonly #closing = new AbortController();
+
+  /** @param path absolute */
+  constructor(path: string) {
+    this.url = path;
+    this.#path = path;
+  }
+
+  async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
+    const identity = await this.#withFile((file) => this.#identify(file));
+    const head = Buffer.alloc(Math.min(headBytes, identity.size));
+    let at = 0;
+    const sink = (chunk: Uint8Array): void => {
+      head.set(chunk, at);
+      at += chunk.length;
+    };
+    await this.read(identity, 0, head.length, sink, signal ? { signal } : {});
+    return { identity, head, ranges: true };
+  }
+
+  async read(identity: Identity, offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
+    if (offset < 0 || length < 0 || offset + length > identity.size) {
+      throw new RangeError(`${offset}+${length} is outside of the object's ${identity.size} bytes`);
+    }
+    const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
+    await this.#withFile(async (file) => {
+      const buffer = this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
+      try {
+        for (let done = 0; done < length;) {
+          const size = Math.min(chunkBytes, length - done);
+          const at = offset + done;
+          const work = (): Promise<number> => readInPool(file.fd, buffer, size, at);
+          const bytes = await this.#admission.run(options.background === true, signal, work);
+          if (bytes === 0) break;
+          const drained = sink(buffer.subarray(0, bytes));
+          if (drained !== undefined) await drained;
+          done += bytes;
+          if (done === length) return await this.#demandUnchanged(file, identity);
+        }
+        await this.#demandUnchanged(file, identity);
+        if (length > 0) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
+      } finally {
+        if (this.#spare.length < spareBuffers) this.#spare.push(buffer);
+      }
+    });
+  }
+
+  stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
+    return this.read(identity, 0, identity.size, sink, options);
+  }
+
+  close(): Promise<void> {
+    this.#closing.abort(backendClosed(this.#path));
+    return Promise.resolve();
+  }
+
+  async #withFile<T>(work: (file: FileHandle) => Promise<T>): Promise<T> {
+    this.#closing.signal.throwIfAborted();
+    let file: FileHandle | undefined;
+    try {
+      const info = await stat(this.#path);
+      if (!info.isFile() && !info.isBlockDevice()) throw notAFile(this.#path, info.isDirectory());
+      // O_NONBLOCK: what became a pipe since the line above must not hang a thread of the pool.
+      file = await open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK);
+      return await work(file);
+    } catch (error) {
+      throw translate(this.#path, error);
+    } finally {
+      await file?.close();
+    }
+  }
+
+  async #demandUnchanged(file: FileHandle, pinned: Identity): Promise<void> {
+    const now = await this.#identify(file);
+    if (now.version === pinned.version && now.size === pinned.size) return;
+    throw sourceChanged(
+      `${this.#path} has changed: it was ${pinned.version} with ${pinned.size} bytes, now it is ${now.version} with ${now.size} bytes`,
+    );
+  }
+
+  /** What the descriptor and the path are now. @throws SourceError when they are not the same file */
+  async #identify(file: FileHandle): Promise<Identity> {
+    const [opened, named] = await Promise.all([file.stat({ bigint: true }), stat(this.#path, { bigint: true })]);
+    const version = versionOf(opened);
+    if (versionOf(named) !== version) throw sourceChanged(`${this.#path} was replaced while it was read`);
+    if (!opened.isBlockDevice()) return { size: Number(opened.size), version, strong: true };
+    const { size, readOnly } = await blockDevice(opened.rdev);
+    return { size, version, strong: readOnly };
+  }
+}
+
+function versionOf({ dev, ino, mtimeNs, ctimeNs }: BigIntStats): string {
+  return `file:${dev}:${ino}:${mtimeNs}:${ctimeNs}`;
+}
+
+/** Size in bytes, and whether nobody can write: from /sys/dev/block, because stat knows neither. */
+async function blockDevice(rdev: bigint): Promise<{ size: number; readOnly: boolean }> {
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn);
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & ~0xffn);
+  const directory = `/sys/dev/block/${major}:${minor}`;
+  const [sectors, readOnly] = await Promise.all([
+    readFile(`${directory}/size`, "utf8"),
+    readFile(`${directory}/ro`, "utf8"),
+  ]);
+  // The kernel counts in 512-byte sectors whatever the device's own are.
+  return { size: Number(sectors) * 512, readOnly: readOnly.trim() === "1" };
+}
+
+function readInPool(fd: number, buffer: Buffer, length: number, position: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    readCallback(fd, buffer, 0, length, position, (error, bytes) => {
+      if (error) reject(error);
+      else resolve(bytes);
+    });
+  });
+}
+
+function notAFile(path: string, directory: boolean): SourceError {
+  const what = directory ? "a directory" : "neither a file nor a block device";
+  return new SourceError("source-not-a-file", `${path} is ${what}`, { transient: false, hint: "name an image file" });
+}
+
+/** What Node's file calls throw, as a source's error; anything else (the sink's own errors) stays what it is. */
+function translate(path: string, error: unknown): unknown {
+  const { code, syscall } = error as NodeJS.ErrnoException;
+  if (error instanceof SourceError || error instanceof IoError || code === undefined || syscall === undefined) {
+    return error;
+  }
+  if (code === "ENOENT" || code === "ENOTDIR") {
+    const hint = "check the path";
+    return new SourceError("source-not-found", `${path} does not exist`, { transient: false, hint, cause: error });
+  }
+  if (code === "EACCES" || code === "EPERM") {
+    const hint = `make it readable for the user that ullage runs as (uid ${process.getuid?.()})`;
+    return new SourceError("source-denied", `${path} may not be read`, { transient: false, hint, cause: error });
+  }
+  return new SourceError("source-io", `${path} cannot be read (${code})`, { transient: true, cause: error });
+}
