@@ -1,0 +1,289 @@
+import { sectorBytes } from "./sim-inode.ts";
+
+/** One content that a sector had, has, or may have. */
+interface Version {
+  content: Buffer;
+  /** when the operation that makes it was issued */
+  issued: number;
+  /** when it was answered, failed or cut off by a crash; Infinity while it runs */
+  settled: number;
+  /** It was answered without an error: everything answered before it was issued is overwritten. */
+  effective: boolean;
+  /** when a read showed that the sector holds another version */
+  ruledOut: number;
+}
+
+/** A write, trim or zero under way. */
+export interface OracleOperation {
+  issued: number;
+  settled: number;
+  versions: Version[];
+  /** sectors, both included */
+  first: number;
+  last: number;
+}
+
+/** A read under way: what it may return per touched sector. */
+export interface OracleRead {
+  offset: number;
+  length: number;
+  started: number;
+}
+
+/** What a crash may take away. */
+export type Loss =
+  /** nothing that was answered (kill -9, durability rule 7) */
+  | "nothing"
+  /** what was not flushed (power loss, durability rule 26); what is read next is on the disk */
+  | "unflushed"
+  /** the same, but what is read next may still be in the page cache alone */
+  | "unflushed, cache kept";
+
+const zeroSector = Buffer.alloc(sectorBytes);
+
+/**
+ * Knows, per 512-byte sector, every content that a correct volume may show: now, and after a power cut (durability rule
+ * 26: the content of the last flush or of anything issued since). A content is impossible now once an operation that was
+ * issued after it had settled is answered, and impossible after a power cut once such an operation is also covered by a
+ * completed flush. Sectors that nothing touched hold what `initial` says.
+ *
+ * Operations that cover a part of a sector must not overlap others on it that are still running (`isBusy`).
+ */
+export class Oracle {
+  readonly #initial: (sector: number) => Buffer;
+  readonly #sectors = new Map<number, Version[]>();
+  /** Sectors with more than one version. */
+  readonly #unsettled = new Set<number>();
+  readonly #running = new Set<OracleOperation>();
+  readonly #reads = new Set<OracleRead>();
+  #time = 1;
+  /** What settled before this moment is durable. */
+  #durable = 0;
+  /** Sectors not read since a recovery that had to forget the page cache. */
+  readonly #onDisk = new Set<number>();
+
+  constructor(initial: (sector: number) => Buffer) {
+    this.#initial = initial;
+  }
+
+  /** Every sector that any operation touched. */
+  get touched(): number[] {
+    return [...this.#sectors.keys()].sort((one, other) => one - other);
+  }
+
+  /** @param bytes what is written; undefined: zeros. They are kept, not copied */
+  issue(offset: number, length: number, bytes: Buffer | undefined): OracleOperation {
+    const operation: OracleOperation = {
+      issued: ++this.#time,
+      settled: Infinity,
+      versions: [],
+      first: Math.floor(offset / sectorBytes),
+      last: Math.ceil((offset + length) / sectorBytes) - 1,
+    };
+    const end = offset + length;
+    for (let sector = operation.first; sector <= operation.last; sector++) {
+      const from = Math.max(0, offset - sector * sectorBytes);
+      const to = Math.min(sectorBytes, end - sector * sectorBytes);
+      const at = sector * sectorBytes + from - offset;
+      const piece = bytes ? bytes.subarray(at, at + to - from) : zeroSector.subarray(0, to - from);
+      const versions = this.#versions(sector);
+      const bases = from === 0 && to === sectorBytes ? undefined : this.#possible(versions);
+      for (const content of bases ? overlays(bases, piece, from) : [piece]) {
+        const version = {
+          content,
+          issued: operation.issued,
+          settled: Infinity,
+          effective: false,
+          ruledOut: Infinity,
+        };
+        versions.push(version);
+        operation.versions.push(version);
+      }
+      this.#unsettled.add(sector);
+      this.#onDisk.delete(sector);
+    }
+    this.#running.add(operation);
+    return operation;
+  }
+
+  /** @param answered without an error; otherwise any part of it may have happened, but nothing more will */
+  settle(operation: OracleOperation, answered: boolean): void {
+    operation.settled = ++this.#time;
+    for (const version of operation.versions) {
+      version.settled = operation.settled;
+      version.effective = answered;
+    }
+    this.#running.delete(operation);
+  }
+
+  /** Whether an operation that runs touches the sector. */
+  isBusy(sector: number): boolean {
+    for (const operation of this.#running) {
+      if (operation.first <= sector && sector <= operation.last) return true;
+    }
+    return false;
+  }
+
+  flushStart(): number {
+    return ++this.#time;
+  }
+
+  /** @param token what `flushStart` gave */
+  flushDone(token: number): void {
+    this.#durable = Math.max(this.#durable, token);
+    for (const sector of this.#unsettled) this.#prune(sector);
+  }
+
+  readStart(offset: number, length: number): OracleRead {
+    const read = { offset, length, started: ++this.#time };
+    this.#reads.add(read);
+    return read;
+  }
+
+  /** A read failed: it says nothing. */
+  readFailed(read: OracleRead): void {
+    this.#reads.delete(read);
+  }
+
+  /** @throws OracleError when the read shows what no order of the operations explains */
+  readDone(read: OracleRead, bytes: Buffer): void {
+    this.#reads.delete(read);
+    const { offset, length, started } = read;
+    const end = offset + length;
+    for (let sector = Math.floor(offset / sectorBytes); sector * sectorBytes < end; sector++) {
+      const from = Math.max(0, offset - sector * sectorBytes);
+      const to = Math.min(sectorBytes, end - sector * sectorBytes);
+      const at = sector * sectorBytes + from - offset;
+      const seen = bytes.subarray(at, at + to - from);
+      const versions = this.#sectors.get(sector);
+      if (!versions) {
+        if (!this.#initial(sector).subarray(from, to).equals(seen)) {
+          throw new OracleError(sector, seen, [this.#initial(sector)]);
+        }
+        continue;
+      }
+      // A version is possible in the read's whole time if nothing that settled before it started has replaced it.
+      const possible = this.#possible(versions, started);
+      const matching = possible.filter((version) => version.content.subarray(from, to).equals(seen));
+      if (matching.length === 0) {
+        throw new OracleError(
+          sector,
+          seen,
+          possible.map((version) => version.content),
+        );
+      }
+      this.#observe(sector, versions, matching, started);
+    }
+  }
+
+  /** The process or the machine died; recovery has not begun. */
+  crash(loss: Loss): void {
+    for (const operation of this.#running) this.settle(operation, false);
+    this.#reads.clear();
+    const now = ++this.#time;
+    if (loss === "nothing") return;
+    for (const sector of this.#unsettled) {
+      const versions = this.#sectors.get(sector)!;
+      for (const version of versions) {
+        // Any of them is possible again, and none of them replaces another any more.
+        version.effective = false;
+        version.ruledOut = Infinity;
+        version.settled = now;
+      }
+      if (loss === "unflushed") this.#onDisk.add(sector);
+    }
+  }
+
+  #versions(sector: number): Version[] {
+    let versions = this.#sectors.get(sector);
+    if (!versions) {
+      versions = [{ content: this.#initial(sector), issued: 0, settled: 0, effective: true, ruledOut: Infinity }];
+      this.#sectors.set(sector, versions);
+    }
+    return versions;
+  }
+
+  /** Versions that nothing answered before `time` has replaced or ruled out. */
+  #possible(versions: Version[], time = Infinity): Version[] {
+    let replaced = -1;
+    for (const { effective, settled, issued } of versions) {
+      if (effective && settled < time && issued > replaced) replaced = issued;
+    }
+    return versions.filter((version) => version.settled >= replaced && version.ruledOut >= time);
+  }
+
+  /** A read that began at `started` saw one of `matching`. */
+  #observe(sector: number, versions: Version[], matching: Version[], started: number): void {
+    if (versions.length === 1) return;
+    // What is written while the read runs may have come before or after it.
+    if (versions.some((version) => version.settled > started)) return;
+    if (this.#onDisk.delete(sector)) {
+      const [first] = matching;
+      this.#sectors.set(sector, [{ ...first, effective: true }]);
+      this.#unsettled.delete(sector);
+      return;
+    }
+    for (const version of versions) {
+      if (!matching.includes(version)) version.ruledOut = Math.min(version.ruledOut, started);
+    }
+  }
+
+  /** Forgets versions that neither the live volume nor a power cut can show. */
+  #prune(sector: number): void {
+    const versions = this.#sectors.get(sector)!;
+    const kept = this.#possible(versions, this.#durable);
+    this.#sectors.set(sector, kept);
+    if (kept.length === 1) this.#unsettled.delete(sector);
+  }
+}
+
+/** A sector shows a content that it must not have. */
+export class OracleError extends Error {
+  readonly sector: number;
+
+  constructor(sector: number, seen: Buffer, allowed: Buffer[]) {
+    const list = allowed.map(describeContent).join(", ");
+    super(
+      `sector ${sector} (byte ${sector * sectorBytes}, block ${Math.floor(sector / 8)}) shows ${describeContent(seen)}; ` +
+        `allowed: ${list}`,
+    );
+    this.name = "OracleError";
+    this.sector = sector;
+  }
+}
+
+/** Bytes of which every aligned 512 name the operation and the sector. */
+export function stamp(operation: number, offset: number, length: number): Buffer {
+  const bytes = Buffer.allocUnsafeSlow(length);
+  const end = offset + length;
+  for (let sector = Math.floor(offset / sectorBytes); sector * sectorBytes < end; sector++) {
+    const from = Math.max(offset, sector * sectorBytes);
+    const to = Math.min(end, (sector + 1) * sectorBytes);
+    bytes.write(
+      `op ${operation} sector ${sector}.`
+        .padEnd(32, "-")
+        .repeat(16)
+        .slice(from % sectorBytes),
+      from - offset,
+      to - from,
+      "latin1",
+    );
+  }
+  return bytes;
+}
+
+function describeContent(content: Buffer): string {
+  if (content.every((byte) => byte === 0)) return "zeros";
+  const text = content.toString("latin1");
+  const names = [...new Set(text.match(/(op|blob)[ \w]* sector \d+/g) ?? [])];
+  if (names.length > 0) return names.length === 1 ? `<${names[0]}>` : `<mix of ${names.join(" and ")}>`;
+  return content.subarray(0, 16).toString("hex");
+}
+
+function overlays(bases: Version[], piece: Buffer, from: number): Buffer[] {
+  return bases.map((base) => {
+    const content = Buffer.from(base.content);
+    piece.copy(content, from);
+    return content;
+  });
+}
