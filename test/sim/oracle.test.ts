@@ -201,7 +201,7 @@ class ToyEngine {
       entries.push({ lsn: bytes.readDoubleLE(at), block: bytes.readDoubleLE(at + 8) });
     }
     const cut = Math.max(0, ...entries.filter(({ block }) => block === 1000).map(({ lsn }) => lsn));
-    for (const { lsn, block } of entries) if (lsn <= cut && block < 1000) this.owned.add(block);
+    for (const { lsn, block } of entries) if (lsn > 0 && lsn <= cut && block < 1000) this.owned.add(block);
   }
 }
 
