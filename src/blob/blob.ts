@@ -11,10 +11,16 @@ export interface Blob {
   /** Bytes; need not be a multiple of anything. Beyond it a volume reads zeros. */
   readonly size: number;
   readonly unitBytes: number;
-  /** The cache file: byte n of the blob is byte n of the file. */
+  /**
+   * The cache file: byte n of the blob is byte n of the file, up to `size`; from there to the next multiple of 4096 it
+   * has zeros. After a read, ask `isReady` again: a failed sync may have taken the readiness back in between, and the
+   * bytes then count for nothing (durability rules 12 and 13).
+   */
   readonly file: File;
   /** Bytes of ready units (the last one counted short). */
   readonly readyBytes: number;
+  /** What was asked of the source since the blob was opened. */
+  readonly stats: Readonly<BlobStats>;
 
   /** Whether every byte of the range that lies below `size` can be read from `file` now. No allocation, no wait. */
   isReady(offset: number, length: number): boolean;
@@ -47,4 +53,15 @@ export interface Blob {
 export interface FetchOptions {
   background?: boolean;
   signal?: AbortSignal;
+}
+
+export interface BlobStats {
+  /** Bytes received from the source because somebody waited for them. */
+  foregroundBytes: number;
+  /** Bytes received by hydration and readahead. */
+  backgroundBytes: number;
+  /** Requests to the source. */
+  requests: number;
+  /** Requests that failed, be it at the source or at the cache file. */
+  errors: number;
 }

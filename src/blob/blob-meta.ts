@@ -1,0 +1,95 @@
+import { createHash } from "node:crypto";
+import type { Identity } from "../backend/backend.ts";
+import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
+
+/**
+ * What a blob is: the content of <data>/blobs/<id>/meta.json. Written once, durably, as the last step of the blob's
+ * creation, and never changed: a directory without it was never handed to anybody.
+ */
+export interface BlobMeta {
+  /** 32 hex digits */
+  readonly id: string;
+  /** The source, without credentials. */
+  readonly url: string;
+  /** Name of the image format that maps the object's bytes to the blob's. */
+  readonly imageFormat: string;
+  /** What pins the object's content (durability rule 31). */
+  readonly identity: Identity;
+  /** bytes of the blob */
+  readonly size: number;
+  /** bytes of a unit, a power of two */
+  readonly unitBytes: number;
+  /** RFC 3339, for people */
+  readonly createdAt: string;
+}
+
+const FORMAT = "ullage-blob";
+const VERSION = 1;
+
+/** Bounds of a unit: a page at least (cache files are filled in whole pages), and one request at most. */
+export const MIN_UNIT_BYTES = 4096;
+export const MAX_UNIT_BYTES = 8 * 1024 * 1024;
+
+export function encodeBlobMeta(meta: BlobMeta): Buffer {
+  return Buffer.from(`${JSON.stringify({ format: FORMAT, version: VERSION, ...meta }, null, 2)}\n`);
+}
+
+/**
+ * @param path where the bytes came from, for messages
+ * @throws CorruptionError when it is not what `encodeBlobMeta` wrote, UllageError `newer-format` for a later version
+ */
+export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
+  let raw: unknown;
+  try {
+    raw = JSON.parse(Buffer.from(bytes).toString("utf8"));
+  } catch (error) {
+    throw new CorruptionError(`${path} is not JSON: ${describeError(error)}`);
+  }
+  if (typeof raw !== "object" || raw === null) throw new CorruptionError(`${path} holds no object`);
+  const { format, version, id, url, imageFormat, identity, size, unitBytes, createdAt } = raw as Record<
+    string,
+    unknown
+  >;
+  if (format !== FORMAT) throw new CorruptionError(`${path} has format '${String(format)}', not '${FORMAT}'`);
+  if (typeof version === "number" && version > VERSION) throw newerFormat(path, version, VERSION);
+  const valid =
+    version === VERSION &&
+    typeof id === "string" &&
+    isBlobId(id) &&
+    typeof url === "string" &&
+    typeof imageFormat === "string" &&
+    isIdentity(identity) &&
+    isLength(size) &&
+    isUnit(unitBytes) &&
+    typeof createdAt === "string";
+  if (!valid) throw new CorruptionError(`${path} has a field that is missing or out of range`);
+  return { id, url, imageFormat, identity, size, unitBytes, createdAt };
+}
+
+export const isBlobId = (text: string): boolean => /^[0-9a-f]{32}$/.test(text);
+
+export function isUnit(value: unknown): value is number {
+  return isLength(value) && value >= MIN_UNIT_BYTES && value <= MAX_UNIT_BYTES && Number.isInteger(Math.log2(value));
+}
+
+const isLength = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+
+function isIdentity(value: unknown): value is Identity {
+  if (typeof value !== "object" || value === null) return false;
+  const { size, version, strong } = value as Record<string, unknown>;
+  return isLength(size) && typeof version === "string" && typeof strong === "boolean";
+}
+
+export function newerFormat(path: string, found: number, known: number): UllageError {
+  return new UllageError("newer-format", `${path} has format version ${found}, this Ullage knows up to ${known}`, {
+    hint: "open it with the newer Ullage that wrote it",
+  });
+}
+
+/** SHA-256 over everything that decides the blob's bytes; binds a range map to them. */
+export function identityHash(meta: BlobMeta): Buffer {
+  const { url, imageFormat, identity } = meta;
+  return createHash("sha256")
+    .update(JSON.stringify([url, imageFormat, identity.size, identity.version, identity.strong]))
+    .digest();
+}

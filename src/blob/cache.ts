@@ -1,0 +1,228 @@
+import { join } from "node:path";
+import type { Identity } from "../backend/backend.ts";
+import type { Clock } from "../base/clock.ts";
+import { UllageError, describeError } from "../base/errors.ts";
+import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
+import type { ImageReader } from "../image/image-format.ts";
+import { readBlobMeta } from "./blob-files.ts";
+import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
+import { StagingBuffers } from "./cache-writer.ts";
+import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
+import { FetchTraffic } from "./fetch-lanes.ts";
+
+/*
+ * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
+ * small file each; open are those that somebody uses. There is one blob per object and identity, whoever asks for it.
+ */
+
+/** Small enough that a first read waits for little more than itself, large enough for few requests and a small map. */
+export const DEFAULT_UNIT_BYTES = 256 * 1024;
+
+/** What a blob's directory is called while it is being removed, and after that was interrupted. */
+const TOMBSTONE = ".removed";
+
+export interface BlobCacheOptions {
+  fs: FileSystem;
+  clock: Clock;
+  /** The data directory; `blobs` is made in it. */
+  dataDir: string;
+  randomBytes(length: number): Buffer;
+  log(level: "info" | "warn" | "error", message: string): void;
+  /** See `BlobEnvironment.openSource`. */
+  openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
+}
+
+export interface CreateBlobOptions {
+  /** Without credentials. */
+  url: string;
+  imageFormat: string;
+  identity: Identity;
+  /** bytes of the blob */
+  size: number;
+  /** bytes, a power of two; default `DEFAULT_UNIT_BYTES` */
+  unitBytes?: number;
+}
+
+interface OpenBlob {
+  users: number;
+  blob: Promise<CachedBlob>;
+}
+
+export class BlobCache {
+  readonly #options: BlobCacheOptions;
+  readonly #environment: BlobEnvironment;
+  readonly #dir: string;
+  readonly #lock: DirectoryLock;
+  readonly #known: Map<string, BlobMeta>;
+  readonly #open = new Map<string, OpenBlob>();
+  /** Directories that are closing, or being removed: an `open` of the same id waits for it. */
+  readonly #leaving = new Map<string, Promise<void>>();
+  #closed: Promise<void> | undefined;
+
+  private constructor(options: BlobCacheOptions, dir: string, lock: DirectoryLock, known: Map<string, BlobMeta>) {
+    const { clock } = options;
+    this.#options = options;
+    this.#environment = {
+      fs: options.fs,
+      clock,
+      log: (level, message) => options.log(level, message),
+      openSource: (meta, signal) => options.openSource(meta, signal),
+      traffic: new FetchTraffic(clock),
+      buffers: new StagingBuffers(),
+    };
+    this.#dir = dir;
+    this.#lock = lock;
+    this.#known = known;
+  }
+
+  /** @throws UllageError `locked` when another process has the directory, `newer-format`; IoError */
+  static async open(options: BlobCacheOptions): Promise<BlobCache> {
+    const { fs, dataDir } = options;
+    const dir = join(dataDir, "blobs");
+    await fs.mkdir(dir);
+    await fs.syncDirectory(dataDir);
+    const lock = await fs.lockDirectory(dir);
+    try {
+      const known = new Map<string, BlobMeta>();
+      for (const id of await fs.readdir(dir)) {
+        if (id.endsWith(TOMBSTONE)) await removeBlobDirectory(fs, join(dir, id));
+        if (!isBlobId(id)) continue;
+        try {
+          known.set(id, await readBlobMeta(fs, join(dir, id)));
+        } catch (error) {
+          if (error instanceof UllageError && error.code === "newer-format") throw error;
+          // Half made when something crashed, or damaged. It is nobody's; `check` tells which.
+          options.log("warn", `blob ${id} is left alone: ${describeError(error)}`);
+        }
+      }
+      return new BlobCache(options, dir, lock, known);
+    } catch (error) {
+      await lock.release();
+      throw error;
+    }
+  }
+
+  list(): BlobMeta[] {
+    return [...this.#known.values()];
+  }
+
+  /** The blob that caches this object already. Never one whose identity is weak: it may be something else by now. */
+  find(url: string, imageFormat: string, identity: Identity): BlobMeta | undefined {
+    if (!identity.strong) return undefined;
+    return this.list().find(
+      (meta) =>
+        meta.url === url &&
+        meta.imageFormat === imageFormat &&
+        meta.identity.strong &&
+        meta.identity.version === identity.version &&
+        meta.identity.size === identity.size,
+    );
+  }
+
+  /**
+   * Makes a new blob, durably, and opens it: `release` it like any other.
+   * @param reader reads the object; absent: the source is opened at the first miss
+   */
+  async create(options: CreateBlobOptions, reader?: ImageReader): Promise<CachedBlob> {
+    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES } = options;
+    if (!isUnit(unitBytes)) throw new RangeError("a unit must be a power of two, 4096 to 8 MiB");
+    const { fs, clock } = this.#options;
+    const id = this.#options.randomBytes(16).toString("hex");
+    const meta = { id, url, imageFormat, identity, size, unitBytes, createdAt: clock.wallTime() };
+    const dir = join(this.#dir, id);
+    let blob: CachedBlob | undefined;
+    try {
+      blob = await CachedBlob.create(this.#environment, dir, meta);
+      await fs.syncDirectory(this.#dir);
+    } catch (error) {
+      await blob?.close();
+      await this.#removeFiles(id).catch(() => undefined); // nobody knows its id; `check` finds what stays
+      throw error;
+    }
+    if (reader !== undefined) blob.attach(reader);
+    this.#known.set(id, meta);
+    this.#open.set(id, { users: 1, blob: Promise.resolve(blob) });
+    return blob;
+  }
+
+  /** The same object for everybody, opened when it is not yet. @throws UllageError `not-found`; see `CachedBlob.open` */
+  async open(id: string): Promise<CachedBlob> {
+    await this.#leaving.get(id);
+    if (!this.#known.has(id)) {
+      throw new UllageError("not-found", `there is no blob ${id} below ${this.#dir}`, {
+        hint: "run `ullage check DATA`",
+      });
+    }
+    let entry = this.#open.get(id);
+    if (entry === undefined) {
+      entry = { users: 0, blob: CachedBlob.open(this.#environment, join(this.#dir, id)) };
+      this.#open.set(id, entry);
+      entry.blob.catch(() => this.#open.delete(id));
+    }
+    entry.users++;
+    return entry.blob;
+  }
+
+  /** Ends one use; the last one closes the blob. */
+  async release(id: string): Promise<void> {
+    const entry = this.#open.get(id);
+    if (entry === undefined) return;
+    entry.users--;
+    if (entry.users > 0) return;
+    this.#open.delete(id);
+    await this.#leave(id, async () => (await entry.blob).close());
+  }
+
+  /**
+   * Removes a blob that no volume refers to. Its directory goes as a whole, under another name first, so that an
+   * interrupted removal leaves nothing that looks like a blob (durability rule 13).
+   * @throws UllageError `in-use` when it is open or pinned
+   */
+  async remove(id: string): Promise<void> {
+    await this.#leaving.get(id);
+    if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`);
+    const pins = await this.#options.fs.readdir(join(this.#dir, id, "pins"));
+    if (pins.length > 0) throw new UllageError("in-use", `blob ${id} is needed by detached volumes ${pins.join(", ")}`);
+    this.#known.delete(id);
+    await this.#leave(id, () => this.#removeFiles(id));
+  }
+
+  /** Closes everything, saving the range maps. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    const open = [...this.#open];
+    this.#open.clear();
+    await Promise.all(open.map(([id, entry]) => this.#leave(id, async () => (await entry.blob).close())));
+    await Promise.all(this.#leaving.values());
+    await this.#lock.release();
+  }
+
+  async #leave(id: string, work: () => Promise<void>): Promise<void> {
+    const leaving = work().finally(() => this.#leaving.delete(id));
+    this.#leaving.set(
+      id,
+      leaving.catch(() => undefined),
+    );
+    await leaving;
+  }
+
+  async #removeFiles(id: string): Promise<void> {
+    const { fs } = this.#options;
+    const dir = join(this.#dir, id);
+    const tombstone = join(this.#dir, `${id}${TOMBSTONE}`);
+    await fs.rename(dir, tombstone);
+    await fs.syncDirectory(this.#dir);
+    await removeBlobDirectory(fs, tombstone);
+  }
+}
+
+async function removeBlobDirectory(fs: FileSystem, dir: string): Promise<void> {
+  for (const name of await fs.readdir(dir)) if (name !== "pins") await fs.unlink(join(dir, name));
+  for (const pin of await fs.readdir(join(dir, "pins"))) await fs.unlink(join(dir, "pins", pin));
+  if (await fs.exists(join(dir, "pins"))) await fs.rmdir(join(dir, "pins"));
+  await fs.rmdir(dir);
+}

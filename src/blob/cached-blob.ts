@@ -1,0 +1,383 @@
+import { join } from "node:path";
+import type { ReadOptions, Sink } from "../backend/backend.ts";
+import type { Clock } from "../base/clock.ts";
+import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
+import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
+import type { ImageReader } from "../image/image-format.ts";
+import { createBlobFiles, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
+import type { BlobMeta } from "./blob-meta.ts";
+import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
+import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
+import { replaceFile } from "./durable-file.ts";
+import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
+import { FetchQueue, type Transfer } from "./fetch-queue.ts";
+import { RangeMap } from "./range-map.ts";
+import { encodeRangeMap } from "./range-map-file.ts";
+import { Readahead } from "./readahead.ts";
+
+/*
+ * A blob in a directory of its own: `data` (sparse, full size), `map` (which units are durably ready), `meta.json`
+ * (what it is), `pins/<volume id>` (who can't do without it). Three sets of units, each containing the next:
+ *
+ *     ready     bytes are in the cache file, perhaps only in the page cache; may be read
+ *     synced    an fdatasync that began after they were there has succeeded; never fetched or written again
+ *     durable   so says the map file
+ *
+ * A sync copies `ready`, syncs the data, adds the copy to `synced`, and writes the copy as the map (durability rule 12).
+ * When the data sync fails, the kernel may have dropped dirty pages and marked them clean: everything that is not in
+ * `synced` stops being ready and is fetched and written anew, and so is what was on its way meanwhile. Therefore a
+ * reader must ask `isReady` again *after* its read of `file`.
+ */
+
+/** The map file lags at most this much behind ... */
+const PERSIST_AFTER_MS = 2000;
+/** ... or this many bytes, whatever comes first (plus the time that a sync takes). */
+const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
+
+/** Readahead asks for nothing more while so much of it is under way. */
+const MAX_READAHEAD_BYTES = 32 * 1024 * 1024;
+
+/** What a blob needs from its surroundings; shared by all blobs of a cache. */
+export interface BlobEnvironment {
+  readonly fs: FileSystem;
+  readonly clock: Clock;
+  readonly traffic: FetchTraffic;
+  readonly buffers: StagingBuffers;
+  log(level: "info" | "warn" | "error", message: string): void;
+  /** A reader of exactly the object that `meta.identity` pins. Called at the first miss, and again after a failure. */
+  openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
+}
+
+export class CachedBlob implements Blob {
+  readonly meta: BlobMeta;
+  readonly file: File;
+  readonly stats: BlobStats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly #environment: BlobEnvironment;
+  readonly #dir: string;
+  readonly #lock: DirectoryLock;
+  readonly #inode: number;
+  readonly #pins: Set<string>;
+  readonly #map: RangeMap;
+  readonly #synced: RangeMap;
+  readonly #durable: RangeMap;
+  readonly #queue: FetchQueue;
+  readonly #readahead = new Readahead();
+  #readaheadBytes = 0;
+  readonly #closing = new AbortController();
+  #reader: Promise<ImageReader> | undefined;
+  /** Counts failed data syncs: bytes written before one are not to be trusted after it. */
+  #failedSyncs = 0;
+  #unsyncedBytes = 0;
+  #persisting = false;
+  #persistFailure = "";
+  #syncRunning: Promise<void> = Promise.resolve();
+  #syncWaiting: Promise<void> | undefined;
+  #closed: Promise<void> | undefined;
+
+  private constructor(environment: BlobEnvironment, dir: string, lock: DirectoryLock, files: BlobFiles) {
+    const { meta, data, durableBits, pins } = files;
+    this.meta = meta;
+    this.file = data;
+    this.#environment = environment;
+    this.#dir = dir;
+    this.#lock = lock;
+    this.#inode = data.binding().inode;
+    this.#pins = new Set(pins);
+    this.#map = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
+    this.#synced = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
+    this.#durable = new RangeMap(meta.size, meta.unitBytes, durableBits);
+    this.#queue = new FetchQueue({
+      map: this.#map,
+      lanes: new FetchLanes(environment.traffic),
+      traffic: environment.traffic,
+      transfer: (request) => this.#transfer(request),
+    });
+  }
+
+  /**
+   * Makes the directory of a new blob, durably: nothing is found there after a crash, or all of it. The parent
+   * directory's entry is the caller's to sync.
+   */
+  static async create(environment: BlobEnvironment, dir: string, meta: BlobMeta): Promise<CachedBlob> {
+    await environment.fs.mkdir(dir);
+    const lock = await environment.fs.lockDirectory(dir);
+    try {
+      return new CachedBlob(environment, dir, lock, await createBlobFiles(environment.fs, dir, meta));
+    } catch (error) {
+      await lock.release();
+      throw error;
+    }
+  }
+
+  /**
+   * Opens a blob from disk alone; its source may be unreachable.
+   * A range map that can't be believed is put aside, and nothing is ready then.
+   * @throws CorruptionError when meta.json is damaged, UllageError `locked` or `newer-format`, IoError
+   */
+  static async open(environment: BlobEnvironment, dir: string): Promise<CachedBlob> {
+    const lock = await environment.fs.lockDirectory(dir);
+    try {
+      return new CachedBlob(environment, dir, lock, await loadBlobFiles(environment, dir));
+    } catch (error) {
+      await lock.release();
+      throw error;
+    }
+  }
+
+  get id(): string {
+    return this.meta.id;
+  }
+
+  get size(): number {
+    return this.meta.size;
+  }
+
+  get unitBytes(): number {
+    return this.meta.unitBytes;
+  }
+
+  get readyBytes(): number {
+    return this.#map.readyBytes;
+  }
+
+  /** Ids of the volumes that pinned it. */
+  get pins(): string[] {
+    return [...this.#pins];
+  }
+
+  isReady(offset: number, length: number): boolean {
+    return this.#map.isReady(offset, length);
+  }
+
+  readyRun(offset: number, length: number): number {
+    return this.#map.readyRun(offset, length);
+  }
+
+  isDurable(offset: number, length: number): boolean {
+    return this.#durable.isReady(offset, length);
+  }
+
+  async fetch(offset: number, length: number, options: FetchOptions = {}): Promise<void> {
+    await this.#queue.fetch(offset, length, options.background ? "background" : "foreground", options.signal);
+  }
+
+  noteRead(offset: number, length: number): void {
+    if (this.#map.missing === 0 || !this.#readahead.note(offset, length)) return;
+    if (this.#map.isReady(this.#readahead.offset, this.#readahead.length)) return;
+    if (this.#readaheadBytes < MAX_READAHEAD_BYTES)
+      void this.#readAhead(this.#readahead.offset, this.#readahead.length);
+  }
+
+  async #readAhead(offset: number, length: number): Promise<void> {
+    this.#readaheadBytes += length;
+    // A failure is met again, and reported, by the read that needs these bytes.
+    await this.#queue.fetch(offset, length, "readahead").catch(() => undefined);
+    this.#readaheadBytes -= length;
+  }
+
+  /** Uses `reader` for what is missing, instead of opening the source again. */
+  attach(reader: ImageReader): void {
+    this.#reader = Promise.resolve(this.#checkReader(reader));
+  }
+
+  /**
+   * Fills the whole blob from one pass over the object, for sources that can't serve ranges. Nothing becomes ready
+   * before the last byte is there and `stream` has resolved; reads that need the source wait for that.
+   * @param stream hands all bytes of the blob, in order, to the sink
+   * @param options.onProgress called with the bytes received so far
+   */
+  async fillByStreaming(
+    stream: (sink: Sink, options: ReadOptions) => Promise<void>,
+    options: { signal?: AbortSignal; onProgress?: (bytes: number) => void } = {},
+  ): Promise<void> {
+    const { onProgress } = options;
+    await this.#queue.fetchWhole(
+      (request) =>
+        this.#receive(request, (sink, readOptions) => {
+          let received = 0;
+          return stream((chunk) => {
+            received += chunk.length;
+            onProgress?.(received);
+            return sink(chunk);
+          }, readOptions);
+        }),
+      options.signal,
+    );
+  }
+
+  // ---- bytes from the source ---------------------------------------------------------------------------------------
+
+  #transfer(request: Transfer): Promise<boolean> {
+    const offset = request.first * this.unitBytes;
+    const length = this.#map.bytesOf(request.first, request.end);
+    return this.#receive(request, async (sink, options) => {
+      const reader = await this.#source();
+      await reader.read(offset, length, sink, options);
+    });
+  }
+
+  /** @returns false when a sync of the data failed meanwhile: some of the bytes may be lost */
+  async #receive(request: Transfer, read: (sink: Sink, options: ReadOptions) => Promise<void>): Promise<boolean> {
+    const failedSyncs = this.#failedSyncs;
+    const background = request.lane !== "foreground";
+    const writer = new CacheWriter({
+      file: this.file,
+      map: this.#map,
+      buffers: this.#environment.buffers,
+      offset: request.first * this.unitBytes,
+      length: this.#map.bytesOf(request.first, request.end),
+    });
+    this.stats.requests++;
+    let failure: { error: unknown } | undefined;
+    try {
+      await read(writer.sink, { signal: request.signal, background });
+      await writer.finish();
+    } catch (error) {
+      failure = { error };
+    }
+    // What the cache file said goes before how the source's reader may have wrapped it.
+    const writeError = await writer.close();
+    this.stats[background ? "backgroundBytes" : "foregroundBytes"] += writer.received;
+    if (failure !== undefined) {
+      if (!request.signal.aborted) this.stats.errors++;
+      throw writeError ?? failure.error;
+    }
+    if (failedSyncs !== this.#failedSyncs) return false;
+    for (let unit = request.first; unit < request.end; unit++) this.#map.add(unit);
+    this.#noteUnsynced(writer.received);
+    return true;
+  }
+
+  #source(): Promise<ImageReader> {
+    this.#reader ??= this.#environment
+      .openSource(this.meta, this.#closing.signal)
+      .then((reader) => this.#checkReader(reader))
+      .catch((error: unknown) => {
+        this.#reader = undefined; // the next miss tries again
+        throw error;
+      });
+    return this.#reader;
+  }
+
+  #checkReader(reader: ImageReader): ImageReader {
+    if (reader.size === this.size) return reader;
+    throw new SourceError("source-changed", `${this.meta.url} has ${reader.size} bytes now, not ${this.size}`, {
+      transient: false,
+      hint: "make a new volume from it; what was fetched before stays readable",
+    });
+  }
+
+  // ---- durability --------------------------------------------------------------------------------------------------
+
+  sync(): Promise<void> {
+    if (this.#syncWaiting !== undefined) return this.#syncWaiting;
+    // A round that is running took its copy of the bits before this call: only the next one will do.
+    const round = this.#syncRunning
+      .catch(() => undefined)
+      .then(() => {
+        this.#syncWaiting = undefined;
+        this.#syncRunning = round;
+        return this.#syncRound();
+      });
+    this.#syncWaiting = round;
+    return round;
+  }
+
+  async #syncRound(): Promise<void> {
+    if (this.#durable.missing === this.#map.missing) return;
+    const bits = this.#map.copyBits();
+    this.#unsyncedBytes = 0;
+    try {
+      await this.file.datasync();
+    } catch (error) {
+      this.#failedSyncs++;
+      const lost = this.#map.keepOnly(this.#synced);
+      this.#environment.log(
+        "error",
+        `blob ${this.id}: ${describeError(error)}; ${lost} units of ${this.unitBytes} bytes will be fetched again`,
+      );
+      throw error;
+    }
+    this.#synced.addAll(bits);
+    await replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
+    this.#durable.addAll(bits);
+  }
+
+  #noteUnsynced(bytes: number): void {
+    this.#unsyncedBytes += bytes;
+    if (this.#unsyncedBytes >= PERSIST_AFTER_BYTES && this.#syncWaiting === undefined) void this.#persist();
+    if (!this.#persisting) void this.#persistLater();
+  }
+
+  /** Runs while the map file lags behind. */
+  async #persistLater(): Promise<void> {
+    this.#persisting = true;
+    while (this.#durable.missing !== this.#map.missing) {
+      try {
+        await this.#environment.clock.sleep(PERSIST_AFTER_MS, this.#closing.signal);
+      } catch {
+        break; // closing, which syncs
+      }
+      await this.#persist();
+    }
+    this.#persisting = false;
+  }
+
+  async #persist(): Promise<void> {
+    try {
+      await this.sync();
+      this.#persistFailure = "";
+    } catch (error) {
+      // Nothing is lost by it, and it is tried again: once is enough for the log.
+      const message = describeError(error);
+      if (message !== this.#persistFailure) {
+        this.#environment.log("warn", `blob ${this.id}: the range map could not be saved: ${message}`);
+      }
+      this.#persistFailure = message;
+    }
+  }
+
+  async pin(volumeId: string): Promise<void> {
+    if (this.#pins.has(volumeId)) return;
+    const { fs } = this.#environment;
+    const dir = join(this.#dir, "pins");
+    const file = await fs.open(join(dir, volumeId), "create").catch((error: unknown) => {
+      if (error instanceof IoError && error.errno === "EEXIST") return undefined; // an attempt that failed half-way
+      throw error;
+    });
+    if (file !== undefined) {
+      try {
+        await file.datasync();
+      } finally {
+        await file.close();
+      }
+    }
+    await fs.syncDirectory(dir);
+    this.#pins.add(volumeId);
+  }
+
+  async unpin(volumeId: string): Promise<void> {
+    const dir = join(this.#dir, "pins");
+    await this.#environment.fs.unlink(join(dir, volumeId));
+    await this.#environment.fs.syncDirectory(dir);
+    this.#pins.delete(volumeId);
+  }
+
+  isPinnedBy(volumeId: string): boolean {
+    return this.#pins.has(volumeId);
+  }
+
+  /** Ends fetches, saves the map if it can, lets go of the files. Whatever could not be saved is fetched again. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    this.#closing.abort(new UllageError("closed", "the blob is being closed"));
+    await this.#queue.close();
+    await this.#persist();
+    await this.file.close();
+    await this.#lock.release();
+  }
+}

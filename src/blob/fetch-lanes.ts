@@ -1,0 +1,127 @@
+import type { Clock } from "../base/clock.ts";
+
+/*
+ * Who may talk to the source now. Three lanes, each first come first served, none waiting for a slower one:
+ *
+ *   foreground   somebody waits for the bytes
+ *   readahead    somebody will probably want them in a moment
+ *   background   hydration; shrinks to a trickle while there is foreground traffic on any blob of the host
+ */
+export type Lane = "foreground" | "readahead" | "background";
+
+const lanes = ["foreground", "readahead", "background"] as const;
+
+/** Requests at once, per blob, so that a source that hangs takes nothing from the others. */
+const LANE_LIMIT: Record<Lane, number> = { foreground: 32, readahead: 8, background: 32 };
+
+/** What is left to the background lane while somebody waits for a foreground fetch. */
+const BACKGROUND_LIMIT_WHEN_BUSY = 2;
+
+/**
+ * A guest that boots reads, thinks for a moment, reads again: the background stays out of the way until nobody has
+ * waited for the source for this long.
+ */
+const QUIET_MS = 50;
+
+/** The foreground traffic of all blobs of the host. */
+export class FetchTraffic {
+  readonly #clock: Clock;
+  readonly #listeners = new Set<() => void>();
+  #foreground = 0;
+  #busyUntil = -Infinity;
+  #watching = false;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Whether the background has to keep back. */
+  get busy(): boolean {
+    return this.#foreground > 0 || this.#clock.now() < this.#busyUntil;
+  }
+
+  started(): void {
+    this.#foreground++;
+  }
+
+  ended(): void {
+    this.#foreground--;
+    if (this.#foreground > 0) return;
+    this.#busyUntil = this.#clock.now() + QUIET_MS;
+    if (!this.#watching) void this.#watch();
+  }
+
+  /** `listener` is called whenever the traffic has calmed down. */
+  onQuiet(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  async #watch(): Promise<void> {
+    this.#watching = true;
+    while (this.#foreground === 0 && this.busy) await this.#clock.sleep(this.#busyUntil - this.#clock.now());
+    this.#watching = false;
+    if (this.#foreground === 0) for (const listener of this.#listeners) listener();
+  }
+}
+
+/** One request to the source, queued or running. */
+export interface Job {
+  lane: Lane;
+  /** Never rejects. */
+  run(): Promise<void>;
+}
+
+export class FetchLanes {
+  readonly #traffic: FetchTraffic;
+  readonly #queued: Record<Lane, Set<Job>> = { foreground: new Set(), readahead: new Set(), background: new Set() };
+  readonly #running: Record<Lane, number> = { foreground: 0, readahead: 0, background: 0 };
+  readonly #forget: () => void;
+
+  constructor(traffic: FetchTraffic) {
+    this.#traffic = traffic;
+    this.#forget = traffic.onQuiet(() => this.#pump());
+  }
+
+  submit(job: Job): void {
+    this.#queued[job.lane].add(job);
+    this.#pump();
+  }
+
+  /** Moves the job to a faster lane, if it is queued in a slower one. */
+  promote(job: Job, lane: Lane): void {
+    if (lanes.indexOf(lane) >= lanes.indexOf(job.lane) || !this.#queued[job.lane].delete(job)) return;
+    job.lane = lane;
+    this.submit(job);
+  }
+
+  /** @returns false when the job is running already */
+  withdraw(job: Job): boolean {
+    return this.#queued[job.lane].delete(job);
+  }
+
+  close(): void {
+    this.#forget();
+  }
+
+  #pump(): void {
+    for (const lane of lanes) {
+      while (this.#queued[lane].size > 0 && this.#running[lane] < this.#limit(lane)) {
+        const job = this.#queued[lane].values().next().value!;
+        this.#queued[lane].delete(job);
+        void this.#run(job, lane);
+      }
+    }
+  }
+
+  #limit(lane: Lane): number {
+    return lane === "background" && this.#traffic.busy ? BACKGROUND_LIMIT_WHEN_BUSY : LANE_LIMIT[lane];
+  }
+
+  async #run(job: Job, lane: Lane): Promise<void> {
+    this.#running[lane]++;
+    await job.run();
+    this.#running[lane]--;
+    this.#pump();
+  }
+}

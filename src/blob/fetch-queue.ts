@@ -1,0 +1,268 @@
+import { IoError, UllageError } from "../base/errors.ts";
+import type { FetchLanes, FetchTraffic, Job, Lane } from "./fetch-lanes.ts";
+import type { RangeMap } from "./range-map.ts";
+
+/*
+ * Single-flight: at any moment a unit is in at most one flight, a request for a run of neighbouring units, and whoever
+ * needs the unit waits for that flight.
+ *
+ *     queued --lane has room--> running --transfer returns--> landed (units ready), or failed (none)
+ *        \                         \
+ *         last waiter leaves        last waiter leaves: aborted
+ *          \--> gone                 \--> abandoned --transfer returns--> gone
+ *
+ * A flight keeps its units until its transfer has returned, however it ends: bytes of a failed request may still be on
+ * their way into the cache file, and no other flight may call these units ready before they have arrived.
+ */
+
+/** A request is at most this long: the larger, the longer somebody waits who needs only a part of it. */
+const MAX_FLIGHT_BYTES: Record<Lane, number> = {
+  foreground: 8 * 1024 * 1024,
+  readahead: 1024 * 1024,
+  background: 1024 * 1024,
+};
+
+/** Larger ranges are fetched one window after the other. */
+const WINDOW_BYTES = 32 * 1024 * 1024;
+
+/** A fetch starts over when a flight that it joined came to nothing through no fault of its own; so often at most. */
+const MAX_ROUNDS = 6;
+
+type Outcome = { kind: "landed" } | { kind: "again" } | { kind: "failed"; error: unknown; lane: Lane };
+
+/** What a transfer may know about its flight. */
+export interface Transfer {
+  /** units [first, end) */
+  readonly first: number;
+  readonly end: number;
+  readonly lane: Lane;
+  readonly signal: AbortSignal;
+}
+
+class Flight implements Job, Transfer {
+  readonly first: number;
+  readonly end: number;
+  /** The lane that it is queued in or was started from. */
+  lane: Lane;
+  waiters = 0;
+  abandoned = false;
+  ended = false;
+  readonly done: Promise<Outcome>;
+  readonly #controller = new AbortController();
+  readonly #transfer: (flight: Flight) => Promise<Outcome>;
+  #settle!: (outcome: Outcome) => void;
+
+  constructor(first: number, end: number, lane: Lane, transfer: (flight: Flight) => Promise<Outcome>) {
+    this.first = first;
+    this.end = end;
+    this.lane = lane;
+    this.#transfer = transfer;
+    this.done = new Promise((resolve) => (this.#settle = resolve));
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  async run(): Promise<void> {
+    const outcome = await this.#transfer(this);
+    this.ended = true;
+    this.#settle(outcome);
+  }
+
+  /** The flight was never started. */
+  cancel(): void {
+    this.ended = true;
+    this.#settle({ kind: "again" });
+  }
+
+  abort(): void {
+    this.abandoned = true;
+    this.#controller.abort(new UllageError("aborted", "nobody waits for this fetch any more"));
+  }
+}
+
+export interface FetchQueueOptions {
+  map: RangeMap;
+  lanes: FetchLanes;
+  traffic: FetchTraffic;
+  /**
+   * Brings the units into the cache file and marks them ready; rejects when it can't.
+   * @returns false when the bytes came but can't be counted on: whoever still needs them asks again
+   */
+  transfer(request: Transfer): Promise<boolean>;
+}
+
+export class FetchQueue {
+  readonly #options: FetchQueueOptions;
+  readonly #map: RangeMap;
+  readonly #byUnit = new Map<number, Flight>();
+  /** The flight that holds every unit, while the whole object is being streamed. */
+  #whole: Flight | undefined;
+  #closed = false;
+
+  constructor(options: FetchQueueOptions) {
+    this.#options = options;
+    this.#map = options.map;
+  }
+
+  /**
+   * Resolves when every unit of the byte range is ready.
+   * @throws what the transfer of a unit was rejected with, or the reason of `signal`
+   */
+  async fetch(offset: number, length: number, lane: Lane, signal?: AbortSignal): Promise<void> {
+    const end = Math.min(offset + length, this.#map.size);
+    for (let at = offset; at < end; at += WINDOW_BYTES) {
+      const window = Math.min(WINDOW_BYTES, end - at);
+      await this.#fetchUnits(this.#map.unitAt(at), this.#map.unitEnd(at, window), lane, signal);
+    }
+  }
+
+  async #fetchUnits(first: number, end: number, lane: Lane, signal: AbortSignal | undefined): Promise<void> {
+    for (let round = 0; round < MAX_ROUNDS; round++) {
+      signal?.throwIfAborted();
+      if (this.#closed) throw new UllageError("closed", "the blob is closed");
+      const flights = this.#board(first, end, lane);
+      if (flights.length === 0) return;
+      const outcomes = await this.#ride(flights, lane, signal);
+      for (const outcome of outcomes) {
+        if (outcome.kind !== "failed") continue;
+        // A background request may fail where a foreground one would not: it has fewer retries.
+        if (lane === "foreground" && outcome.lane !== "foreground") continue;
+        throw outcome.error;
+      }
+    }
+    if (this.#map.nextMissing(first, end) < end) {
+      throw new IoError("EIO", `units ${first} to ${end - 1} were fetched ${MAX_ROUNDS} times and did not stay ready`);
+    }
+  }
+
+  /** The flights, joined or new, that bring every missing unit of [first, end). */
+  #board(first: number, end: number, lane: Lane): Flight[] {
+    const map = this.#map;
+    const flights: Flight[] = [];
+    const maxUnits = Math.max(1, Math.floor(MAX_FLIGHT_BYTES[lane] / map.unitBytes));
+    let unit = map.nextMissing(first, end);
+    while (unit < end) {
+      let flight = this.#whole ?? this.#byUnit.get(unit);
+      if (flight === undefined) {
+        let runEnd = unit + 1;
+        const limit = Math.min(end, unit + maxUnits);
+        while (runEnd < limit && !map.has(runEnd) && !this.#byUnit.has(runEnd)) runEnd++;
+        flight = this.#launch(unit, runEnd, lane);
+      } else {
+        this.#options.lanes.promote(flight, lane);
+      }
+      flight.waiters++;
+      flights.push(flight);
+      unit = map.nextMissing(Math.min(flight.end, end), end);
+    }
+    return flights;
+  }
+
+  #launch(first: number, end: number, lane: Lane): Flight {
+    const flight = new Flight(first, end, lane, (started) => this.#transfer(started));
+    for (let unit = first; unit < end; unit++) this.#byUnit.set(unit, flight);
+    this.#options.lanes.submit(flight);
+    return flight;
+  }
+
+  async #transfer(flight: Flight): Promise<Outcome> {
+    try {
+      return { kind: (await this.#options.transfer(flight)) ? "landed" : "again" };
+    } catch (error) {
+      return flight.abandoned ? { kind: "again" } : { kind: "failed", error, lane: flight.lane };
+    } finally {
+      this.#release(flight);
+    }
+  }
+
+  #release(flight: Flight): void {
+    if (this.#whole === flight) this.#whole = undefined;
+    else for (let unit = flight.first; unit < flight.end; unit++) this.#byUnit.delete(unit);
+  }
+
+  /** Waits for all flights, or until the signal; then leaves them. */
+  async #ride(flights: Flight[], lane: Lane, signal: AbortSignal | undefined): Promise<Outcome[]> {
+    const all = Promise.all(flights.map((flight) => flight.done));
+    if (lane === "foreground") this.#options.traffic.started();
+    try {
+      return signal === undefined ? await all : await orAborted(all, signal);
+    } finally {
+      if (lane === "foreground") this.#options.traffic.ended();
+      for (const flight of flights) {
+        flight.waiters--;
+        if (flight.waiters === 0 && !flight.ended) this.#abandon(flight);
+      }
+    }
+  }
+
+  /** Nobody waits for the flight any more. */
+  #abandon(flight: Flight): void {
+    if (this.#options.lanes.withdraw(flight)) {
+      this.#release(flight);
+      flight.cancel();
+    } else {
+      flight.abort();
+    }
+  }
+
+  /**
+   * Holds every unit while `transfer` brings the whole object in one go; waits first for flights under way.
+   * @throws what `transfer` was rejected with
+   */
+  async fetchWhole(transfer: (request: Transfer) => Promise<boolean>, signal?: AbortSignal): Promise<void> {
+    while (this.#whole !== undefined || this.#byUnit.size > 0) {
+      await Promise.all([...this.#flights()].map((flight) => flight.done));
+    }
+    signal?.throwIfAborted();
+    if (this.#closed) throw new UllageError("closed", "the blob is closed");
+    if (this.#map.missing === 0) return;
+    const flight = new Flight(0, this.#map.units, "foreground", async (started) => {
+      try {
+        return { kind: (await transfer(started)) ? "landed" : "again" };
+      } catch (error) {
+        return { kind: "failed", error, lane: started.lane };
+      } finally {
+        this.#release(started);
+      }
+    });
+    this.#whole = flight;
+    flight.waiters++;
+    const onAbort = (): void => flight.abort();
+    signal?.addEventListener("abort", onAbort, { once: true });
+    await flight.run();
+    signal?.removeEventListener("abort", onAbort);
+    const outcome = await flight.done;
+    signal?.throwIfAborted();
+    if (outcome.kind === "failed") throw outcome.error;
+    if (outcome.kind === "again") throw new IoError("EIO", "the cache file lost what was streamed into it");
+  }
+
+  #flights(): Set<Flight> {
+    const flights = new Set(this.#byUnit.values());
+    if (this.#whole !== undefined) flights.add(this.#whole);
+    return flights;
+  }
+
+  /** Aborts everything and waits until nothing of it is under way. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    const flights = this.#flights();
+    for (const flight of flights) this.#abandon(flight);
+    await Promise.all([...flights].map((flight) => flight.done));
+    this.#options.lanes.close();
+  }
+}
+
+/** `work`, unless the signal comes first. */
+async function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const onAbort = (): void => reject(signal.reason as Error);
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}

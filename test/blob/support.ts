@@ -1,0 +1,116 @@
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { TestContext } from "node:test";
+import type { ReadOptions, Sink } from "../../src/backend/backend.ts";
+import { systemClock } from "../../src/base/clock.ts";
+import type { FileSystem } from "../../src/base/file-system.ts";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
+import { realFileSystem } from "../../src/base/real-file-system.ts";
+import type { Blob } from "../../src/blob/blob.ts";
+import { BlobCache, type BlobCacheOptions } from "../../src/blob/cache.ts";
+import type { CachedBlob } from "../../src/blob/cached-blob.ts";
+import type { ImageReader } from "../../src/image/image-format.ts";
+
+/** A source in memory that writes down what it was asked for, and can be slow, broken or held. */
+export class MemoryReader implements ImageReader {
+  readonly content: Buffer;
+  readonly requests: { offset: number; length: number; background: boolean }[] = [];
+  /** What the next requests do before they answer. */
+  before: (offset: number, length: number, signal?: AbortSignal) => Promise<void> | void = () => undefined;
+  chunkBytes = 64 * 1024;
+
+  constructor(content: Buffer) {
+    this.content = content;
+  }
+
+  get size(): number {
+    return this.content.length;
+  }
+
+  async read(offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
+    this.requests.push({ offset, length, background: options.background === true });
+    await this.before(offset, length, options.signal);
+    for (let at = offset; at < offset + length; at += this.chunkBytes) {
+      options.signal?.throwIfAborted();
+      const chunk = Buffer.from(this.content.subarray(at, Math.min(at + this.chunkBytes, offset + length)));
+      await sink(chunk);
+      chunk.fill(0xdd); // the sink must not have kept it
+    }
+  }
+}
+
+/** Random bytes: every unit is different from every other. */
+export const randomContent = (length: number): Buffer => randomBytes(length);
+
+export function temporaryDirectory(t: TestContext): string {
+  const dir = mkdtempSync(join(tmpdir(), "ullage-blob-"));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+export interface TestCache {
+  cache: BlobCache;
+  dataDir: string;
+  log: string[];
+}
+
+/** A cache in a directory of its own, or in `overrides.dataDir`. Its sources are unreachable unless overridden. */
+export async function openCache(t: TestContext, overrides: Partial<BlobCacheOptions> = {}): Promise<TestCache> {
+  const dataDir = overrides.dataDir ?? temporaryDirectory(t);
+  const log: string[] = [];
+  const cache = await BlobCache.open({
+    fs: realFileSystem,
+    clock: systemClock,
+    dataDir,
+    randomBytes,
+    log: (level, message) => log.push(`${level} ${message}`),
+    openSource: () => Promise.reject(new Error("the source is unreachable")),
+    ...overrides,
+  });
+  t.after(() => cache.close());
+  return { cache, dataDir, log };
+}
+
+/** A blob of a new cache, filled from `reader`. */
+export async function openBlob(
+  t: TestContext,
+  reader: MemoryReader,
+  overrides: Partial<BlobCacheOptions> & { unitBytes?: number } = {},
+): Promise<TestCache & { blob: CachedBlob }> {
+  const { unitBytes = 64 * 1024, ...cacheOverrides } = overrides;
+  const opened = await openCache(t, { openSource: () => Promise.resolve(reader), ...cacheOverrides });
+  const blob = await opened.cache.create({ ...testObject(reader.size), unitBytes });
+  return { ...opened, blob };
+}
+
+export function testObject(size: number) {
+  return {
+    url: "http://example.test/image.raw",
+    imageFormat: "raw",
+    identity: { size, version: 'etag:"1"', strong: true },
+    size,
+  };
+}
+
+/** The bytes that the cache file has, ready or not. */
+export async function readCacheFile(blob: Blob, offset: number, length: number): Promise<Buffer> {
+  const buffer = new IoBuffer(length);
+  const got = await blob.file.read(buffer, 0, length, offset);
+  return buffer.bytes.subarray(0, got);
+}
+
+/** A promise and its handles, for tests that hold things. */
+export function gate(): { opened: Promise<void>; open(): void } {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  return { opened: promise, open: resolve };
+}
+
+/** Waits, turn by turn of the event loop, until `condition` holds; a test that waits for ever is ended by the runner. */
+export async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) await new Promise(setImmediate);
+}
+
+/** The real file system with some calls replaced. */
+export const withCalls = (calls: Partial<FileSystem>): FileSystem => ({ ...realFileSystem, ...calls });
