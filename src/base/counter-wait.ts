@@ -18,18 +18,24 @@ export class CounterWait {
     if (target <= this.#value) return Promise.resolve();
     return new Promise((resolve, reject) => {
       let index = this.#waiters.length;
-      while (index > 0 && this.#waiters[index - 1]!.target > target) index--;
+      while (index > 0 && this.#waiters[index - 1].target > target) index--;
       this.#waiters.splice(index, 0, { target, resolve, reject });
     });
   }
 
-  /** @param to at least the present value */
-  advance(to: number): void {
+  /**
+   * @param to at least the present value
+   * @param error given: whoever waited for a value up to `to` is rejected with it, later waits are unaffected
+   */
+  advance(to: number, error?: Error): void {
     if (to < this.#value) throw new RangeError(`counter can't go back from ${this.#value} to ${to}`);
     this.#value = to;
-    let woken = 0;
-    while (woken < this.#waiters.length && this.#waiters[woken]!.target <= to) this.#waiters[woken++]!.resolve();
-    if (woken > 0) this.#waiters.splice(0, woken);
+    let count = 0;
+    while (count < this.#waiters.length && this.#waiters[count].target <= to) count++;
+    for (const waiter of this.#waiters.splice(0, count)) {
+      if (error) waiter.reject(error);
+      else waiter.resolve();
+    }
   }
 
   fail(error: Error): void {

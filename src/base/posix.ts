@@ -32,6 +32,7 @@ const pollCall = libc.func("int poll(uintptr_t, unsigned long, int)");
 const eventfdCall = libc.func("int eventfd(unsigned int, int)");
 const readCall = libc.func("int64_t read(int, uintptr_t, size_t)");
 const writeCall = libc.func("int64_t write(int, uintptr_t, size_t)");
+const sendmsgCall = libc.func("int64_t sendmsg(int, uintptr_t, int)");
 const umaskCall = libc.func("unsigned int umask(unsigned int)");
 
 /** errno of the last failed call on this thread; valid only right after it. */
@@ -229,6 +230,7 @@ export const SO_REUSEADDR = 2;
 export const SO_SNDBUF = 7;
 export const SO_SNDBUFFORCE = 32;
 export const SO_KEEPALIVE = 9;
+export const SO_ACCEPTCONN = 30;
 export const IPPROTO_TCP = 6;
 export const TCP_NODELAY = 1;
 export const TCP_KEEPIDLE = 4;
@@ -279,6 +281,16 @@ export function socketName(fd: number): Buffer | undefined {
   word.writeUInt32LE(128, 0);
   if (getsocknameCall(fd, addressOf(buffer), wordAddress) !== 0) return undefined;
   return buffer.subarray(0, word.readUInt32LE(0));
+}
+
+/**
+ * sendmsg(2) with MSG_DONTWAIT | MSG_NOSIGNAL.
+ * @param message address of a `struct msghdr` @returns bytes taken, or -1 with `errno` EAGAIN, EPIPE, …
+ */
+export function sendMessage(fd: number, message: number): number {
+  const MSG_DONTWAIT = 0x40;
+  const MSG_NOSIGNAL = 0x4000;
+  return sendmsgCall(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) as number;
 }
 
 /** poll(2) on an array of `struct pollfd` (8 bytes each). Blocks: only for threads of their own. */

@@ -40,11 +40,10 @@ export class RangeLock {
     if (index < 0) throw new Error(`range ${range.start}-${range.end} is not held`);
     this.#held[index] = this.#held[this.#held.length - 1]!;
     this.#held.pop();
-    for (let i = 0; i < this.#waiting.length; ) {
-      const waiter = this.#waiting[i]!;
+    for (let i = 0; i < this.#waiting.length;) {
+      const waiter = this.#waiting[i];
       const blocked =
-        overlapsAny(this.#held, waiter.start, waiter.end) ||
-        overlapsAny(this.#waiting, waiter.start, waiter.end, i);
+        overlapsAny(this.#held, waiter.start, waiter.end) || overlapsAny(this.#waiting, waiter.start, waiter.end, i);
       if (blocked) {
         i++;
         continue;
@@ -64,7 +63,7 @@ export interface Range {
 
 function overlapsAny(ranges: Range[], start: number, end: number, count = ranges.length): boolean {
   for (let i = 0; i < count; i++) {
-    const range = ranges[i]!;
+    const range = ranges[i];
     if (range.start < end && start < range.end) return true;
   }
   return false;

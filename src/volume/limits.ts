@@ -1,3 +1,5 @@
+import { totalmem } from "node:os";
+
 /** The engine's bounds. Injected, so that the crash model meets them within a few operations. */
 export interface VolumeLimits {
   /** Zeros kept written ahead of the log's tail: commits, trims and zeroing need no new space (durability rule 22). */
@@ -10,32 +12,31 @@ export interface VolumeLimits {
   logHardFactor: number;
   /** Chunks per slice of a trim, and of everything else that walks a map. */
   sliceChunks: number;
-  /** Unsynced bytes of a layer at which a write-back is started, so that the kernel never throttles a writer. */
-  writebackBytes: number;
-  /** Beyond this many unsynced bytes writes go through the thread pool. */
+  /** Unsynced bytes of a head at which a flush is started; at twice that, writes go through the thread pool. */
   dirtyBytes: number;
+  /** A write into the page cache that took longer than this sends the next ones to the thread pool. */
+  slowWriteMs: number;
   /** Punches up to this size run on the calling thread. */
   punchNowBytes: number;
 }
 
-export const defaultVolumeLimits: VolumeLimits = {
+const defaultVolumeLimits: VolumeLimits = {
   logReserveBytes: 1024 * 1024,
   logExtendBytes: 1024 * 1024,
   checkpointLogBytes: 64 * 1024 * 1024,
   logHardFactor: 4,
   sliceChunks: 65536,
-  writebackBytes: 256 * 1024 * 1024,
-  dirtyBytes: 1024 * 1024 * 1024,
+  // Well below the kernel's own limit (20 % of memory), at which it puts writers to sleep.
+  dirtyBytes: Math.min(4 * 1024 ** 3, Math.max(64 * 1024 ** 2, Math.floor(totalmem() / 16))),
+  slowWriteMs: 2,
   punchNowBytes: 1024 * 1024,
 };
 
-/** Fails at load when a relation between limits is broken. */
-export function checkVolumeLimits(limits: VolumeLimits): VolumeLimits {
+/** The defaults with some replaced; fails when a relation between them is broken. */
+export function volumeLimits(changes: Partial<VolumeLimits> = {}): VolumeLimits {
+  const limits = { ...defaultVolumeLimits, ...changes };
   if (limits.logReserveBytes < 4096) throw new RangeError("logReserveBytes must be 4096 at least");
   if (limits.logExtendBytes < 4096) throw new RangeError("logExtendBytes must be 4096 at least");
   if (limits.logHardFactor < 2) throw new RangeError("logHardFactor must be 2 at least");
-  if (limits.dirtyBytes < limits.writebackBytes) throw new RangeError("dirtyBytes must not be below writebackBytes");
   return limits;
 }
-
-checkVolumeLimits(defaultVolumeLimits);

@@ -48,15 +48,15 @@ class MixedPool {
   }
 
   slab(slot: number): Uint16Array {
-    return this.#slabs[(slot / slabSlots) | 0]!;
+    return this.#slabs[(slot / slabSlots) | 0];
   }
 
   share(slot: number): void {
-    this.#references[slot]!++;
+    this.#references[slot]++;
   }
 
   release(slot: number): void {
-    if (--this.#references[slot]! === 0) this.#free.push(slot);
+    if (--this.#references[slot] === 0) this.#free.push(slot);
   }
 
   /** A slot with the same owners that only the caller has; gives up the caller's reference to `slot`. */
@@ -85,10 +85,10 @@ export class OwnerMap {
   }
 
   ownerOf(block: number): number {
-    const entry = this.#entries[(block / chunkBlocks) | 0]!;
+    const entry = this.#entries[(block / chunkBlocks) | 0];
     if (entry < firstSlot) return entry;
     const slot = entry - firstSlot;
-    return this.#pool.slab(slot)[(slot % slabSlots) * chunkBlocks + (block % chunkBlocks)]!;
+    return this.#pool.slab(slot)[(slot % slabSlots) * chunkBlocks + (block % chunkBlocks)];
   }
 
   /** How many blocks from `block` on, at most `limit`, have the same owner as `block`; at least 1. */
@@ -98,7 +98,7 @@ export class OwnerMap {
     let at = block + 1;
     while (at < end) {
       const chunk = (at / chunkBlocks) | 0;
-      const entry = this.#entries[chunk]!;
+      const entry = this.#entries[chunk];
       const chunkEnd = Math.min((chunk + 1) * chunkBlocks, end);
       if (entry < firstSlot) {
         if (entry !== owner) return at - block;
@@ -133,13 +133,13 @@ export class OwnerMap {
 
   /** Gives a whole chunk to `owner`. */
   setChunk(chunk: number, owner: number): void {
-    const entry = this.#entries[chunk]!;
+    const entry = this.#entries[chunk];
     if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
     this.#entries[chunk] = owner;
   }
 
   #setPart(chunk: number, from: number, to: number, length: number, owner: number): void {
-    const entry = this.#entries[chunk]!;
+    const entry = this.#entries[chunk];
     if (entry === owner) return;
     const slot = entry < firstSlot ? this.#pool.allocate(entry) : this.#pool.own(entry - firstSlot);
     const slab = this.#pool.slab(slot);
@@ -154,13 +154,13 @@ export class OwnerMap {
 
   /** The chunk's only owner, or -1 when it is mixed. */
   uniformOwner(chunk: number): number {
-    const entry = this.#entries[chunk]!;
+    const entry = this.#entries[chunk];
     return entry < firstSlot ? entry : -1;
   }
 
   /** The 1024 owners of a mixed chunk: a view that is valid until the map changes. */
   mixedOwners(chunk: number): Uint16Array {
-    const slot = this.#entries[chunk]! - firstSlot;
+    const slot = this.#entries[chunk] - firstSlot;
     const base = (slot % slabSlots) * chunkBlocks;
     return this.#pool.slab(slot).subarray(base, base + chunkBlocks);
   }
@@ -168,14 +168,14 @@ export class OwnerMap {
   /** Sets all owners of a chunk, from 1024 values; blocks beyond the volume's end are ignored. */
   setMixedChunk(chunk: number, owners: Uint16Array): void {
     const length = Math.min(chunkBlocks, this.blocks - chunk * chunkBlocks);
-    const first = owners[0]!;
+    const first = owners[0];
     let same = 1;
     while (same < length && owners[same] === first) same++;
     if (same === length) {
       this.setChunk(chunk, first);
       return;
     }
-    const entry = this.#entries[chunk]!;
+    const entry = this.#entries[chunk];
     const slot = entry < firstSlot ? this.#pool.allocate(0) : this.#pool.own(entry - firstSlot);
     this.#pool.slab(slot).set(owners, (slot % slabSlots) * chunkBlocks);
     this.#entries[chunk] = slot + firstSlot;

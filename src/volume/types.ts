@@ -1,6 +1,7 @@
 import type { Blob } from "../blob/blob.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import type { Clock } from "../base/clock.ts";
+import type { VolumeLimits } from "./limits.ts";
 
 /** How the engine reaches the world; everything is replaced in the crash model. */
 export interface VolumeEnvironment {
@@ -12,6 +13,8 @@ export interface VolumeEnvironment {
   dataDir: string;
   /** Where a second copy of the poison mark goes, in case the data disk takes nothing; undefined: nowhere. */
   runtimeDir: string | undefined;
+  /** Other bounds than the defaults. */
+  limits?: Partial<VolumeLimits>;
   log(level: "info" | "warn" | "error", message: string): void;
 }
 
@@ -24,6 +27,8 @@ export interface CreateVolumeOptions {
   size: number;
   /** The blob that the volume starts from; bytes beyond the blob's size read as zeros. Absent: an empty disk. */
   blob?: { id: string; size: number };
+  /** Goes into volume.json beside id and name, for `repair`: where the volume came from, its settings. */
+  details?: Record<string, unknown>;
 }
 
 export interface OpenVolumeOptions {

@@ -1,0 +1,88 @@
+import type { Blob } from "../blob/blob.ts";
+
+/** What hydration knows of the volume that it fills. */
+export interface HydrationTarget {
+  /** The volume's id: 32 hex digits. */
+  readonly id: string;
+  /** The blobs that its owner map may refer to, the same objects every time. */
+  blobs(): readonly Blob[];
+  /**
+   * The first range at or behind `from` that the volume's map takes from the blob: where a read would go to the blob.
+   * May be shorter than it could be, and go beyond the blob's end.
+   */
+  neededRun(blob: Blob, from: number): { offset: number; length: number } | undefined;
+  /** Makes the map durable, with everything that was answered before the call. */
+  flush(): Promise<void>;
+}
+
+/** What the volume needs of its blobs, in whole units (the last one of a blob counted short). */
+export interface Need {
+  bytes: number;
+  readyBytes: number;
+  /** All of it would survive a power cut. */
+  durable: boolean;
+}
+
+/** A step looks at this many bytes at most; after so many steps the event loop gets its turn. */
+const STEP_BYTES = 64 * 1024 * 1024;
+const STEPS_PER_SLICE = 128;
+
+/** Walks over the units that the volume needs, run by run: [offset, end) in bytes, on unit boundaries or the blob's end. */
+async function* neededUnits(
+  target: HydrationTarget,
+  blob: Blob,
+): AsyncGenerator<{ offset: number; end: number }, void, undefined> {
+  const unit = blob.unitBytes;
+  let at = 0;
+  for (let step = 1; ; step++) {
+    const run = target.neededRun(blob, at);
+    if (run === undefined || run.offset >= blob.size) return;
+    const offset = Math.max(at, Math.floor(run.offset / unit) * unit);
+    const runEnd = Math.min(run.offset + run.length, offset + STEP_BYTES);
+    const end = Math.min(Math.ceil(runEnd / unit) * unit, blob.size);
+    yield { offset, end };
+    at = end;
+    if (step % STEPS_PER_SLICE === 0) await new Promise(setImmediate);
+  }
+}
+
+export async function measureNeed(target: HydrationTarget): Promise<Need> {
+  const need = { bytes: 0, readyBytes: 0, durable: true };
+  for (const blob of target.blobs()) {
+    for await (const { offset, end } of neededUnits(target, blob)) {
+      need.bytes += end - offset;
+      for (let at = offset; at < end;) {
+        const run = blob.readyRun(at, end - at);
+        if (blob.isReady(at, run)) need.readyBytes += run;
+        at += run;
+      }
+      need.durable &&= blob.isDurable(offset, end - offset);
+    }
+  }
+  return need;
+}
+
+/** What is needed and not ready, as requests of at most `maxBytes`, in ascending order. */
+export async function* missingPieces(
+  target: HydrationTarget,
+  blob: Blob,
+  maxBytes: number,
+): AsyncGenerator<{ offset: number; length: number }, void, undefined> {
+  let piece: { offset: number; length: number } | undefined;
+  for await (const { offset, end } of neededUnits(target, blob)) {
+    for (let at = offset; at < end;) {
+      let run = blob.readyRun(at, end - at);
+      if (!blob.isReady(at, run)) {
+        run = Math.min(run, maxBytes);
+        if (piece !== undefined && (piece.offset + piece.length !== at || piece.length + run > maxBytes)) {
+          yield piece;
+          piece = undefined;
+        }
+        piece ??= { offset: at, length: 0 };
+        piece.length += run;
+      }
+      at += run;
+    }
+  }
+  if (piece !== undefined) yield piece;
+}

@@ -1,0 +1,353 @@
+import type { Clock } from "../base/clock.ts";
+import { UllageError, describeError, errnoOf } from "../base/errors.ts";
+import type { Blob } from "../blob/blob.ts";
+import { RateLimit, RateMeter } from "./hydration-rate.ts";
+import { measureNeed, missingPieces, type HydrationTarget } from "./hydration-scan.ts";
+import type { HydrationSlots } from "./hydration-slots.ts";
+
+/*
+ * Fills in the background what a volume's map still needs of its blobs. It writes to the shared cache alone, never to
+ * the head, so it can't overwrite what a guest wrote; and it keeps no state but the blobs' range maps, so it goes on
+ * after a restart where it was.
+ *
+ *     none --start--> running --all there, durable, pinned--> detached
+ *                     |  ^
+ *                     |  '-- waiting   the source or the disk failed: again after a while, longer each time
+ *                     '----- paused    by the user, until resumed; or `no-space`, until there is some again
+ *
+ * `detached` means that the source may vanish, and is reported only once it would be so after a power cut as well.
+ */
+export type HydrationState = "none" | "running" | "paused" | "waiting" | "detached";
+
+export interface HydrationStatus {
+  state: HydrationState;
+  /** why it is paused or waiting; null otherwise */
+  reason: string | null;
+  readyBytes: number;
+  totalBytes: number;
+  rateBytesPerSecond: number;
+  /** null: unknown */
+  etaSeconds: number | null;
+  /** null: as fast as it goes */
+  limitBytesPerSecond: number | null;
+  /** among volumes that are filled at the same time; more is sooner */
+  priority: number;
+}
+
+export interface HydrationOptions {
+  clock: Clock;
+  /** One for the host. */
+  slots: HydrationSlots;
+  /** Of the file system that the cache is on, in bytes. */
+  space(): Promise<{ free: number; total: number }>;
+  log(level: "info" | "warn", message: string): void;
+  /** bytes per second; null: no limit */
+  limitBytesPerSecond?: number | null;
+  priority?: number;
+  /** Share of the file system that is left alone. */
+  reserve?: number;
+}
+
+export const NO_SPACE = "no-space";
+const PAUSED_BY_USER = "paused by the user";
+
+const DEFAULT_RESERVE = 0.05;
+
+/** Large enough that a round trip costs little beside it, small enough that a reader who needs it now waits little. */
+const REQUEST_BYTES = 1024 * 1024;
+
+/** Requests under way per volume: what it takes to fill a fast line whose round trip is some milliseconds. */
+const REQUESTS = 16;
+
+const FIRST_RETRY_MS = 1000;
+const LAST_RETRY_MS = 60_000;
+
+/** Free space is looked at whenever so many bytes were asked for, and this often while there is none. */
+const SPACE_CHECK_BYTES = 64 * 1024 * 1024;
+const SPACE_RETRY_MS = 5000;
+
+/** Listeners hear of progress this often at most. */
+const PROGRESS_MS = 500;
+
+export class Hydration {
+  readonly #target: HydrationTarget;
+  readonly #options: HydrationOptions;
+  readonly #limit: RateLimit;
+  readonly #meter: RateMeter;
+  readonly #listeners = new Set<(status: HydrationStatus) => void>();
+  readonly #closing = new AbortController();
+  /** Aborted and made anew by `pause`: ends the waits of the loop, not the requests under way. */
+  #pausing = new AbortController();
+  #priority: number;
+  #state: HydrationState = "none";
+  #reason: string | null = null;
+  #pausedByUser = false;
+  #resumed: (() => void) | undefined;
+  #loop: Promise<void> | undefined;
+  /** What the last scan found, and how much of the blobs was ready then. */
+  #totalBytes = 0;
+  #readyAtScan = 0;
+  #blobsReadyAtScan = 0;
+  #retryMs = 0;
+  #uncheckedBytes = Infinity;
+  #progressAt = -Infinity;
+
+  private constructor(target: HydrationTarget, options: HydrationOptions) {
+    this.#target = target;
+    this.#options = options;
+    this.#limit = new RateLimit(options.clock, options.limitBytesPerSecond ?? null);
+    this.#meter = new RateMeter(options.clock);
+    this.#priority = options.priority ?? 0;
+  }
+
+  /**
+   * Finds out where the volume stands; it is `detached` when it was before: everything is durable, and pinned.
+   * Asks nothing of the source.
+   */
+  static async open(target: HydrationTarget, options: HydrationOptions): Promise<Hydration> {
+    const hydration = new Hydration(target, options);
+    const durable = await hydration.#scan();
+    const pinned = target.blobs().every((blob) => blob.isPinnedBy(target.id));
+    if (target.blobs().length > 0 && durable && pinned) hydration.#state = "detached";
+    return hydration;
+  }
+
+  get state(): HydrationState {
+    return this.#state;
+  }
+
+  status(): HydrationStatus {
+    const readyBytes = this.#readyBytes();
+    const rate = this.#state === "running" ? this.#meter.perSecond(readyBytes) : 0;
+    return {
+      state: this.#state,
+      reason: this.#reason,
+      readyBytes,
+      totalBytes: this.#totalBytes,
+      rateBytesPerSecond: rate,
+      etaSeconds: rate > 0 ? Math.ceil((this.#totalBytes - readyBytes) / rate) : null,
+      limitBytesPerSecond: this.#limit.bytesPerSecond,
+      priority: this.#priority,
+    };
+  }
+
+  /** `listener` hears of every change of state, and of progress now and then. @returns what ends it */
+  onChange(listener: (status: HydrationStatus) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /**
+   * Starts to fill, unless it does already. To be called again when the map has come to need more than before (a
+   * revert): a detached volume then stays so only if that is there too.
+   */
+  start(): void {
+    if (this.#loop !== undefined || this.#closing.signal.aborted || this.#target.blobs().length === 0) return;
+    this.#loop = this.#run()
+      .catch((error: unknown) => {
+        if (!this.#closing.signal.aborted) throw error;
+      })
+      .finally(() => (this.#loop = undefined));
+  }
+
+  /** Requests under way still end; no new ones are made. */
+  pause(): void {
+    if (this.#pausedByUser || this.#state === "detached") return;
+    this.#pausedByUser = true;
+    this.#pausing.abort(new UllageError("paused", PAUSED_BY_USER));
+    this.#pausing = new AbortController();
+    this.#enter("paused", PAUSED_BY_USER);
+  }
+
+  /** Ends a pause, and tries again at once when it waits for its source. Starts it when it has not been started. */
+  resume(): void {
+    this.#pausedByUser = false;
+    this.#resumed?.();
+    this.start();
+  }
+
+  /** What is left out stays. Takes effect at once. */
+  configure(change: { limitBytesPerSecond?: number | null; priority?: number }): void {
+    if (change.limitBytesPerSecond !== undefined) this.#limit.bytesPerSecond = change.limitBytesPerSecond;
+    if (change.priority !== undefined) this.#priority = change.priority;
+    this.#announce();
+  }
+
+  /** Resolves when the volume is detached. @throws the reason of `signal`, or UllageError `closed` */
+  async wait(signal?: AbortSignal): Promise<void> {
+    const ended = AbortSignal.any([this.#closing.signal, ...(signal === undefined ? [] : [signal])]);
+    ended.throwIfAborted();
+    if (this.#state === "detached") return;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const forget = this.onChange((status) => {
+      if (status.state === "detached") resolve();
+    });
+    const onAbort = (): void => reject(ended.reason as Error);
+    ended.addEventListener("abort", onAbort, { once: true });
+    try {
+      await promise;
+    } finally {
+      forget();
+      ended.removeEventListener("abort", onAbort);
+    }
+  }
+
+  /** Leaves the requests under way; when it resolves, nothing of the target or its blobs is used any more. */
+  async close(): Promise<void> {
+    this.#closing.abort(new UllageError("closed", `hydration of volume ${this.#target.id} was closed`));
+    await this.#loop;
+  }
+
+  async #run(): Promise<void> {
+    while (this.#state !== "detached" || !(await this.#scan())) {
+      this.#closing.signal.throwIfAborted();
+      try {
+        if (this.#pausedByUser) await this.#untilResumed();
+        this.#enter("running", null);
+        await this.#fill();
+        await this.#detach();
+        this.#retryMs = 0;
+      } catch (error) {
+        if (this.#closing.signal.aborted) throw error;
+        if (!this.#pausedByUser) await this.#holdOff(error);
+      }
+    }
+  }
+
+  /** Asks for everything that is missing. @throws the first failure, after all requests have ended */
+  async #fill(): Promise<void> {
+    await this.#scan();
+    const underWay = new Set<Promise<void>>();
+    const failures: unknown[] = [];
+    try {
+      for (const blob of this.#target.blobs()) {
+        for await (const piece of missingPieces(this.#target, blob, REQUEST_BYTES)) {
+          // After a failure one request goes ahead, to see whether the source is back.
+          while (underWay.size >= (this.#retryMs > 0 ? 1 : REQUESTS)) await Promise.race(underWay);
+          if (failures.length > 0) throw failures[0];
+          const release = await this.#admit(piece.length);
+          const request = this.#fetch(blob, piece)
+            .catch((error: unknown) => void failures.push(error))
+            .finally(() => {
+              release();
+              underWay.delete(request);
+            });
+          underWay.add(request);
+        }
+      }
+    } finally {
+      await Promise.all(underWay);
+    }
+    if (failures.length > 0) throw failures[0];
+  }
+
+  /** Waits until a request of so many bytes may be made. @returns what gives its slot back */
+  async #admit(bytes: number): Promise<() => void> {
+    const signal = AbortSignal.any([this.#closing.signal, this.#pausing.signal]);
+    signal.throwIfAborted();
+    this.#uncheckedBytes += bytes;
+    if (this.#uncheckedBytes >= SPACE_CHECK_BYTES) {
+      await this.#checkSpace();
+      this.#uncheckedBytes = 0;
+    }
+    await this.#limit.take(bytes, signal);
+    return this.#options.slots.take(this.#priority, signal);
+  }
+
+  async #fetch(blob: Blob, piece: { offset: number; length: number }): Promise<void> {
+    await blob.fetch(piece.offset, piece.length, { background: true, signal: this.#closing.signal });
+    this.#retryMs = 0;
+    this.#meter.note(this.#readyBytes());
+    const now = this.#options.clock.now();
+    if (now - this.#progressAt >= PROGRESS_MS) this.#announce();
+  }
+
+  /**
+   * Durability rule 11. The order matters: what the map needs only becomes less (see `start`), so a flush that begins
+   * after the check makes a map durable that needs nothing but what was checked, and was durable then already.
+   */
+  async #detach(): Promise<void> {
+    const blobs = this.#target.blobs();
+    for (const blob of blobs) await blob.sync();
+    if (!(await this.#scan())) return; // taken back by a sync that failed meanwhile: the next round fetches it again
+    await this.#target.flush();
+    for (const blob of blobs) await blob.pin(this.#target.id);
+    this.#enter("detached", null);
+  }
+
+  /** Looks at everything that the map needs. @returns whether all of it is durable */
+  async #scan(): Promise<boolean> {
+    const blobsReady = this.#blobsReady();
+    const need = await measureNeed(this.#target);
+    this.#totalBytes = need.bytes;
+    this.#readyAtScan = need.readyBytes;
+    this.#blobsReadyAtScan = blobsReady;
+    return need.durable;
+  }
+
+  /** Counts what was fetched since the scan as needed; nearly all of it is. */
+  #readyBytes(): number {
+    return Math.min(this.#totalBytes, this.#readyAtScan + this.#blobsReady() - this.#blobsReadyAtScan);
+  }
+
+  #blobsReady(): number {
+    let bytes = 0;
+    for (const blob of this.#target.blobs()) bytes += blob.readyBytes;
+    return bytes;
+  }
+
+  // ---- not getting on ----------------------------------------------------------------------------------------------
+
+  async #holdOff(error: unknown): Promise<void> {
+    if (errnoOf(error) === "ENOSPC") {
+      await this.#untilSpace();
+      return;
+    }
+    this.#retryMs = Math.min(Math.max(FIRST_RETRY_MS, this.#retryMs * 2), LAST_RETRY_MS);
+    const reason = describeError(error);
+    if (reason !== this.#reason) {
+      this.#options.log("warn", `hydration of volume ${this.#target.id} waits: ${reason}`);
+    }
+    this.#enter("waiting", reason);
+    await this.#nap(this.#retryMs);
+  }
+
+  async #untilSpace(): Promise<void> {
+    this.#enter("paused", NO_SPACE);
+    this.#options.log("warn", `hydration of volume ${this.#target.id} pauses: no space is left for the cache`);
+    do await this.#nap(SPACE_RETRY_MS);
+    while (!this.#pausedByUser && (await this.#belowReserve()));
+    this.#uncheckedBytes = Infinity;
+  }
+
+  async #checkSpace(): Promise<void> {
+    if (await this.#belowReserve()) throw new UllageError(NO_SPACE, "the free-space reserve is reached");
+  }
+
+  async #belowReserve(): Promise<boolean> {
+    const { free, total } = await this.#options.space();
+    return free < total * (this.#options.reserve ?? DEFAULT_RESERVE);
+  }
+
+  async #untilResumed(): Promise<void> {
+    this.#enter("paused", PAUSED_BY_USER);
+    await this.#nap(Infinity);
+  }
+
+  /** Waits, until `resume` or `pause` at the latest. @throws the reason of closing */
+  async #nap(ms: number): Promise<void> {}
+
+  #enter(state: HydrationState, reason: string | null): void {
+    if (state === this.#state && reason === this.#reason) return;
+    if (state === "running" && this.#state !== "running") this.#meter.reset();
+    this.#state = state;
+    this.#reason = reason;
+    this.#announce();
+  }
+
+  #announce(): void {
+    this.#progressAt = this.#options.clock.now();
+    const status = this.status();
+    for (const listener of this.#listeners) listener(status);
+  }
+}

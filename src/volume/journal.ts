@@ -1,0 +1,287 @@
+import { CounterWait } from "../base/counter-wait.ts";
+import { describeError, IoError } from "../base/errors.ts";
+import type { File } from "../base/file-system.ts";
+import { IntentLog } from "./intent-log.ts";
+import type { Layer } from "./layer.ts";
+import type { VolumeLimits } from "./limits.ts";
+import { RecordType } from "./log-record.ts";
+import { type Checkpoint, writeMapFile } from "./map-file.ts";
+import type { OwnerMap } from "./owner-map.ts";
+import type { OwnerTable } from "./owner-table.ts";
+import { removeOlderFiles } from "./old-files.ts";
+import { logPath, numbered } from "./paths.ts";
+import type { VolumeEnvironment } from "./types.ts";
+
+/*
+ * The journal makes acknowledged operations durable: flush rounds (group commit) and checkpoints.
+ *
+ * One round at a time. A flush joins the next round, never the running one, so that a round that starts after an
+ * operation was answered covers it:
+ *
+ *     cut = last LSN -> sync every written layer -> commit record with that cut -> sync the log -> answer
+ *
+ * A checkpoint begins as a round: in the turn that takes the cut, the log is ended and its successor (created and synced
+ * before) takes over, and the map is frozen; nothing commits in the successor before layers and old log are synced. The
+ * frozen map is then written beside further rounds; old files go when it is durable and was read back (rule 10).
+ *
+ * The first failed sync poisons: the running and all waiting rounds fail, and every later one (rule 6).
+ */
+
+export interface JournalHost {
+  readonly layers: Iterable<Layer>;
+  /** The map as of this turn, and what a checkpoint says besides; `number`, `cut` and `clean` are the journal's. */
+  freeze(): { map: OwnerMap; table: OwnerTable; checkpoint: Omit<Checkpoint, "number" | "cut" | "clean"> };
+  /** A sync failed. Called once. */
+  poison(error: Error): void;
+}
+
+/** A round that could not finish, though nothing is lost: the disk is full. It may succeed later. */
+class RoundFailure extends Error {}
+
+interface Rotation {
+  next: IntentLog;
+  frozen: ReturnType<JournalHost["freeze"]> | undefined;
+  cut: number;
+}
+
+export class Journal {
+  readonly #env: VolumeEnvironment;
+  readonly #dir: string;
+  readonly #volumeId: string;
+  readonly #limits: VolumeLimits;
+  readonly #host: JournalHost;
+  readonly #rounds = new CounterWait();
+  #log: IntentLog;
+  /** Logs before the current one whose records no checkpoint holds yet; the first round syncs them. */
+  #predecessors: File[];
+  /** Earlier logs whose descriptors are still open. */
+  readonly #retired: File[];
+  /** LSN of the last record that a commit must cover. */
+  #lastRecord: number;
+  #committedCut: number;
+  #started = 0;
+  #wanted = 0;
+  #running: Promise<void> | undefined;
+  #rotation: Rotation | undefined;
+  #checkpointing: Promise<void> | undefined;
+  #checkpointFailedAt = -Infinity;
+  #mapBytes: number;
+  #failure: Error | undefined;
+
+  constructor(options: {
+    env: VolumeEnvironment;
+    dir: string;
+    volumeId: string;
+    limits: VolumeLimits;
+    host: JournalHost;
+    log: IntentLog;
+    predecessors: File[];
+    /** everything up to here is durable already */
+    committedCut: number;
+    mapBytes: number;
+  }) {
+    this.#env = options.env;
+    this.#dir = options.dir;
+    this.#volumeId = options.volumeId;
+    this.#limits = options.limits;
+    this.#host = options.host;
+    this.#log = options.log;
+    this.#predecessors = options.predecessors;
+    this.#retired = [...options.predecessors];
+    this.#lastRecord = options.log.lastLsn;
+    this.#committedCut = options.committedCut;
+    this.#mapBytes = options.mapBytes;
+  }
+
+  get logBytes(): number {
+    return this.#log.length;
+  }
+
+  /** Appends a record; throws (ENOSPC, EIO) and changes nothing when it can't. The caller changes the map after it. */
+  append(type: number, small: number, a: number, b: number, privileged: boolean): void {
+    if (this.#failure) throw this.#failure;
+    if (!privileged) this.#checkGrowth();
+    this.#lastRecord = this.#appendToLog(type, small, a, b, privileged);
+  }
+
+  #appendToLog(type: number, small: number, a: number, b: number, privileged: boolean): number {
+    try {
+      return this.#log.append(type, small, a, b, privileged);
+    } catch (error) {
+      if (this.#log.broken) this.#fail(error as Error);
+      throw error;
+    }
+  }
+
+  /** Writes zeros ahead of the log's tail, so that trims and commits work on a disk that fills up later. */
+  reserve(): void {
+    this.#log.reserve(false);
+  }
+
+  /** Whether an unprivileged append would have to wait for a checkpoint (durability rule 22). */
+  get full(): boolean {
+    return this.#log.length >= this.#threshold * this.#limits.logHardFactor || this.#log.reserveInUse;
+  }
+
+  get #threshold(): number {
+    return Math.max(this.#limits.checkpointLogBytes, this.#mapBytes);
+  }
+
+  #checkGrowth(): void {
+    if (this.#log.length < this.#threshold && !this.#log.reserveInUse) return;
+    this.checkpointSoon();
+    if (this.full) throw new IoError("ENOSPC", `the intent log is full (${this.#log.length} bytes)`);
+  }
+
+  /** Starts a checkpoint unless one runs, or one failed within the last second. */
+  checkpointSoon(): void {
+    if (this.#checkpointing || this.#failure || this.#env.clock.now() - this.#checkpointFailedAt < 1000) return;
+    this.checkpoint(false).catch((error: unknown) => {
+      this.#env.log(
+        "warn",
+        `checkpoint of volume ${this.#volumeId} failed, will be tried again: ${describeError(error)}`,
+      );
+    });
+  }
+
+  /** Resolves when the running checkpoint, if any, has ended, one way or the other. */
+  async settled(): Promise<void> {
+    await this.#checkpointing?.catch(() => undefined);
+  }
+
+  /** Resolves when everything appended, and every byte written, before the call is durable. */
+  flush(): Promise<void> {
+    if (this.#failure) return Promise.reject(this.#failure);
+    const target = this.#started + 1;
+    this.#wanted = target;
+    this.#running ??= this.#run();
+    return this.#rounds.wait(target);
+  }
+
+  async #run(): Promise<void> {
+    await Promise.resolve(); // flushes parsed in this turn share the round
+    while (this.#wanted > this.#started && !this.#failure) {
+      this.#started++;
+      try {
+        await this.#round();
+        this.#rounds.advance(this.#started);
+      } catch (error) {
+        if (error instanceof RoundFailure) this.#rounds.advance(this.#started, error.cause as Error);
+        else this.#fail(error as Error);
+      }
+    }
+    this.#running = undefined;
+  }
+
+  async #round(): Promise<void> {
+    const rotation = this.#rotation;
+    const cut = rotation ? this.#rotate(rotation) : this.#log.lastLsn;
+    const mustCommit = rotation !== undefined || this.#lastRecord > this.#committedCut;
+    const syncs: Promise<void>[] = [];
+    for (const layer of this.#host.layers) if (layer.dirty) syncs.push(layer.sync());
+    for (const log of this.#predecessors) syncs.push(log.datasync());
+    await allOf(syncs);
+    if (!mustCommit) return;
+    try {
+      this.#appendToLog(RecordType.commit, 0, cut, this.#log.durableLsn, true);
+    } catch (error) {
+      throw new RoundFailure("commit", { cause: error });
+    }
+    await this.#log.sync();
+    this.#committedCut = cut;
+    this.#predecessors = [];
+  }
+
+  /** Ends the log and goes over to the next one, with the map as of now, in one turn. @returns the cut */
+  #rotate(rotation: Rotation): number {
+    this.#rotation = undefined;
+    try {
+      this.#appendToLog(RecordType.end, 0, 0, 0, true);
+    } catch (error) {
+      throw new RoundFailure("end", { cause: error });
+    }
+    rotation.cut = this.#log.lastLsn;
+    rotation.frozen = this.#host.freeze();
+    this.#predecessors.push(this.#log.file);
+    this.#retired.push(this.#log.file);
+    rotation.next.begin(rotation.cut);
+    this.#log = rotation.next;
+    return rotation.cut;
+  }
+
+  #fail(error: Error): void {
+    if (this.#failure) return;
+    this.#failure = new IoError("EIO", `the volume is poisoned by a failed sync: ${error.message}`, error);
+    this.#rounds.fail(this.#failure);
+    this.#host.poison(error);
+  }
+
+  /**
+   * Writes a checkpoint. A failure changes nothing; the log simply stays longer.
+   * @param clean nothing will be written any more: the next start finds everything durable
+   */
+  checkpoint(clean: boolean): Promise<void> {
+    if (this.#checkpointing) {
+      return clean ? this.#checkpointing.catch(() => undefined).then(() => this.checkpoint(true)) : this.#checkpointing;
+    }
+    this.#checkpointing = this.#checkpoint(clean)
+      .catch((error: unknown) => {
+        this.#checkpointFailedAt = this.#env.clock.now();
+        throw error;
+      })
+      .finally(() => {
+        this.#checkpointing = undefined;
+      });
+    return this.#checkpointing;
+  }
+
+  async #checkpoint(clean: boolean): Promise<void> {
+    const number = (await this.#highestNumber()) + 1;
+    const next = await IntentLog.create(this.#env, this.#dir, this.#volumeId, number, undefined, this.#limits);
+    const rotation: Rotation = { next, frozen: undefined, cut: 0 };
+    this.#rotation = rotation;
+    try {
+      await this.flush();
+    } catch (error) {
+      if (this.#rotation === rotation) this.#rotation = undefined;
+      if (this.#log !== next) {
+        await next.file.close();
+        await this.#env.fs.unlink(logPath(this.#dir, number));
+      }
+      rotation.frozen?.map.release();
+      throw error;
+    }
+    const { map, table, checkpoint } = rotation.frozen!;
+    try {
+      this.#mapBytes = await writeMapFile(
+        this.#env,
+        this.#dir,
+        { ...checkpoint, number, cut: rotation.cut, clean },
+        map,
+        table,
+      );
+    } finally {
+      map.release();
+    }
+    for (const file of this.#retired.splice(0)) await file.close();
+    await removeOlderFiles(this.#env, this.#dir, number);
+  }
+
+  async #highestNumber(): Promise<number> {
+    const entries = await this.#env.fs.readdir(this.#dir);
+    return Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent"));
+  }
+
+  /** Closes the descriptors; nothing may be running. */
+  async close(): Promise<void> {
+    await this.settled();
+    await this.#running?.catch(() => undefined);
+    for (const file of this.#retired.splice(0)) await file.close();
+    await this.#log.file.close();
+  }
+}
+
+/** Waits for all, then throws the first failure: no system call may outlive the round. */
+async function allOf(work: Promise<void>[]): Promise<void> {
+  for (const result of await Promise.allSettled(work)) if (result.status === "rejected") throw result.reason;
+}

@@ -1,0 +1,105 @@
+import { dirname } from "node:path";
+import { CorruptionError } from "../base/errors.ts";
+import type { File } from "../base/file-system.ts";
+import { IoBuffer } from "../base/io-buffer.ts";
+import { headerBytes, openHeader, sealHeader } from "./header.ts";
+import { blockBytes } from "./owner-map.ts";
+import { layerPath, layersDir } from "./paths.ts";
+import type { VolumeEnvironment } from "./types.ts";
+
+/*
+ * A layer: a sparse file of a 4096-byte header and the blocks of one volume, block n at 4096 + 4096 n, that were written
+ * while it was the head. Blocks that no map gives to the layer are garbage or holes and are never read.
+ */
+
+const magic = "ULLAGELY";
+
+export class Layer {
+  readonly id: string;
+  readonly file: File;
+  /** Written since the last completed sync began. The descriptor that wrote is the one that syncs. */
+  dirty = false;
+  /** Bytes written since then. */
+  unsyncedBytes = 0;
+
+  constructor(id: string, file: File) {
+    this.id = id;
+    this.file = file;
+  }
+
+  /** Creates a layer's file; durable, with its directory entries, when the promise resolves (durability rule 27). */
+  static async create(env: VolumeEnvironment, id: string, volumeId: string, blocks: number): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    const file = await env.fs.open(path, "create");
+    await file.truncate(headerBytes + blocks * blockBytes);
+    const header = new IoBuffer(headerBytes);
+    header.bytes.fill(0);
+    header.bytes.write(id, 16, "hex");
+    header.bytes.write(volumeId, 32, "hex");
+    env.randomBytes(16).copy(header.bytes, 48);
+    sealHeader(header.bytes, magic);
+    await file.write(header, 0, headerBytes, 0);
+    await file.datasync();
+    await env.fs.syncDirectory(layersDir(env.dataDir));
+    await env.fs.syncDirectory(dirname(layersDir(env.dataDir)));
+    return new Layer(id, file);
+  }
+
+  /** Opens an existing layer for writing. Reads nothing of it: that is `verify`'s. */
+  static async open(env: VolumeEnvironment, id: string, blocks: number): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    const file = await env.fs.open(path, "write");
+    const wanted = headerBytes + blocks * blockBytes;
+    if (file.size() >= wanted) return new Layer(id, file);
+    const size = file.size();
+    await file.close();
+    throw new CorruptionError(`${path} has ${size} bytes instead of ${wanted}`);
+  }
+
+  /** Checks the header: that this is the layer the map means. @throws CorruptionError */
+  async verify(): Promise<void> {
+    const header = new IoBuffer(headerBytes);
+    const got = await this.file.read(header, 0, headerBytes, 0);
+    openHeader(header.bytes.subarray(0, got), magic, this.file.path);
+    if (header.bytes.toString("hex", 16, 32) === this.id) return;
+    throw new CorruptionError(`${this.file.path} holds another layer`);
+  }
+
+  /** Where a disk offset is in the file. */
+  position(offset: number): number {
+    return headerBytes + offset;
+  }
+
+  noteWrite(length: number): void {
+    this.dirty = true;
+    this.unsyncedBytes += length;
+  }
+
+  /** fdatasync. A failure leaves it dirty for ever: the caller poisons the volume. */
+  async sync(): Promise<void> {
+    const covered = this.unsyncedBytes;
+    this.dirty = false;
+    try {
+      await this.file.datasync();
+    } catch (error) {
+      this.dirty = true;
+      throw error;
+    }
+    this.unsyncedBytes -= covered;
+  }
+
+  /** Whether every block of the range has data allocated in the file (SEEK_DATA); must precede reads (rule 7). */
+  allocatedBlocks(block: number, count: number): boolean {
+    const start = headerBytes + block * blockBytes;
+    return this.file.seekData(start) === start && this.file.seekHole(start) >= start + count * blockBytes;
+  }
+
+  /** First run of blocks with data at or behind `block`, or undefined. */
+  nextData(block: number): { block: number; count: number } | undefined {
+    const data = this.file.seekData(headerBytes + block * blockBytes);
+    if (data < 0) return undefined;
+    const end = this.file.seekHole(data);
+    const first = Math.floor((data - headerBytes) / blockBytes);
+    return { block: first, count: Math.ceil((end - headerBytes) / blockBytes) - first };
+  }
+}

@@ -1,0 +1,121 @@
+import { CorruptionError } from "../base/errors.ts";
+import type { File } from "../base/file-system.ts";
+import { IoBuffer } from "../base/io-buffer.ts";
+import { headerBytes } from "./header.ts";
+import { decodeLogHeader, generationSeed, type LogHeader } from "./intent-log.ts";
+import { recordBytes, RecordType, RecordView } from "./log-record.ts";
+
+/*
+ * Reads a log that some earlier life wrote. Replay goes on while records are whole, linked and consecutive; where that
+ * ends is the torn tail, unless a later record of the same generation proves that the bad one had been durable: that is
+ * damage, and refused (durability rule 9).
+ */
+
+const windowBytes = recordBytes * 25600;
+
+export interface LoggedRecord {
+  lsn: number;
+  type: number;
+  small: number;
+  a: number;
+  b: number;
+}
+
+export interface LogContents {
+  header: LogHeader;
+  /** LSN of the last good record; the LSN before the log's first one when there is none. */
+  lastLsn: number;
+  /** It ends with its end record: the next log goes on from there. */
+  ended: boolean;
+  /** The cut of its last commit; -1 when it has none. */
+  cut: number;
+  /** Its last word about remote writers; undefined when it says nothing. */
+  remoteWriters: boolean | undefined;
+  /** How far replay got, in bytes. */
+  tail: number;
+}
+
+export async function readLogHeader(file: File): Promise<LogHeader> {
+  const buffer = new IoBuffer(headerBytes);
+  const got = await file.read(buffer, 0, headerBytes, 0);
+  return decodeLogHeader(buffer.bytes.subarray(0, got), file.path);
+}
+
+/**
+ * @param before the LSN before the log's first record
+ * @param until records above this LSN do not count (where an earlier recovery stopped)
+ * @param onSet called for every `set` record, in LSN order: lsn, owner, first block, number of blocks
+ */
+export async function readLog(
+  file: File,
+  header: LogHeader,
+  before: number,
+  until: number,
+  onSet: (lsn: number, owner: number, start: number, count: number) => void,
+): Promise<LogContents> {
+  const seed = generationSeed(header.generation);
+  const buffer = new IoBuffer(windowBytes);
+  const view = new RecordView(buffer.bytes);
+  const contents: LogContents = {
+    header,
+    lastLsn: before,
+    ended: false,
+    cut: -1,
+    remoteWriters: undefined,
+    tail: headerBytes,
+  };
+  let previousCrc = 0;
+  for (;;) {
+    const got = await file.read(buffer, 0, windowBytes, contents.tail);
+    let at = 0;
+    for (; at + recordBytes <= got; at += recordBytes) {
+      const lsn = view.lsn(at);
+      const good = lsn === contents.lastLsn + 1 && view.previousCrc(at) === previousCrc && view.valid(at, seed);
+      if (!good || lsn > until || contents.ended) {
+        contents.tail += at;
+        if (lsn <= until && !contents.ended) await refuseDamage(file, seed, contents);
+        return contents;
+      }
+      previousCrc = view.crc(at);
+      contents.lastLsn = lsn;
+      switch (view.type(at)) {
+        case RecordType.set:
+          onSet(lsn, view.small(at), view.a(at), view.b(at));
+          break;
+        case RecordType.commit:
+          contents.cut = view.a(at);
+          break;
+        case RecordType.end:
+          contents.ended = true;
+          break;
+        case RecordType.clients:
+          contents.remoteWriters = view.small(at) === 1;
+          break;
+        default:
+          throw new CorruptionError(`${file.path} has a record of unknown type ${view.type(at)} at LSN ${lsn}`);
+      }
+    }
+    contents.tail += at;
+    if (got < windowBytes) return contents;
+  }
+}
+
+/** The record behind `lastLsn` is bad: look for a later one that proves it was durable once. */
+async function refuseDamage(file: File, seed: number, contents: LogContents): Promise<void> {
+  const bad = contents.lastLsn + 1;
+  const buffer = new IoBuffer(windowBytes);
+  const view = new RecordView(buffer.bytes);
+  let position = contents.tail;
+  for (;;) {
+    const got = await file.read(buffer, 0, windowBytes, position);
+    for (let at = 0; at + recordBytes <= got; at += recordBytes) {
+      if (!view.valid(at, seed) || view.type(at) !== RecordType.commit || view.b(at) < bad) continue;
+      throw new CorruptionError(
+        `${file.path}: the record at LSN ${bad} (byte ${contents.tail}) is damaged, though a commit at LSN ` +
+          `${view.lsn(at)} says that everything up to LSN ${view.b(at)} was durable`,
+      );
+    }
+    if (got < windowBytes) return;
+    position += windowBytes;
+  }
+}

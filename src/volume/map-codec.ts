@@ -1,0 +1,188 @@
+import { CorruptionError } from "../base/errors.ts";
+import { chunkBlocks, type OwnerMap } from "./owner-map.ts";
+import type { OwnerTable } from "./owner-table.ts";
+
+/*
+ * An owner map as bytes: the owner table, then the chunks in order, in pieces ("frames") of bounded size so that neither
+ * side needs the whole of it in memory or a long turn of the event loop. Little-endian.
+ *
+ *     table   u32 count, then per owner: u16 id, u8 kind (1 layer, 2 blob), u8 0, u32 0, 16 bytes id
+ *     uniform u8 1, u8 0, u16 owner, u32 n          n chunks that belong to one owner
+ *     runs    u8 2, u8 0, u16 n, n x (u16 owner, u16 blocks)      one mixed chunk; the blocks add up to 1024
+ *     raw     u8 3, u8 0, u16 0, 1024 x u16 owner                one mixed chunk that would be larger as runs
+ *
+ * No item spans two frames.
+ */
+
+const frameTarget = 256 * 1024;
+const ownerBytes = 24;
+const chunksPerSlice = 65536;
+const rawBytes = 4 + chunkBlocks * 2;
+
+/** Frames, in order. Each is valid until the next one is asked for. */
+export function* encodeMap(map: OwnerMap, table: OwnerTable): Generator<Buffer> {
+  yield encodeTable(table);
+  const frame = Buffer.allocUnsafe(frameTarget + rawBytes);
+  let length = 0;
+  let slice = 0;
+  for (let chunk = 0; chunk < map.chunks;) {
+    const owner = map.uniformOwner(chunk);
+    if (owner >= 0) {
+      let end = chunk + 1;
+      const limit = Math.min(map.chunks, chunk + chunksPerSlice);
+      while (end < limit && map.uniformOwner(end) === owner) end++;
+      frame.writeUInt16LE(1, length);
+      frame.writeUInt16LE(owner, length + 2);
+      frame.writeUInt32LE(end - chunk, length + 4);
+      length += 8;
+      slice += end - chunk;
+      chunk = end;
+    } else {
+      length += encodeMixed(map.mixedOwners(chunk), map.blocks - chunk * chunkBlocks, frame, length);
+      slice++;
+      chunk++;
+    }
+    if (length >= frameTarget || slice >= chunksPerSlice) {
+      yield frame.subarray(0, length);
+      length = 0;
+      slice = 0;
+    }
+  }
+  if (length > 0) yield frame.subarray(0, length);
+}
+
+function encodeTable(table: OwnerTable): Buffer {
+  const owners = [...table.entries()];
+  const frame = Buffer.alloc(4 + owners.length * ownerBytes);
+  frame.writeUInt32LE(owners.length, 0);
+  owners.forEach(([id, owner], index) => {
+    const at = 4 + index * ownerBytes;
+    frame.writeUInt16LE(id, at);
+    frame.writeUInt8(owner.kind === "layer" ? 1 : 2, at + 2);
+    frame.write(owner.id, at + 8, "hex");
+  });
+  return frame;
+}
+
+function encodeMixed(owners: Uint16Array, blocks: number, frame: Buffer, at: number): number {
+  // Blocks beyond the end of the volume in the last chunk count as zeros.
+  const length = Math.min(chunkBlocks, blocks);
+  let runs = 0;
+  let position = at + 4;
+  const rawFrom = at + rawBytes;
+  for (let block = 0; block < chunkBlocks && position + 4 < rawFrom;) {
+    const owner = block < length ? owners[block] : 0;
+    let end = block + 1;
+    while (end < chunkBlocks && (end < length ? owners[end] : 0) === owner) end++;
+    frame.writeUInt16LE(owner, position);
+    frame.writeUInt16LE(end - block, position + 2);
+    position += 4;
+    runs++;
+    block = end;
+    if (block === chunkBlocks) {
+      frame.writeUInt16LE(2, at);
+      frame.writeUInt16LE(runs, at + 2);
+      return position - at;
+    }
+  }
+  frame.writeUInt32LE(3, at);
+  for (let block = 0; block < chunkBlocks; block++) {
+    frame.writeUInt16LE(block < length ? owners[block] : 0, at + 4 + block * 2);
+  }
+  return rawBytes;
+}
+
+/** Takes frames in order and fills a map and its table. */
+export class MapDecoder {
+  readonly #map: OwnerMap;
+  readonly #table: OwnerTable;
+  readonly #path: string;
+  readonly #owners = new Uint16Array(chunkBlocks);
+  #chunk = 0;
+  #haveTable = false;
+
+  constructor(map: OwnerMap, table: OwnerTable, path: string) {
+    this.#map = map;
+    this.#table = table;
+    this.#path = path;
+  }
+
+  /** @throws CorruptionError */
+  add(frame: Buffer): void {
+    if (!this.#haveTable) {
+      this.#haveTable = true;
+      this.#addTable(frame);
+      return;
+    }
+    for (let at = 0; at < frame.length;) at = this.#addItem(frame, at);
+  }
+
+  /** @throws CorruptionError when frames are missing */
+  finish(): void {
+    if (this.#chunk !== this.#map.chunks) this.#refuse(`describes ${this.#chunk} chunks of ${this.#map.chunks}`);
+  }
+
+  #addTable(frame: Buffer): void {
+    const count = frame.length >= 4 ? frame.readUInt32LE(0) : -1;
+    if (frame.length !== 4 + count * ownerBytes) this.#refuse("has an owner table of a wrong length");
+    for (let index = 0; index < count; index++) {
+      const at = 4 + index * ownerBytes;
+      const kind = frame.readUInt8(at + 2);
+      if (kind !== 1 && kind !== 2) this.#refuse(`has an owner of unknown kind ${kind}`);
+      const id = frame.toString("hex", at + 8, at + 24);
+      this.#table.put(frame.readUInt16LE(at), { kind: kind === 1 ? "layer" : "blob", id });
+    }
+  }
+
+  #addItem(frame: Buffer, at: number): number {
+    if (at + 4 > frame.length) this.#refuse("ends inside an item");
+    const kind = frame.readUInt16LE(at);
+    const small = frame.readUInt16LE(at + 2);
+    if (kind === 1) {
+      if (at + 8 > frame.length) this.#refuse("ends inside an item");
+      const count = frame.readUInt32LE(at + 4);
+      if (count === 0 || this.#chunk + count > this.#map.chunks) this.#refuse("describes too many chunks");
+      this.#checkOwner(small);
+      for (let end = this.#chunk + count; this.#chunk < end; this.#chunk++) this.#map.setChunk(this.#chunk, small);
+      return at + 8;
+    }
+    if (this.#chunk >= this.#map.chunks) this.#refuse("describes too many chunks");
+    const end = kind === 2 ? this.#readRuns(frame, at + 4, small) : kind === 3 ? this.#readRaw(frame, at + 4) : -1;
+    if (end < 0) this.#refuse(`has an item of unknown kind ${kind}`);
+    this.#map.setMixedChunk(this.#chunk++, this.#owners);
+    return end;
+  }
+
+  #readRuns(frame: Buffer, from: number, runs: number): number {
+    if (from + runs * 4 > frame.length) this.#refuse("ends inside an item");
+    let block = 0;
+    for (let at = from; at < from + runs * 4; at += 4) {
+      const owner = frame.readUInt16LE(at);
+      const length = frame.readUInt16LE(at + 2);
+      if (length === 0 || block + length > chunkBlocks) this.#refuse("has runs that do not fit their chunk");
+      this.#checkOwner(owner);
+      this.#owners.fill(owner, block, block + length);
+      block += length;
+    }
+    if (block !== chunkBlocks) this.#refuse("has runs that do not fill their chunk");
+    return from + runs * 4;
+  }
+
+  #readRaw(frame: Buffer, from: number): number {
+    if (from + chunkBlocks * 2 > frame.length) this.#refuse("ends inside an item");
+    for (let block = 0; block < chunkBlocks; block++) {
+      const owner = frame.readUInt16LE(from + block * 2);
+      this.#checkOwner(owner);
+      this.#owners[block] = owner;
+    }
+    return from + chunkBlocks * 2;
+  }
+
+  #checkOwner(owner: number): void {
+    if (owner !== 0 && !this.#table.has(owner)) this.#refuse(`refers to owner ${owner}, which is not in its table`);
+  }
+
+  #refuse(why: string): never {
+    throw new CorruptionError(`${this.#path} ${why}`);
+  }
+}

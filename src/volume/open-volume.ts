@@ -1,0 +1,241 @@
+import { join } from "node:path";
+import { UllageError } from "../base/errors.ts";
+import type { DirectoryLock, File } from "../base/file-system.ts";
+import { IoBuffer } from "../base/io-buffer.ts";
+import type { Blob } from "../blob/blob.ts";
+import { IntentLog } from "./intent-log.ts";
+import { Layer } from "./layer.ts";
+import { volumeLimits } from "./limits.ts";
+import { writeMapFile } from "./map-file.ts";
+import { removeOlderFiles } from "./old-files.ts";
+import { blockBytes, OwnerMap } from "./owner-map.ts";
+import { OwnerTable } from "./owner-table.ts";
+import { descriptionPath, layersDir, volumeDir } from "./paths.ts";
+import { clearPoison, readPoison } from "./poison.ts";
+import { recover, type Recovered } from "./recovery.ts";
+import type { CreateVolumeOptions, OpenVolumeOptions, VolumeEnvironment } from "./types.ts";
+
+/** What an open volume starts from. */
+export interface OpenedVolume {
+  dir: string;
+  lock: DirectoryLock;
+  size: number;
+  lineage: string;
+  lostUnflushed: boolean;
+  remoteWriters: boolean;
+  map: OwnerMap;
+  table: OwnerTable;
+  head: Layer;
+  headOwner: number;
+  /** by owner id */
+  blobs: Map<number, Blob>;
+  /** The new log, which this life appends to. */
+  log: IntentLog;
+  /** Earlier logs that no checkpoint replaces yet. */
+  predecessors: File[];
+  committedCut: number;
+  mapBytes: number;
+}
+
+/**
+ * Creates a volume's files: head layer, first log, description, and last the checkpoint that makes them a volume. All
+ * durable, with their directories up to the data directory's, when it resolves. A crash before leaves files that only
+ * the catalog's `creating` row explains (rule 17).
+ */
+export async function createVolume(env: VolumeEnvironment, options: CreateVolumeOptions): Promise<void> {
+  const dir = volumeDir(env.dataDir, options.id);
+  const limits = volumeLimits(env.limits);
+  for (const path of [join(env.dataDir, "volumes"), layersDir(env.dataDir), dir]) await env.fs.mkdir(path);
+  const blocks = Math.ceil(options.size / blockBytes);
+  const layer = await Layer.create(env, env.randomBytes(16).toString("hex"), options.id, blocks);
+  await layer.file.close();
+  const log = await IntentLog.create(env, dir, options.id, 1, undefined, limits);
+  await log.file.close();
+  await writeDescription(env, dir, options);
+  const table = new OwnerTable();
+  const map = new OwnerMap(blocks);
+  const head = table.add({ kind: "layer", id: layer.id });
+  if (options.blob) {
+    const owner = table.add({ kind: "blob", id: options.blob.id });
+    const blobBlocks = Math.min(blocks, Math.ceil(options.blob.size / blockBytes));
+    if (blobBlocks > 0) map.set(0, blobBlocks, owner);
+  }
+  const lineage = env.randomBytes(16).toString("hex");
+  await writeMapFile(
+    env,
+    dir,
+    {
+      volumeId: options.id,
+      number: 1,
+      cut: 0,
+      size: options.size,
+      lineage,
+      head,
+      clean: true,
+      lostUnflushed: false,
+      remoteWriters: false,
+    },
+    map,
+    table,
+  );
+  await env.fs.syncDirectory(join(env.dataDir, "volumes"));
+  await env.fs.syncDirectory(env.dataDir);
+}
+
+async function writeDescription(env: VolumeEnvironment, dir: string, options: CreateVolumeOptions): Promise<void> {
+  const description = {
+    formatVersion: 1,
+    id: options.id,
+    name: options.name,
+    size: options.size,
+    createdAt: env.clock.wallTime(),
+    ...options.details,
+  };
+  const text = IoBuffer.from(Buffer.from(`${JSON.stringify(description, undefined, 2)}\n`));
+  const file = await env.fs.open(descriptionPath(dir), "create");
+  try {
+    await file.write(text, 0, text.length, 0);
+    await file.datasync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** Takes the volume's lock, recovers it and starts a new log. */
+export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOptions): Promise<OpenedVolume> {
+  const dir = volumeDir(env.dataDir, options.id);
+  const lock = await env.fs.lockDirectory(dir);
+  try {
+    const poison = await readPoison(env, dir, options.id);
+    if (poison !== undefined && !options.acceptLoss) {
+      throw new UllageError("poisoned", `volume ${options.name} is poisoned: ${poison}`, {
+        hint: `check the disk, then run \`ullage volume reopen ${options.name} --accept-loss\`: it goes back to the last completed flush`,
+      });
+    }
+    await removeTemporaryFiles(env, dir);
+    const recovered = await recover(env, dir, options.id, poison !== undefined);
+    try {
+      const opened = await begin(env, options, dir, lock, recovered);
+      if (poison !== undefined) await clearPoison(env, dir, options.id);
+      return opened;
+    } catch (error) {
+      for (const log of recovered.logs) await log.close();
+      await recovered.head.file.close();
+      throw error;
+    }
+  } catch (error) {
+    await lock.release();
+    throw error;
+  }
+}
+
+async function removeTemporaryFiles(env: VolumeEnvironment, dir: string): Promise<void> {
+  for (const entry of await env.fs.readdir(dir)) if (entry.endsWith(".tmp")) await env.fs.unlink(join(dir, entry));
+}
+
+async function begin(
+  env: VolumeEnvironment,
+  options: OpenVolumeOptions,
+  dir: string,
+  lock: DirectoryLock,
+  recovered: Recovered,
+): Promise<OpenedVolume> {
+  const { checkpoint, map, table, head } = recovered;
+  const blobs = new Map<number, Blob>();
+  for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
+  const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
+  const lineage = recovered.lossPossible ? env.randomBytes(16).toString("hex") : checkpoint.lineage;
+  const opened: OpenedVolume = {
+    dir,
+    lock,
+    size: checkpoint.size,
+    lineage,
+    lostUnflushed,
+    remoteWriters: recovered.remoteWriters,
+    map,
+    table,
+    head,
+    headOwner: checkpoint.head,
+    blobs,
+    log: await IntentLog.create(
+      env,
+      dir,
+      options.id,
+      recovered.nextNumber,
+      { lsn: recovered.lastLsn, durable: recovered.rule === "cut" },
+      volumeLimits(env.limits),
+    ),
+    predecessors: recovered.logs,
+    committedCut: recovered.committedCut,
+    mapBytes: recovered.fileBytes,
+  };
+  opened.log.begin(recovered.lastLsn);
+  try {
+    if (recovered.rule === "all" && lostUnflushed === checkpoint.lostUnflushed) head.dirty = true;
+    else await beginWithCheckpoint(env, options, recovered, opened);
+  } catch (error) {
+    await opened.log.file.close();
+    throw error;
+  }
+  if (recovered.rule !== "all") {
+    env.log("info", `volume ${options.name}: recovered to its last flush (LSN ${recovered.lastLsn})`);
+  }
+  return opened;
+}
+
+/** Rule 16: whether somebody is left who believes that the lost writes are there. */
+function lossMatters(options: OpenVolumeOptions, recovered: Recovered): boolean {
+  if (!recovered.lossPossible) return false;
+  if (recovered.rule === "sparse") return true; // this machine did not go down: local clients live on
+  if (options.settings.sync === "always") return false;
+  return recovered.remoteWriters && options.settings.remoteAfterPowerLoss === "refuse";
+}
+
+/** Makes the recovered state the durable one before anything is served (rule 2). */
+async function beginWithCheckpoint(
+  env: VolumeEnvironment,
+  options: OpenVolumeOptions,
+  recovered: Recovered,
+  opened: OpenedVolume,
+): Promise<void> {
+  const { map, table, head } = opened;
+  if (recovered.rule === "all") {
+    for (const log of recovered.logs) await log.datasync();
+    await head.file.datasync();
+  }
+  await punchUnowned(head, map, opened.headOwner);
+  opened.mapBytes = await writeMapFile(
+    env,
+    opened.dir,
+    {
+      volumeId: options.id,
+      number: opened.log.number,
+      cut: recovered.lastLsn,
+      size: opened.size,
+      lineage: opened.lineage,
+      head: opened.headOwner,
+      clean: false,
+      lostUnflushed: opened.lostUnflushed,
+      remoteWriters: recovered.remoteWriters,
+    },
+    map,
+    table,
+  );
+  for (const log of recovered.logs.splice(0)) await log.close();
+  await removeOlderFiles(env, opened.dir, opened.log.number);
+  opened.committedCut = recovered.lastLsn;
+}
+
+/** Blocks of the head that the map does not give to it become holes again, so that holes mean something (rule 7). */
+async function punchUnowned(head: Layer, map: OwnerMap, owner: number): Promise<void> {
+  for (let run = head.nextData(0); run; run = head.nextData(run.block + run.count)) {
+    const end = Math.min(run.block + run.count, map.blocks);
+    for (let block = run.block; block < end;) {
+      const count = map.runLength(block, end - block);
+      if (map.ownerOf(block) !== owner) {
+        await head.file.punch(head.position(block * blockBytes), count * blockBytes);
+      }
+      block += count;
+    }
+  }
+}

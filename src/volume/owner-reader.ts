@@ -1,0 +1,165 @@
+import { IoError } from "../base/errors.ts";
+import type { IoBuffer } from "../base/io-buffer.ts";
+import type { Blob } from "../blob/blob.ts";
+import type { Layer } from "./layer.ts";
+import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
+
+/*
+ * Reads disk ranges from whoever owns them: run by run, zeros from nowhere, written blocks from a layer, the rest from a
+ * blob's cache file once it is ready there.
+ */
+
+/** How often a range may turn out not to be ready after all before the read gives up. */
+const maxAttempts = 5;
+
+export class OwnerReader {
+  readonly #map: OwnerMap;
+  readonly #headOwner: number;
+  readonly #head: Layer;
+  readonly #blobs: ReadonlyMap<number, Blob>;
+
+  constructor(map: OwnerMap, headOwner: number, head: Layer, blobs: ReadonlyMap<number, Blob>) {
+    this.#map = map;
+    this.#headOwner = headOwner;
+    this.#head = head;
+    this.#blobs = blobs;
+  }
+
+  /** Reads all of the range without waiting, or returns false. */
+  tryRead(offset: number, length: number, buffer: IoBuffer, at: number): boolean {
+    const end = offset + length;
+    for (let position = offset; position < end;) {
+      const block = Math.floor(position / blockBytes);
+      const stop = this.#runEnd(block, end);
+      if (!this.#tryRun(this.#map.ownerOf(block), position, stop - position, buffer, at + position - offset)) {
+        return false;
+      }
+      position = stop;
+    }
+    return true;
+  }
+
+  /** Where the run of blocks with one owner that begins at `block` ends, `end` at most; bytes. */
+  #runEnd(block: number, end: number): number {
+    if ((block + 1) * blockBytes >= end) return end;
+    const run = this.#map.runLength(block, Math.ceil(end / blockBytes) - block);
+    return Math.min((block + run) * blockBytes, end);
+  }
+
+  #tryRun(owner: number, offset: number, length: number, buffer: IoBuffer, at: number): boolean {
+    if (owner === this.#headOwner) {
+      return this.#head.file.tryRead(buffer, at, length, this.#head.position(offset)) === length;
+    }
+    if (owner === zeroOwner) {
+      buffer.bytes.fill(0, at, at + length);
+      return true;
+    }
+    const blob = this.#blobs.get(owner)!;
+    const inside = Math.max(0, Math.min(length, blob.size - offset));
+    if (inside > 0) {
+      if (!blob.isReady(offset, inside)) return false;
+      if (blob.readyBytes < blob.size) blob.noteRead(offset, inside);
+      if (blob.file.tryRead(buffer, at, inside, offset) !== inside) return false;
+    }
+    if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
+    return true;
+  }
+
+  /** Reads the range, fetching what is missing. @throws SourceError, IoError */
+  async read(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
+    for (let attempt = 0; attempt < maxAttempts; attempt++) {
+      await this.fetch(offset, length);
+      if (await this.#tryReadLocal(offset, length, buffer, at)) return;
+    }
+    throw new IoError("EIO", `the range ${offset}+${length} was fetched ${maxAttempts} times and lost again`);
+  }
+
+  /** Reads a range that is local already; the caller holds its range lock, so nothing may be fetched here. */
+  async readLocal(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
+    if (await this.#tryReadLocal(offset, length, buffer, at)) return;
+    throw new IoError("EIO", `the range ${offset}+${length} is no longer in the cache; try again`);
+  }
+
+  async #tryReadLocal(offset: number, length: number, buffer: IoBuffer, at: number): Promise<boolean> {
+    const end = offset + length;
+    for (let position = offset; position < end;) {
+      const block = Math.floor(position / blockBytes);
+      const stop = this.#runEnd(block, end);
+      const owner = this.#map.ownerOf(block);
+      if (!(await this.#readRun(owner, position, stop - position, buffer, at + position - offset))) return false;
+      position = stop;
+    }
+    return true;
+  }
+
+  /** @returns false when the range is not (or no longer) ready */
+  async #readRun(owner: number, offset: number, length: number, buffer: IoBuffer, at: number): Promise<boolean> {
+    if (owner === zeroOwner) {
+      buffer.bytes.fill(0, at, at + length);
+      return true;
+    }
+    if (owner === this.#headOwner) {
+      await readFully(this.#head.file, buffer, at, length, this.#head.position(offset));
+      return true;
+    }
+    const blob = this.#blobs.get(owner)!;
+    const inside = Math.max(0, Math.min(length, blob.size - offset));
+    if (inside > 0) {
+      if (!blob.isReady(offset, inside)) return false;
+      await readFully(blob.file, buffer, at, inside, offset);
+      // A failed sync of the cache may have taken the unit back while this read waited (rules 12, 13).
+      if (!blob.isReady(offset, inside)) return false;
+    }
+    if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
+    return true;
+  }
+
+  /** Makes every blob-owned part of the range ready. Resolves at once when all of it is. */
+  async fetch(offset: number, length: number): Promise<void> {
+    const end = offset + length;
+    let fetches: Promise<void>[] | undefined;
+    for (let position = offset; position < end;) {
+      const block = Math.floor(position / blockBytes);
+      const stop = this.#runEnd(block, end);
+      const blob = this.#blobs.get(this.#map.ownerOf(block));
+      if (blob) {
+        const inside = Math.max(0, Math.min(stop - position, blob.size - position));
+        if (inside > 0) {
+          blob.noteRead(position, inside);
+          if (!blob.isReady(position, inside)) (fetches ??= []).push(blob.fetch(position, inside));
+        }
+      }
+      position = stop;
+    }
+    if (fetches) await Promise.all(fetches);
+  }
+
+  /** Whether the range can be read without a fetch. */
+  ready(offset: number, length: number): boolean {
+    const end = offset + length;
+    for (let position = offset; position < end;) {
+      const block = Math.floor(position / blockBytes);
+      const stop = this.#runEnd(block, end);
+      const blob = this.#blobs.get(this.#map.ownerOf(block));
+      const inside = blob ? Math.min(stop - position, blob.size - position) : 0;
+      if (inside > 0 && !blob!.isReady(position, inside)) return false;
+      position = stop;
+    }
+    return true;
+  }
+}
+
+/** Layers and cache files have their full size from the start: a short read is damage, never zeros (rule 19). */
+async function readFully(
+  file: Layer["file"],
+  buffer: IoBuffer,
+  at: number,
+  length: number,
+  offset: number,
+): Promise<void> {
+  const got = file.tryRead(buffer, at, length, offset);
+  if (got === length) return;
+  const rest = await file.read(buffer, at + got, length - got, offset + got);
+  if (rest === length - got) return;
+  throw new IoError("EIO", `${file.path} ends at ${offset + got + rest}, inside the range ${offset}+${length}`);
+}

@@ -1,0 +1,306 @@
+import { CorruptionError, describeError, UllageError } from "../base/errors.ts";
+import type { File, FileBinding } from "../base/file-system.ts";
+import type { LogHeader } from "./intent-log.ts";
+import { Layer } from "./layer.ts";
+import { type LogContents, readLog, readLogHeader } from "./log-reader.ts";
+import { loadMapFile, type LoadedMap } from "./map-file.ts";
+import type { OwnerMap } from "./owner-map.ts";
+import { logPath, mapPath, numbered } from "./paths.ts";
+import type { VolumeEnvironment } from "./types.ts";
+
+/*
+ * Recovery: the newest valid checkpoint and all logs after it, read by one of three rules (durability rules 2, 7, 9, 10).
+ *
+ *   all     the log's boot, file and mount are those of now: the page cache survived (kill -9). Every record counts.
+ *   sparse  same boot and file, another mount: the cache may be gone. After a sync, a record above the last cut counts
+ *           only where the layer really has data; one missing block means that acknowledged writes were lost.
+ *   cut     anything else (power cut, restored copy, poisoned): only records up to the last commit's cut count.
+ *
+ * Nothing that was found is appended to. The caller starts a new log, and removes old files after its next checkpoint.
+ */
+
+export type RecoveryRule = "all" | "sparse" | "cut";
+
+export interface Recovered extends LoadedMap {
+  rule: RecoveryRule;
+  /** The volume had been closed with everything flushed. */
+  clean: boolean;
+  /** Acknowledged writes may be missing. */
+  lossPossible: boolean;
+  /** Remote clients with write access were, or may have been, connected. */
+  remoteWriters: boolean;
+  /** LSN of the last record that counts. */
+  lastLsn: number;
+  /** Everything up to here is durable. */
+  committedCut: number;
+  /** The logs whose records count, open for syncing; the caller closes them. */
+  logs: File[];
+  /** For the next log and map. */
+  nextNumber: number;
+  head: Layer;
+}
+
+interface ScannedLog {
+  file: File;
+  header: LogHeader;
+  before: number;
+  contents: LogContents;
+}
+
+/**
+ * Reads a volume's files and builds its map. Changes nothing on disk.
+ * @param distrustCache drop cached pages first and go by the last commit: a sync had failed (rule 6)
+ */
+export async function recover(
+  env: VolumeEnvironment,
+  dir: string,
+  volumeId: string,
+  distrustCache: boolean,
+): Promise<Recovered> {
+  const entries = await env.fs.readdir(dir);
+  const loaded = await loadNewestMap(env, dir, volumeId, numbered(entries, "map"));
+  const { checkpoint, map } = loaded;
+  const logNumbers = numbered(entries, "intent").filter((number) => number >= checkpoint.number);
+  const owner = loaded.table.get(checkpoint.head)!;
+  const head = await Layer.open(env, owner.id, map.blocks);
+  const logs: ScannedLog[] = [];
+  try {
+    if (distrustCache) await dropCaches(env, dir, head, logNumbers);
+    await scanLogs(env, dir, volumeId, loaded, logNumbers, logs);
+    const written = logs.filter((log) => log.contents.lastLsn > log.before);
+    const rule = distrustCache ? "cut" : worstRule(written);
+    const committedCut = Math.max(checkpoint.cut, ...logs.map(provenCut));
+    for (const unused of cutAtGap(dir, logs, committedCut)) await unused.file.close();
+    const lastLsn = rule === "cut" ? committedCut : logs[logs.length - 1].contents.lastLsn;
+    const clean = checkpoint.clean && logs.length === 1;
+    const missing = await replay(loaded, logs, head, rule, committedCut);
+    await head.verify(); // not before: the first read of a file may end what SEEK_DATA can tell (rule 7)
+    const words = logs.map((log) => log.contents.remoteWriters).filter((word) => word !== undefined);
+    return {
+      ...loaded,
+      rule,
+      clean,
+      lossPossible: missing || (rule === "cut" && !clean) || distrustCache,
+      remoteWriters: words.length > 0 ? words[words.length - 1] : checkpoint.remoteWriters,
+      lastLsn,
+      committedCut,
+      logs: logs.map((log) => log.file),
+      nextNumber: Math.max(...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
+      head,
+    };
+  } catch (error) {
+    for (const log of logs) await log.file.close();
+    await head.file.close();
+    throw error;
+  }
+}
+
+async function loadNewestMap(
+  env: VolumeEnvironment,
+  dir: string,
+  volumeId: string,
+  numbers: number[],
+): Promise<LoadedMap> {
+  let firstError: unknown;
+  for (const number of numbers.toReversed()) {
+    const path = mapPath(dir, number);
+    try {
+      const loaded = await loadMapFile(env, path);
+      if (loaded.checkpoint.volumeId !== volumeId || loaded.checkpoint.number !== number) {
+        throw new CorruptionError(`${path} belongs to another volume or checkpoint`);
+      }
+      return loaded;
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error;
+      // An older checkpoint with all its logs is as good; if they are gone, the gap is refused below.
+      env.log("error", `${describeError(error)}; trying the checkpoint before it`);
+      firstError ??= error;
+    }
+  }
+  if (firstError !== undefined) throw firstError;
+  throw new CorruptionError(`${dir} has no checkpoint (map.<n>)`);
+}
+
+/** Opens and scans the logs behind the checkpoint, in order, until one that nothing was ever appended to. */
+async function scanLogs(
+  env: VolumeEnvironment,
+  dir: string,
+  volumeId: string,
+  loaded: LoadedMap,
+  numbers: number[],
+  logs: ScannedLog[],
+): Promise<void> {
+  if (numbers[0] !== loaded.checkpoint.number) {
+    throw new CorruptionError(`${logPath(dir, loaded.checkpoint.number)} is missing, though its checkpoint is there`);
+  }
+  const opened: { file: File; header: LogHeader }[] = [];
+  for (const number of numbers) {
+    const file = await env.fs.open(logPath(dir, number), "write");
+    try {
+      const header = await readLogHeader(file);
+      if (header.volumeId !== volumeId || header.number !== number) {
+        throw new CorruptionError(`${file.path} belongs to another volume or log`);
+      }
+      opened.push({ file, header });
+    } catch (error) {
+      await file.close();
+      // A log that was being created when the power went: nothing has ever been in it.
+      if (error instanceof CorruptionError && number === numbers[numbers.length - 1] && opened.length > 0) break;
+      for (const other of opened) await other.file.close();
+      throw error;
+    }
+  }
+  let before = loaded.checkpoint.cut;
+  for (const [index, { file, header }] of opened.entries()) {
+    const until = opened[index + 1]?.header.predecessor?.lsn ?? Infinity;
+    logs.push({
+      file,
+      header,
+      before,
+      contents: { header, lastLsn: before, ended: false, cut: -1, remoteWriters: undefined, tail: 0 },
+    });
+    const log = logs[logs.length - 1];
+    log.contents = await readLog(file, header, before, until, () => undefined);
+    before = log.contents.lastLsn;
+  }
+}
+
+/** The highest LSN that a log proves to have been durable: by a commit, or as where an earlier recovery started from. */
+function provenCut({ header, contents }: ScannedLog): number {
+  return Math.max(contents.cut, header.predecessor?.durable ? header.predecessor.lsn : -1);
+}
+
+/** The rule for a set of logs is that of the one that can be trusted least. */
+function worstRule(logs: ScannedLog[]): RecoveryRule {
+  let worst: RecoveryRule = "all";
+  for (const log of logs) {
+    const rule = ruleFor(log.header.binding, log.file.binding());
+    if (rule === "cut") return "cut";
+    if (rule === "sparse") worst = "sparse";
+  }
+  return worst;
+}
+
+const knownFileSystems = new Set(["ext4", "xfs", "btrfs", "tmpfs", "overlay"]);
+
+function ruleFor(then: FileBinding, now: FileBinding): RecoveryRule {
+  const sameBoot = then.bootId !== "" && then.bootId === now.bootId;
+  const sameFile = then.device === now.device && then.inode === now.inode;
+  if (!sameBoot || !sameFile || !knownFileSystems.has(now.fileSystem) || then.fileSystem !== now.fileSystem) {
+    return "cut";
+  }
+  return then.mountId !== "" && then.mountId === now.mountId ? "all" : "sparse";
+}
+
+/**
+ * Each log but the last must reach its end if anything after it was committed. Where nothing was, what follows a torn
+ * end never counted.
+ * @returns the logs that do not count, taken out of `logs`
+ */
+function cutAtGap(dir: string, logs: ScannedLog[], committedCut: number): ScannedLog[] {
+  for (const [index, log] of logs.entries()) {
+    const next = logs[index + 1];
+    if (!next) break;
+    const expected = next.header.predecessor;
+    const complete = expected === undefined ? log.contents.ended : log.contents.lastLsn === expected.lsn;
+    if (complete) continue;
+    if (committedCut > log.contents.lastLsn || logs.slice(index + 1).some((later) => later.contents.cut >= 0)) {
+      throw new CorruptionError(
+        `${logPath(dir, log.header.number)} ends at LSN ${log.contents.lastLsn}, though later records were committed`,
+      );
+    }
+    return logs.splice(index + 1);
+  }
+  return [];
+}
+
+/** Applies the records that count. @returns whether a block that the log claims has no data (rule `sparse`) */
+async function replay(
+  loaded: LoadedMap,
+  logs: ScannedLog[],
+  head: Layer,
+  rule: RecoveryRule,
+  cut: number,
+): Promise<boolean> {
+  if (rule !== "sparse") {
+    await apply(loaded, logs, rule === "all" ? Infinity : cut, -1);
+    return false;
+  }
+  for (const log of logs) await log.file.datasync();
+  await head.file.datasync();
+  await apply(loaded, logs, cut, -1);
+  const asOfCut = loaded.map.freeze();
+  await apply(loaded, logs, Infinity, cut);
+  const missing = await takeBackHoles(loaded, logs, head, cut, asOfCut);
+  asOfCut.release();
+  return missing;
+}
+
+async function apply(loaded: LoadedMap, logs: ScannedLog[], to: number, from: number): Promise<void> {
+  const { map, table } = loaded;
+  await eachSet(logs, (lsn, owner, start, count, path) => {
+    if (start + count > map.blocks || (owner !== 0 && !table.has(owner))) {
+      throw new CorruptionError(`${path} has a record at LSN ${lsn} that does not fit the volume`);
+    }
+    if (lsn > from && lsn <= to) map.set(start, count, owner);
+  });
+}
+
+async function eachSet(
+  logs: ScannedLog[],
+  onSet: (lsn: number, owner: number, start: number, count: number, path: string) => void,
+): Promise<void> {
+  for (const { file, header, before, contents } of logs) {
+    await readLog(file, header, before, contents.lastLsn, (lsn, owner, start, count) =>
+      onSet(lsn, owner, start, count, file.path),
+    );
+  }
+}
+
+/** Blocks above the cut that the head claims but has no data for go back to their owner as of the cut. */
+async function takeBackHoles(
+  loaded: LoadedMap,
+  logs: ScannedLog[],
+  head: Layer,
+  cut: number,
+  asOfCut: OwnerMap,
+): Promise<boolean> {
+  const { map, checkpoint } = loaded;
+  let missing = false;
+  const check = (start: number, count: number): void => {
+    if (head.allocatedBlocks(start, count)) return;
+    for (let block = start; block < start + count; block++) {
+      if (head.allocatedBlocks(block, 1)) continue;
+      missing = true;
+      map.set(block, 1, asOfCut.ownerOf(block));
+    }
+  };
+  await eachSet(logs, (lsn, _owner, start, count) => {
+    if (lsn <= cut) return;
+    const end = start + count;
+    for (let at = map.next(checkpoint.head, start, end); at >= 0;) {
+      const run = map.runLength(at, end - at);
+      check(at, run);
+      at = map.next(checkpoint.head, at + run, end);
+    }
+  });
+  return missing;
+}
+
+/** After a failed sync the cached pages may show what the disk does not hold: read from the disk or not at all. */
+async function dropCaches(env: VolumeEnvironment, dir: string, head: Layer, numbers: number[]): Promise<void> {
+  const files = [head.file];
+  for (const number of numbers) files.push(await env.fs.open(logPath(dir, number), "write"));
+  try {
+    for (const file of files) {
+      // Pages must be clean to be dropped. A second failure tells nothing new: the commit decides what counts.
+      await file.datasync().catch((error: unknown) => env.log("warn", `before reopening: ${describeError(error)}`));
+      if (await file.dropCache()) continue;
+      throw new UllageError("cache-not-dropped", `cached pages of ${file.path} can't be dropped`, {
+        hint: "unmount and mount the file system of the data directory again (or reboot), then reopen the volume",
+      });
+    }
+  } finally {
+    for (const file of files.slice(1)) await file.close();
+  }
+}
