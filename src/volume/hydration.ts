@@ -1,5 +1,5 @@
 import type { Clock } from "../base/clock.ts";
-import { UllageError, describeError, errnoOf } from "../base/errors.ts";
+import { IoError, UllageError, describeError, errnoOf } from "../base/errors.ts";
 import type { Blob } from "../blob/blob.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
 import { measureNeed, missingPieces, type HydrationTarget } from "./hydration-scan.ts";
@@ -69,6 +69,10 @@ const SPACE_RETRY_MS = 5000;
 /** Listeners hear of progress this often at most. */
 const PROGRESS_MS = 500;
 
+/** Whatever the loop waited for: it should look again at what it is to do. */
+const INTERRUPTED = new UllageError("interrupted", "hydration was interrupted");
+const LONG_MS = 3_600_000;
+
 export class Hydration {
   readonly #target: HydrationTarget;
   readonly #options: HydrationOptions;
@@ -76,19 +80,21 @@ export class Hydration {
   readonly #meter: RateMeter;
   readonly #listeners = new Set<(status: HydrationStatus) => void>();
   readonly #closing = new AbortController();
-  /** Aborted and made anew by `pause`: ends the waits of the loop, not the requests under way. */
-  #pausing = new AbortController();
+  /** Aborted and made anew by `pause`, `resume` and `close`: ends the loop's waits, not the requests under way. */
+  #interrupt = new AbortController();
   #priority: number;
   #state: HydrationState = "none";
   #reason: string | null = null;
   #pausedByUser = false;
-  #resumed: (() => void) | undefined;
   #loop: Promise<void> | undefined;
   /** What the last scan found, and how much of the blobs was ready then. */
   #totalBytes = 0;
   #readyAtScan = 0;
   #blobsReadyAtScan = 0;
+  /** How long the last failure made it wait; 0 since the last success. */
   #retryMs = 0;
+  /** The last failure, until a request has succeeded. */
+  #trouble = "";
   #uncheckedBytes = Infinity;
   #progressAt = -Infinity;
 
@@ -143,26 +149,23 @@ export class Hydration {
    */
   start(): void {
     if (this.#loop !== undefined || this.#closing.signal.aborted || this.#target.blobs().length === 0) return;
-    this.#loop = this.#run()
-      .catch((error: unknown) => {
-        if (!this.#closing.signal.aborted) throw error;
-      })
-      .finally(() => (this.#loop = undefined));
+    this.#loop = this.#run().finally(() => (this.#loop = undefined));
   }
 
   /** Requests under way still end; no new ones are made. */
   pause(): void {
-    if (this.#pausedByUser || this.#state === "detached") return;
+    if (this.#pausedByUser || this.#state === "detached" || this.#target.blobs().length === 0) return;
     this.#pausedByUser = true;
-    this.#pausing.abort(new UllageError("paused", PAUSED_BY_USER));
-    this.#pausing = new AbortController();
+    this.#interruptWaits();
     this.#enter("paused", PAUSED_BY_USER);
   }
 
-  /** Ends a pause, and tries again at once when it waits for its source. Starts it when it has not been started. */
+  /** Ends a pause, or tries again at once when it waits. Starts it when it has not been started. */
   resume(): void {
     this.#pausedByUser = false;
-    this.#resumed?.();
+    this.#trouble = "";
+    if (this.#state === "paused" || this.#state === "waiting") this.#interruptWaits();
+    if (this.#state === "paused" && this.#loop !== undefined) this.#enter("running", null);
     this.start();
   }
 
@@ -195,39 +198,50 @@ export class Hydration {
   /** Leaves the requests under way; when it resolves, nothing of the target or its blobs is used any more. */
   async close(): Promise<void> {
     this.#closing.abort(new UllageError("closed", `hydration of volume ${this.#target.id} was closed`));
+    this.#interruptWaits();
     await this.#loop;
   }
 
+  #interruptWaits(): void {
+    this.#interrupt.abort(INTERRUPTED);
+    this.#interrupt = new AbortController();
+  }
+
+  /** Never rejects. */
   async #run(): Promise<void> {
-    while (this.#state !== "detached" || !(await this.#scan())) {
-      this.#closing.signal.throwIfAborted();
+    const closing = this.#closing.signal;
+    while (!closing.aborted) {
       try {
         if (this.#pausedByUser) await this.#untilResumed();
-        this.#enter("running", null);
-        await this.#fill();
-        await this.#detach();
-        this.#retryMs = 0;
+        else if (await this.#work()) return;
       } catch (error) {
-        if (this.#closing.signal.aborted) throw error;
-        if (!this.#pausedByUser) await this.#holdOff(error);
+        if (error !== INTERRUPTED && !closing.aborted) await this.#holdOff(error);
       }
     }
   }
 
+  /** @returns whether the volume is detached now */
+  async #work(): Promise<boolean> {
+    const durable = await this.#scan();
+    if (this.#state === "detached" && durable) return true;
+    if (this.#trouble === "") this.#enter("running", null);
+    await this.#fill();
+    return this.#detach();
+  }
+
   /** Asks for everything that is missing. @throws the first failure, after all requests have ended */
   async #fill(): Promise<void> {
-    await this.#scan();
     const underWay = new Set<Promise<void>>();
-    const failures: unknown[] = [];
+    const failures: { error: unknown }[] = [];
     try {
       for (const blob of this.#target.blobs()) {
         for await (const piece of missingPieces(this.#target, blob, REQUEST_BYTES)) {
           // After a failure one request goes ahead, to see whether the source is back.
           while (underWay.size >= (this.#retryMs > 0 ? 1 : REQUESTS)) await Promise.race(underWay);
-          if (failures.length > 0) throw failures[0];
+          if (failures.length > 0) break;
           const release = await this.#admit(piece.length);
           const request = this.#fetch(blob, piece)
-            .catch((error: unknown) => void failures.push(error))
+            .catch((error: unknown) => void failures.push({ error }))
             .finally(() => {
               release();
               underWay.delete(request);
@@ -238,13 +252,13 @@ export class Hydration {
     } finally {
       await Promise.all(underWay);
     }
-    if (failures.length > 0) throw failures[0];
+    if (failures.length > 0) throw failures[0].error;
   }
 
   /** Waits until a request of so many bytes may be made. @returns what gives its slot back */
   async #admit(bytes: number): Promise<() => void> {
-    const signal = AbortSignal.any([this.#closing.signal, this.#pausing.signal]);
-    signal.throwIfAborted();
+    const { signal } = this.#interrupt;
+    if (this.#pausedByUser || this.#closing.signal.aborted) throw INTERRUPTED;
     this.#uncheckedBytes += bytes;
     if (this.#uncheckedBytes >= SPACE_CHECK_BYTES) {
       await this.#checkSpace();
@@ -257,6 +271,8 @@ export class Hydration {
   async #fetch(blob: Blob, piece: { offset: number; length: number }): Promise<void> {
     await blob.fetch(piece.offset, piece.length, { background: true, signal: this.#closing.signal });
     this.#retryMs = 0;
+    this.#trouble = "";
+    if (!this.#pausedByUser) this.#enter("running", null);
     this.#meter.note(this.#readyBytes());
     const now = this.#options.clock.now();
     if (now - this.#progressAt >= PROGRESS_MS) this.#announce();
@@ -266,13 +282,14 @@ export class Hydration {
    * Durability rule 11. The order matters: what the map needs only becomes less (see `start`), so a flush that begins
    * after the check makes a map durable that needs nothing but what was checked, and was durable then already.
    */
-  async #detach(): Promise<void> {
+  async #detach(): Promise<boolean> {
     const blobs = this.#target.blobs();
     for (const blob of blobs) await blob.sync();
-    if (!(await this.#scan())) return; // taken back by a sync that failed meanwhile: the next round fetches it again
+    if (!(await this.#scan())) return false; // a sync that failed meanwhile took some back: the next round fetches it
     await this.#target.flush();
     for (const blob of blobs) await blob.pin(this.#target.id);
     this.#enter("detached", null);
+    return true;
   }
 
   /** Looks at everything that the map needs. @returns whether all of it is durable */
@@ -299,43 +316,44 @@ export class Hydration {
   // ---- not getting on ----------------------------------------------------------------------------------------------
 
   async #holdOff(error: unknown): Promise<void> {
+    const message = describeError(error);
+    if (message !== this.#trouble) {
+      this.#options.log("warn", `hydration of volume ${this.#target.id} can't go on: ${message}`);
+    }
+    this.#trouble = message;
+    if (this.#pausedByUser) return;
     if (errnoOf(error) === "ENOSPC") {
-      await this.#untilSpace();
-      return;
+      this.#enter("paused", NO_SPACE);
+      await this.#nap(SPACE_RETRY_MS);
+      this.#uncheckedBytes = Infinity;
+    } else {
+      this.#retryMs = Math.min(Math.max(FIRST_RETRY_MS, this.#retryMs * 2), LAST_RETRY_MS);
+      this.#enter("waiting", message);
+      await this.#nap(this.#retryMs);
     }
-    this.#retryMs = Math.min(Math.max(FIRST_RETRY_MS, this.#retryMs * 2), LAST_RETRY_MS);
-    const reason = describeError(error);
-    if (reason !== this.#reason) {
-      this.#options.log("warn", `hydration of volume ${this.#target.id} waits: ${reason}`);
-    }
-    this.#enter("waiting", reason);
-    await this.#nap(this.#retryMs);
-  }
-
-  async #untilSpace(): Promise<void> {
-    this.#enter("paused", NO_SPACE);
-    this.#options.log("warn", `hydration of volume ${this.#target.id} pauses: no space is left for the cache`);
-    do await this.#nap(SPACE_RETRY_MS);
-    while (!this.#pausedByUser && (await this.#belowReserve()));
-    this.#uncheckedBytes = Infinity;
-  }
-
-  async #checkSpace(): Promise<void> {
-    if (await this.#belowReserve()) throw new UllageError(NO_SPACE, "the free-space reserve is reached");
-  }
-
-  async #belowReserve(): Promise<boolean> {
-    const { free, total } = await this.#options.space();
-    return free < total * (this.#options.reserve ?? DEFAULT_RESERVE);
   }
 
   async #untilResumed(): Promise<void> {
     this.#enter("paused", PAUSED_BY_USER);
-    await this.#nap(Infinity);
+    await this.#nap(LONG_MS);
   }
 
-  /** Waits, until `resume` or `pause` at the latest. @throws the reason of closing */
-  async #nap(ms: number): Promise<void> {}
+  async #checkSpace(): Promise<void> {
+    const { free, total } = await this.#options.space();
+    const reserve = Math.ceil(total * (this.#options.reserve ?? DEFAULT_RESERVE));
+    if (free < reserve) {
+      throw new IoError(
+        "ENOSPC",
+        `the cache's file system has ${free} bytes left, and ${reserve} are to be left alone`,
+      );
+    }
+  }
+
+  /** Waits so long, or until something changes. */
+  async #nap(ms: number): Promise<void> {
+    if (this.#closing.signal.aborted) return;
+    await this.#options.clock.sleep(ms, this.#interrupt.signal).catch(() => undefined);
+  }
 
   #enter(state: HydrationState, reason: string | null): void {
     if (state === this.#state && reason === this.#reason) return;
