@@ -12,7 +12,13 @@ export type Lane = "foreground" | "readahead" | "background";
 const lanes = ["foreground", "readahead", "background"] as const;
 
 /** Requests at once, per blob, so that a source that hangs takes nothing from the others. */
-const LANE_LIMIT: Record<Lane, number> = { foreground: 32, readahead: 8, background: 32 };
+const LANE_LIMIT: Record<Lane, number> = { foreground: 32, readahead: 8, background: 16 };
+
+/**
+ * Readahead and background together: no more than a backend lets through, because what waits inside a backend can't be
+ * moved to a faster lane any more.
+ */
+const BEHIND_LIMIT = 16;
 
 /** What is left to the background lane while somebody waits for a foreground fetch. */
 const BACKGROUND_LIMIT_WHEN_BUSY = 2;
@@ -106,7 +112,7 @@ export class FetchLanes {
 
   #pump(): void {
     for (const lane of lanes) {
-      while (this.#queued[lane].size > 0 && this.#running[lane] < this.#limit(lane)) {
+      while (this.#queued[lane].size > 0 && this.#hasRoom(lane)) {
         const job = this.#queued[lane].values().next().value!;
         this.#queued[lane].delete(job);
         void this.#run(job, lane);
@@ -114,8 +120,11 @@ export class FetchLanes {
     }
   }
 
-  #limit(lane: Lane): number {
-    return lane === "background" && this.#traffic.busy ? BACKGROUND_LIMIT_WHEN_BUSY : LANE_LIMIT[lane];
+  #hasRoom(lane: Lane): boolean {
+    const running = this.#running;
+    if (lane !== "foreground" && running.readahead + running.background >= BEHIND_LIMIT) return false;
+    const shrunk = lane === "background" && this.#traffic.busy;
+    return running[lane] < (shrunk ? BACKGROUND_LIMIT_WHEN_BUSY : LANE_LIMIT[lane]);
   }
 
   async #run(job: Job, lane: Lane): Promise<void> {

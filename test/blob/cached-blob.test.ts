@@ -5,7 +5,7 @@ import { MemoryReader, gate, openBlob, openCache, randomContent, readCacheFile, 
 const KiB = 1024;
 const UNIT = 64 * KiB;
 
-test("a fetched range is ready and has the source's bytes, rounded out to units", async (t) => {
+void test("a fetched range is ready and has the source's bytes, rounded out to units", async (t) => {
   const reader = new MemoryReader(randomContent(10 * UNIT + 1000));
   const { blob } = await openBlob(t, reader);
   assert.equal(blob.isReady(0, 1), false);
@@ -19,7 +19,7 @@ test("a fetched range is ready and has the source's bytes, rounded out to units"
   assert.deepEqual(reader.requests, [{ offset: UNIT, length: UNIT, background: false }]);
 });
 
-test("the short last unit counts short, and the file has zeros from there to the next block", async (t) => {
+void test("the short last unit counts short, and the file has zeros from there to the next block", async (t) => {
   const reader = new MemoryReader(randomContent(UNIT + 1000));
   const { blob } = await openBlob(t, reader);
   await blob.fetch(UNIT, 4096);
@@ -32,7 +32,7 @@ test("the short last unit counts short, and the file has zeros from there to the
   );
 });
 
-test("a hundred readers of one cold unit cause one request to the source", async (t) => {
+void test("a hundred readers of one cold unit cause one request to the source", async (t) => {
   const reader = new MemoryReader(randomContent(4 * UNIT));
   const { blob } = await openBlob(t, reader);
   await Promise.all(Array.from({ length: 100 }, (_, n) => blob.fetch(n * 100, 100, { background: n % 2 === 0 })));
@@ -40,7 +40,7 @@ test("a hundred readers of one cold unit cause one request to the source", async
   assert.equal(blob.isReady(0, UNIT), true);
 });
 
-test("missing neighbours of one request are one request to the source, around what is ready", async (t) => {
+void test("missing neighbours of one request are one request to the source, around what is ready", async (t) => {
   const reader = new MemoryReader(randomContent(16 * UNIT));
   const { blob } = await openBlob(t, reader);
   await blob.fetch(3 * UNIT, 1);
@@ -55,7 +55,7 @@ test("missing neighbours of one request are one request to the source, around wh
   assert.deepEqual(await readCacheFile(blob, 0, 16 * UNIT), reader.content);
 });
 
-test("a failed fetch marks nothing ready, fails exactly its waiters, and is tried anew by the next", async (t) => {
+void test("a failed fetch marks nothing ready, fails exactly its waiters, and is tried anew by the next", async (t) => {
   const reader = new MemoryReader(randomContent(4 * UNIT));
   const { blob } = await openBlob(t, reader);
   const hold = gate();
@@ -77,7 +77,7 @@ test("a failed fetch marks nothing ready, fails exactly its waiters, and is trie
   assert.deepEqual(await readCacheFile(blob, 0, UNIT), reader.content.subarray(0, UNIT));
 });
 
-test("a blob opens from disk alone, and serves what is durable while its source is down", async (t) => {
+void test("a blob opens from disk alone, and serves what is durable while its source is down", async (t) => {
   const reader = new MemoryReader(randomContent(8 * UNIT));
   const first = await openBlob(t, reader);
   await first.blob.fetch(2 * UNIT, 2 * UNIT);
