@@ -124,7 +124,8 @@ class Exchange implements Dispatcher.DispatchHandler {
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
     const plan = this.#plan;
-    if (this.#isSettled || plan === undefined) return;
+    // The parser, when it is resumed, tells of nothing first: a sink that pauses for that would never get further.
+    if (this.#isSettled || plan === undefined || chunk.length === 0) return;
     this.#lastByteAt = performance.now();
     this.#received += chunk.length;
     if (plan.kind === "discard") {
@@ -222,8 +223,10 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#timer = setTimeout(this.#onTimer, Math.ceil(leftMs));
   };
 
-  #translate(error: Error): Error {
-    if (error instanceof SourceError) return error;
+  #translate(thrown: Error): Error {
+    if (thrown instanceof SourceError) return thrown;
+    // A host with several addresses fails with one error for each; the first says enough.
+    const error = thrown instanceof AggregateError ? (thrown.errors[0] as Error) : thrown;
     const code = (error as NodeJS.ErrnoException).code ?? "";
     if (code === "UND_ERR_CONNECT_TIMEOUT" || code === "ETIMEDOUT") {
       return timedOut(`${this.#where}: no connection in time`, error);

@@ -9,14 +9,8 @@ export interface Target {
 
 /** Splits an address into what may be shown and what may not; the fragment goes. @throws SourceError when it is none */
 export function parseTarget(address: string): Target {
-  let url: URL;
-  try {
-    url = new URL(address);
-  } catch (cause) {
-    // The cause's message holds the address, and with it the credentials: it is not chained.
-    void cause;
-    throw badAddress(withoutCredentials(address));
-  }
+  const url = URL.parse(address);
+  if (url === null) throw badAddress(withoutCredentials(address));
   if ((url.protocol !== "http:" && url.protocol !== "https:") || url.hostname === "") throw badAddress(url.host);
   const { username, password } = url;
   url.username = "";
@@ -33,12 +27,11 @@ export function parseTarget(address: string): Target {
  */
 export function redirectedTarget(from: Target, location: string | undefined): Target {
   if (location === undefined) throw badRedirect(`${shown(from.url)} redirects without saying where to`);
-  let to: Target;
-  try {
-    to = parseTarget(new URL(location, from.url).href);
-  } catch {
+  const address = URL.parse(location, from.url);
+  if (address === null || !/^https?:$/.test(address.protocol)) {
     throw badRedirect(`${shown(from.url)} redirects to something that is no http address`);
   }
+  const to = parseTarget(address.href);
   if (from.url.protocol === "https:" && to.url.protocol === "http:") {
     throw badRedirect(`${shown(from.url)} redirects from https to plain http (${shown(to.url)})`);
   }
@@ -51,9 +44,9 @@ export function shown(url: URL): string {
   return `${url.origin}${url.pathname}${url.search === "" ? "" : "?…"}`;
 }
 
-/** What a malformed address may be quoted as: everything up to the last `@` of the authority is cut out. */
+/** What a malformed address may be quoted as: everything before the last `@` is cut out. */
 function withoutCredentials(address: string): string {
-  return address.replace(/^([a-z]+:\/\/)[^/]*@/i, "$1");
+  return address.replace(/^([a-z]+:\/\/).*@/i, "$1");
 }
 
 function decode(text: string): string {

@@ -188,11 +188,11 @@ export class HttpBackend implements Backend {
           await exchange(this.#agent, { ...request, target: at, signal }, this.#limits, judge);
         } catch (error) {
           // A mirror that fails must not be asked again by the retry: the source may name another one.
-          if (this.#resolved === at) this.#resolved = undefined;
+          if (error instanceof SourceError && this.#resolved === at) this.#resolved = undefined;
           throw error;
         }
         if (next === undefined) {
-          if (at !== this.#source) this.#resolved = at;
+          this.#resolved = at === this.#source ? undefined : at;
           return;
         }
         target = next;

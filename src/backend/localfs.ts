@@ -1,6 +1,6 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
 import { type FileHandle, open, readFile, stat } from "node:fs/promises";
-import { IoError, SourceError } from "../base/errors.ts";
+import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
@@ -54,7 +54,7 @@ export class LocalFileBackend implements Backend {
         for (let done = 0; done < length;) {
           const size = Math.min(chunkBytes, length - done);
           const at = offset + done;
-          const work = (): Promise<number> => readInPool(file.fd, buffer, size, at);
+          const work = (): Promise<number> => this.#own(readInPool(file.fd, buffer, size, at));
           const bytes = await this.#admission.run(options.background === true, signal, work);
           if (bytes === 0) break;
           const drained = sink(buffer.subarray(0, bytes));
@@ -81,17 +81,23 @@ export class LocalFileBackend implements Backend {
 
   async #withFile<T>(work: (file: FileHandle) => Promise<T>): Promise<T> {
     this.#closing.signal.throwIfAborted();
-    let file: FileHandle | undefined;
+    const info = await this.#own(stat(this.#path));
+    if (!info.isFile() && !info.isBlockDevice()) throw notAFile(this.#path, info.isDirectory());
+    // O_NONBLOCK: what became a pipe since the line above must not hang a thread of the pool.
+    const file = await this.#own(open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK));
     try {
-      const info = await stat(this.#path);
-      if (!info.isFile() && !info.isBlockDevice()) throw notAFile(this.#path, info.isDirectory());
-      // O_NONBLOCK: what became a pipe since the line above must not hang a thread of the pool.
-      file = await open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK);
       return await work(file);
-    } catch (error) {
-      throw translate(this.#path, error);
     } finally {
-      await file?.close();
+      await file.close();
+    }
+  }
+
+  /** Failures of our own calls become a source's errors; those of the sink stay what they are. */
+  async #own<T>(call: Promise<T>): Promise<T> {
+    try {
+      return await call;
+    } catch (error) {
+      throw translate(this.#path, error as NodeJS.ErrnoException);
     }
   }
 
@@ -105,11 +111,12 @@ export class LocalFileBackend implements Backend {
 
   /** What the descriptor and the path are now. @throws SourceError when they are not the same file */
   async #identify(file: FileHandle): Promise<Identity> {
-    const [opened, named] = await Promise.all([file.stat({ bigint: true }), stat(this.#path, { bigint: true })]);
+    const both = Promise.all([file.stat({ bigint: true }), stat(this.#path, { bigint: true })]);
+    const [opened, named] = await this.#own(both);
     const version = versionOf(opened);
     if (versionOf(named) !== version) throw sourceChanged(`${this.#path} was replaced while it was read`);
     if (!opened.isBlockDevice()) return { size: Number(opened.size), version, strong: true };
-    const { size, readOnly } = await blockDevice(opened.rdev);
+    const { size, readOnly } = await this.#own(blockDevice(opened.rdev));
     return { size, version, strong: readOnly };
   }
 }
@@ -145,19 +152,15 @@ function notAFile(path: string, directory: boolean): SourceError {
   return new SourceError("source-not-a-file", `${path} is ${what}`, { transient: false, hint: "name an image file" });
 }
 
-/** What Node's file calls throw, as a source's error; anything else (the sink's own errors) stays what it is. */
-function translate(path: string, error: unknown): unknown {
-  const { code, syscall } = error as NodeJS.ErrnoException;
-  if (error instanceof SourceError || error instanceof IoError || code === undefined || syscall === undefined) {
-    return error;
-  }
+function translate(path: string, cause: NodeJS.ErrnoException): SourceError {
+  const { code } = cause;
   if (code === "ENOENT" || code === "ENOTDIR") {
     const hint = "check the path";
-    return new SourceError("source-not-found", `${path} does not exist`, { transient: false, hint, cause: error });
+    return new SourceError("source-not-found", `${path} does not exist`, { transient: false, hint, cause });
   }
   if (code === "EACCES" || code === "EPERM") {
     const hint = `make it readable for the user that ullage runs as (uid ${process.getuid?.()})`;
-    return new SourceError("source-denied", `${path} may not be read`, { transient: false, hint, cause: error });
+    return new SourceError("source-denied", `${path} may not be read`, { transient: false, hint, cause });
   }
-  return new SourceError("source-io", `${path} cannot be read (${code})`, { transient: true, cause: error });
+  return new SourceError("source-io", `${path} cannot be read (${code})`, { transient: true, cause });
 }

@@ -19,7 +19,10 @@ export interface RetryOptions {
   /** Reads that a client waits for: long enough to outlive a server's restart, because a guest takes EIO to heart. */
   foreground?: RetryPolicy;
   background?: RetryPolicy;
-  /** Retries that all reads of the source together may send: a bucket that holds `burst` and gains `perSecond`. */
+  /**
+   * Retries that all reads of the source together may send: a bucket that holds `burst` and gains `perSecond`. The
+   * lower half of it is for the foreground only.
+   */
   budget?: { burst: number; perSecond: number };
 }
 
@@ -60,22 +63,25 @@ export class RetryBackend implements Backend {
   }
 
   probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    return this.#retry(this.#policies.probe, signal, always, () => this.#inner.probe(headBytes, signal));
+    const attempt = (): Promise<Probe> => this.#inner.probe(headBytes, signal);
+    return this.#retry({ policy: this.#policies.probe, signal, background: false, mayRetry: () => true }, attempt);
   }
 
   read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
-    const policy = options?.background === true ? this.#policies.background : this.#policies.foreground;
-    const mayGoOn = (error: SourceError): boolean => counting.bytes === 0 || error.code !== "source-bad-answer";
-    return this.#retry(policy, options?.signal, mayGoOn, () =>
+    const background = options?.background === true;
+    const policy = background ? this.#policies.background : this.#policies.foreground;
+    const mayRetry = (error: SourceError): boolean => counting.bytes === 0 || error.code !== "source-bad-answer";
+    return this.#retry({ policy, background, signal: options?.signal, mayRetry }, () =>
       this.#inner.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options),
     );
   }
 
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
-    const mayStartOver = (): boolean => counting.bytes === 0;
-    return this.#retry(this.#policies.background, options?.signal, mayStartOver, () =>
+    const policy = this.#policies.background;
+    const mayRetry = (): boolean => counting.bytes === 0;
+    return this.#retry({ policy, background: true, signal: options?.signal, mayRetry }, () =>
       this.#inner.stream(identity, counting.sink, options),
     );
   }
@@ -85,56 +91,52 @@ export class RetryBackend implements Backend {
     await this.#inner.close();
   }
 
-  async #retry<T>(
-    policy: RetryPolicy,
-    signal: AbortSignal | undefined,
-    mayRetry: (error: SourceError) => boolean,
-    attempt: () => Promise<T>,
-  ): Promise<T> {
+  async #retry<T>(operation: Operation, attempt: () => Promise<T>): Promise<T> {
+    const { policy } = operation;
     const deadline = this.#clock.now() + policy.timeLimitMs;
     for (let attempts = 1; ; attempts++) {
       try {
         return await attempt();
       } catch (error) {
-        if (!(error instanceof SourceError) || !error.transient || !mayRetry(error)) throw error;
+        if (!(error instanceof SourceError) || !error.transient || !operation.mayRetry(error)) throw error;
         if (attempts >= policy.attempts) throw error;
-        await this.#pause(policy, attempts, deadline, error, signal);
+        await this.#pause(operation, attempts, deadline, error);
       }
     }
   }
 
   /** Waits for the next attempt's turn. @throws error when that would be after the deadline */
-  async #pause(
-    policy: RetryPolicy,
-    attempts: number,
-    deadline: number,
-    error: SourceError,
-    signal: AbortSignal | undefined,
-  ): Promise<void> {
+  async #pause(operation: Operation, attempts: number, deadline: number, error: SourceError): Promise<void> {
+    const { policy, signal, background } = operation;
     const stop = signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
     const atLeastMs = (error instanceof SourceBusyError ? error.retryAfterMs : undefined) ?? 0;
     let waitMs = atLeastMs + this.#random() * Math.min(policy.capMs, policy.baseMs * 2 ** attempts);
     for (;;) {
       if (this.#clock.now() + waitMs > deadline) throw error;
       await this.#clock.sleep(waitMs, stop);
-      if (this.#takeToken()) return;
-      // Many reads fail at once: theirs is a queue without order, whose length the deadline bounds.
-      waitMs = this.#random() * policy.capMs;
+      if (this.#takeToken(background)) return;
+      // Many reads failed at once. Theirs is a queue without order, whose length the deadline bounds.
+      waitMs = policy.baseMs + this.#random() * policy.capMs;
     }
   }
 
-  #takeToken(): boolean {
+  #takeToken(background: boolean): boolean {
     const { burst, perSecond } = this.#policies.budget;
     const now = this.#clock.now();
     this.#tokens = Math.min(burst, this.#tokens + ((now - this.#refilledAt) * perSecond) / 1000);
     this.#refilledAt = now;
-    if (this.#tokens < 1) return false;
+    if (this.#tokens < 1 + (background ? burst / 2 : 0)) return false;
     this.#tokens--;
     return true;
   }
 }
 
-const always = (): boolean => true;
+interface Operation {
+  policy: RetryPolicy;
+  background: boolean;
+  signal: AbortSignal | undefined;
+  mayRetry(error: SourceError): boolean;
+}
 
 function countingSink(sink: Sink): { bytes: number; sink: Sink } {
   const counting = {

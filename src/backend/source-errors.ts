@@ -1,5 +1,30 @@
 import { SourceError } from "../base/errors.ts";
 
+/**
+ * The codes of sources' errors:
+ *
+ * | code                 | transient | what happened                                                                |
+ * | -------------------- | --------- | ---------------------------------------------------------------------------- |
+ * | source-unreachable   | yes       | no connection, or it broke                                                   |
+ * | source-timeout       | yes       | no connection, no byte, or too few bytes in time                             |
+ * | source-busy          | yes       | 408, 425, 429, 5xx                                                           |
+ * | source-bad-answer    | yes       | the answer contradicts the request or itself                                 |
+ * | source-io            | yes       | a local file cannot be read                                                  |
+ * | source-changed       | no        | the pinned version is gone                                                   |
+ * | source-not-found     | no        | 404, 410, no such file                                                       |
+ * | source-denied        | no        | 401, 403, 407, no permission                                                 |
+ * | source-no-ranges     | no        | a range was asked for, the whole object came                                 |
+ * | source-no-size       | no        | nobody says how long the object is                                           |
+ * | source-encoded       | no        | the bytes are compressed on the way                                          |
+ * | source-redirect      | no        | redirects without end, or to where nobody should follow                      |
+ * | source-status        | no        | any other status                                                             |
+ * | source-tls           | no        | the certificate or the handshake is not acceptable                           |
+ * | source-not-a-file    | no        | a directory, a pipe, …                                                       |
+ * | source-invalid       | no        | the source as written is no path and no address                              |
+ * | source-unsupported   | no        | its scheme is not one that this version reads                                |
+ * | source-closed        | no        | the backend was closed meanwhile                                             |
+ */
+
 /** 408, 425, 429 or 5xx: the source is there, but not now. */
 export class SourceBusyError extends SourceError {
   /** What its Retry-After asked for; undefined when it did not say. */

@@ -1,6 +1,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { type IncomingMessage, type Server, type ServerResponse, createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { TokenBucket } from "./token-bucket.ts";
 
 /**
  * An HTTP server with one object, for tests and benchmarks: ranges, validators, a latency before every answer, one
@@ -287,45 +288,5 @@ async function openFile(path: string): Promise<ServedObject> {
       return buffer.fill(0, bytesRead);
     },
     close: () => file.close(),
-  };
-}
-
-/** Bytes per second, handed out in order of asking; up to 10 ms worth may be saved up. */
-class TokenBucket {
-  readonly #perMs: number;
-  readonly #queue: { bytes: number; resolve: () => void }[] = [];
-  #tokens = 0;
-  #refilledAt = performance.now();
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(bytesPerSecond: number) {
-    this.#perMs = bytesPerSecond / 1000;
-  }
-
-  take(bytes: number): Promise<void> {
-    return new Promise((resolve) => {
-      this.#queue.push({ bytes, resolve });
-      this.#serve();
-    });
-  }
-
-  readonly #serve = (): void => {
-    const now = performance.now();
-    // A debt (an answer larger than what was saved) is paid back before anybody is served: the mean is exact.
-    this.#tokens = Math.min(this.#perMs * 10, this.#tokens + (now - this.#refilledAt) * this.#perMs);
-    this.#refilledAt = now;
-    while (this.#queue.length > 0 && this.#tokens > 0) {
-      const next = this.#queue.shift()!;
-      this.#tokens -= next.bytes;
-      next.resolve();
-    }
-    if (this.#queue.length === 0 || this.#timer !== undefined) return;
-    this.#timer = setTimeout(
-      () => {
-        this.#timer = undefined;
-        this.#serve();
-      },
-      Math.max(1, -this.#tokens / this.#perMs),
-    );
   };
 }

@@ -1,0 +1,240 @@
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { chmod, mkdir, mkdtemp, open, rename, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, test } from "node:test";
+import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { IoError } from "../../src/base/errors.ts";
+import { requireTool } from "../support/tools.ts";
+import { collect, failsWith, pattern, readBytes } from "./support.ts";
+
+let directory: string;
+let path: string;
+const content = pattern(2_500_001);
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), "ullage-localfs-"));
+  path = join(directory, "disk.img");
+  await writeFile(path, content);
+});
+afterEach(() => rm(directory, { recursive: true }));
+
+test("probe tells size, identity and the first bytes", async () => {
+  const { identity, head, ranges } = await new LocalFileBackend(path).probe(512);
+  const { dev, ino } = await stat(path);
+  assert.equal(identity.size, content.length);
+  assert.equal(identity.strong, true);
+  assert.match(identity.version, new RegExp(`^file:${dev}:${ino}:\\d{19}:\\d{19}$`));
+  assert.deepEqual(head, content.subarray(0, 512));
+  assert.equal(ranges, true);
+});
+
+test("the head of a file shorter than what was asked for is the file", async () => {
+  await writeFile(path, "tiny");
+  const { head } = await new LocalFileBackend(path).probe(4096);
+  assert.equal(head.toString(), "tiny");
+});
+
+test("an empty file has an identity and no bytes", async () => {
+  await writeFile(path, "");
+  const backend = new LocalFileBackend(path);
+  const { identity, head } = await backend.probe(4096);
+  assert.equal(identity.size, 0);
+  assert.equal(head.length, 0);
+  assert.equal((await readBytes(backend, identity, 0, 0)).length, 0);
+});
+
+test("reads give exactly their ranges, in order, at any alignment", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  for (const [offset, length] of [
+    [0, content.length],
+    [1, 1],
+    [1_048_575, 1_048_578],
+    [content.length - 1, 1],
+  ] as const) {
+    assert.deepEqual(await readBytes(backend, identity, offset, length), content.subarray(offset, offset + length));
+  }
+});
+
+test("many reads at once, with slow sinks, do not get each other's bytes", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const reads = Array.from({ length: 12 }, async (_, n) => {
+    const collector = collect(() => new Promise((resolve) => setTimeout(resolve, n % 3)));
+    await backend.read(identity, n * 1000, 2_000_000, collector.sink, { background: n % 2 === 0 });
+    assert.deepEqual(collector.bytes(), content.subarray(n * 1000, n * 1000 + 2_000_000));
+  });
+  await Promise.all(reads);
+});
+
+test("a stream is the whole file", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const collector = collect();
+  await backend.stream(identity, collector.sink);
+  assert.deepEqual(collector.bytes(), content);
+});
+
+test("a range outside of the file is a mistake of the caller", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  await assert.rejects(readBytes(backend, identity, content.length - 1, 2), RangeError);
+});
+
+test("durability rule 31: a file changed in place while it is read fails the read", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const change = async (): Promise<void> => {
+    const file = await open(path, "r+");
+    await file.write("changed", 0);
+    await file.close();
+  };
+  await failsWith("source-changed", backend.read(identity, 0, content.length, change));
+});
+
+test("durability rule 31: a file changed in place between two reads fails the second, though its mtime was put back", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const before = await stat(path);
+  await readBytes(backend, identity, 0, 4096);
+  await writeFile(path, pattern(content.length, 2));
+  await utimes(path, before.atime, before.mtime);
+  await failsWith("source-changed", readBytes(backend, identity, 0, 4096));
+});
+
+test("durability rule 31: a file replaced while it is read fails the read", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  await writeFile(join(directory, "new"), content);
+  const replace = async (): Promise<void> => {
+    await rename(join(directory, "new"), path).catch(() => undefined);
+  };
+  await failsWith("source-changed", backend.read(identity, 0, content.length, replace));
+});
+
+test("a file truncated while it is read fails the read as changed", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  await failsWith(
+    "source-changed",
+    backend.read(identity, 0, content.length, () => truncate(path, 1_200_000)),
+  );
+});
+
+test("after a change, a new probe pins the new file", async () => {
+  const backend = new LocalFileBackend(path);
+  const old = await backend.probe(0);
+  await writeFile(path, "second");
+  await failsWith("source-changed", readBytes(backend, { ...old.identity, size: 6 }, 0, 6));
+  const { identity } = await backend.probe(0);
+  assert.equal((await readBytes(backend, identity, 0, 6)).toString(), "second");
+});
+
+test("a missing file and what is no file are told apart", async () => {
+  const missing = await failsWith("source-not-found", new LocalFileBackend(join(directory, "none")).probe(1));
+  assert.match(missing.message, /none does not exist/);
+  assert.equal(missing.transient, false);
+  await failsWith("source-not-found", new LocalFileBackend(join(path, "below")).probe(1));
+  const folder = await failsWith("source-not-a-file", new LocalFileBackend(directory).probe(1));
+  assert.match(folder.message, /is a directory/);
+  await failsWith("source-not-a-file", new LocalFileBackend("/dev/null").probe(1));
+});
+
+test("a file that may not be read is an error that names the user", async () => {
+  await chmod(directory, 0o755);
+  await chmod(path, 0);
+  // Root may read anything: the child gives that up.
+  const drop = process.getuid?.() === 0 ? "process.setgid(65534); process.setuid(65534);" : "";
+  const script = `
+    import { LocalFileBackend } from "${import.meta.dirname}/../../src/backend/localfs.ts";
+    ${drop}
+    await new LocalFileBackend("${path}").probe(1).catch((error) => console.log(error.code, error.hint));`;
+  const output = execFileSync(process.execPath, ["--input-type=module", "-e", script], { encoding: "utf8" });
+  assert.match(output, /^source-denied make it readable for the user that ullage runs as \(uid \d+\)/);
+});
+
+test("a pipe is refused without waiting for a writer", async () => {
+  const pipe = join(directory, "pipe");
+  execFileSync("mkfifo", [pipe]);
+  await failsWith("source-not-a-file", new LocalFileBackend(pipe).probe(1));
+});
+
+test("a file that comes back can be read again", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const away = join(directory, "away");
+  await mkdir(away);
+  await rename(path, join(away, "disk.img"));
+  await failsWith("source-not-found", readBytes(backend, identity, 0, 10));
+  await writeFile(path, "back again");
+  const again = await backend.probe(0);
+  assert.equal((await readBytes(backend, again.identity, 0, 10)).toString(), "back again");
+});
+
+test("what the sink throws reaches the caller as it is", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const full = new IoError("ENOSPC", "cache is full");
+  const failing = [
+    (): void => {
+      throw full;
+    },
+    (): Promise<void> => Promise.reject(full),
+    (): Promise<void> => Promise.reject(Object.assign(new Error("from fs"), { code: "ENOENT", syscall: "open" })),
+  ];
+  await assert.rejects(backend.read(identity, 0, 10, failing[0]), full);
+  await assert.rejects(backend.read(identity, 0, 10, failing[1]), full);
+  await assert.rejects(backend.read(identity, 0, 10, failing[2]), /from fs/);
+});
+
+test("an aborted read ends with the signal's reason, a closed backend with its own", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const controller = new AbortController();
+  const reason = new Error("not needed any more");
+  const reading = backend.read(identity, 0, content.length, () => controller.abort(reason), {
+    signal: controller.signal,
+  });
+  await assert.rejects(reading, reason);
+  await failsWith(
+    "source-closed",
+    backend.read(identity, 0, content.length, () => backend.close()),
+  );
+  await failsWith("source-closed", backend.probe(1));
+});
+
+test("a read leaves no descriptor behind", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const openOnes = (): number =>
+    execFileSync("ls", ["-l", `/proc/${process.pid}/fd`], { encoding: "utf8" }).split(path).length - 1;
+  await readBytes(backend, identity, 0, 100);
+  await assert.rejects(
+    backend.read(identity, 0, 100, () => {
+      throw new Error("no");
+    }),
+  );
+  await failsWith("source-changed", readBytes(backend, { ...identity, version: "other" }, 0, 100));
+  assert.equal(openOnes(), 0);
+});
+
+test("a block device has its own size, and is pinned only when nobody can write to it", async (t) => {
+  if (!requireTool(t, "losetup", "root", "loop")) return;
+  await truncate(path, 2_500_096);
+  for (const flags of [[], ["--read-only"]]) {
+    const device = execFileSync("losetup", ["--find", "--show", ...flags, path], { encoding: "utf8" }).trim();
+    try {
+      const backend = new LocalFileBackend(device);
+      const { identity, head } = await backend.probe(512);
+      assert.equal(identity.size, 2_500_096);
+      assert.equal(identity.strong, flags.length > 0);
+      assert.deepEqual(head, content.subarray(0, 512));
+      const tail = await readBytes(backend, identity, 2_499_000, 1_001);
+      assert.deepEqual(tail, content.subarray(2_499_000));
+    } finally {
+      execFileSync("losetup", ["--detach", device]);
+    }
+  }
+});
