@@ -60,20 +60,18 @@ export async function loadBlobFiles(
   const opened = await inspectData(fs, dir, meta, "write");
   try {
     const map = await readRangeMap(fs, dir, meta, opened);
-    if (map === undefined || "bits" in map) {
-      return { meta, pins, data: opened.data ?? (await createDataFile(fs, dir, meta)), durableBits: map?.bits };
+    const believed = map !== undefined && "bits" in map;
+    if (map !== undefined && !believed) {
+      // First the map goes, then the data file is put right: a new one may well get the inode number of the old.
+      await putMapAside(fs, dir);
+      environment.log(
+        pins.length > 0 ? "error" : "warn",
+        `${join(dir, "map")} is not believed: ${map.reason}; kept as map.rejected; ${consequence(meta, pins)}`,
+      );
     }
-    // First the map goes, then the data file is put right: a new one may well get the inode number of the old.
-    await fs.rename(join(dir, "map"), join(dir, "map.rejected"));
-    await fs.syncDirectory(dir);
-    const level = pins.length > 0 ? "error" : "warn";
-    environment.log(
-      level,
-      `${join(dir, "map")} is not believed: ${map.reason}; kept as map.rejected; ${consequence(meta, pins)}`,
-    );
+    if (opened.problem !== undefined) await opened.data?.truncate(dataFileBytes(meta));
     const data = opened.data ?? (await createDataFile(fs, dir, meta));
-    if (meta.size > 0) await data.truncate(dataFileBytes(meta));
-    return { meta, pins, data, durableBits: undefined };
+    return { meta, pins, data, durableBits: believed ? map.bits : undefined };
   } catch (error) {
     await opened.data?.close();
     throw error;
@@ -123,4 +121,10 @@ export async function readRangeMap(
 export function consequence(meta: BlobMeta, pins: string[]): string {
   const needed = pins.length > 0 ? `, which must be there again for detached volumes ${pins.join(", ")}` : "";
   return `everything is fetched again from ${meta.url}${needed}`;
+}
+
+/** Nothing counts as fetched afterwards; the file is kept, for whoever knows better. */
+export async function putMapAside(fs: FileSystem, dir: string): Promise<void> {
+  await fs.rename(join(dir, "map"), join(dir, "map.rejected"));
+  await fs.syncDirectory(dir);
 }

@@ -131,17 +131,20 @@ export class CacheWriter {
   async #write(buffer: IoBuffer, length: number, offset: number): Promise<void> {
     for (let at = 0; at < length;) {
       const run = this.#map.readyRun(offset + at, length - at);
-      if (!this.#map.isReady(offset + at, run) && !this.#isHole(buffer, at, run, offset + at)) {
+      if (!this.#map.isReady(offset + at, run) && !(await this.#leaveOut(buffer, at, run, offset + at))) {
         await this.#file.write(buffer, at, run, offset + at);
       }
       at += run;
     }
   }
 
-  /** Whether the bytes are zeros that the sparse file shows already, so that empty parts of an image take no space. */
-  #isHole(buffer: IoBuffer, at: number, length: number, offset: number): boolean {
+  /**
+   * Empty parts of an image take no space. The range is punched and not just left, because a request that failed may
+   * have put something there before; nobody reads what is not ready.
+   * @returns false when the bytes are no zeros, or the file system can't punch
+   */
+  async #leaveOut(buffer: IoBuffer, at: number, length: number, offset: number): Promise<boolean> {
     if (buffer.bytes.compare(zeros, 0, length, at, at + length) !== 0) return false;
-    const data = this.#file.seekData(offset);
-    return data < 0 || data >= offset + length;
+    return this.#file.punch(offset, length);
   }
 }
