@@ -45,8 +45,10 @@ try {
     imageBytes: debian.size,
     reads,
   };
-  const rows = reads.map((read) => JSON.stringify(read)).join(",\n");
-  const text = JSON.stringify({ ...trace, reads: [] }).replace(/\[\]\}$/, `[\n${rows}\n]}\n`);
+  const rows = trace.reads.map((read) => `    [${read.join(", ")}]`).join(",\n");
+  const { description, imageBytes } = trace;
+  const head = `{\n  "description": ${JSON.stringify(description)},\n  "imageBytes": ${imageBytes},\n`;
+  const text = `${head}  "reads": [\n${rows}\n  ]\n}\n`;
   await writeFile(new URL("traces/boot.json", import.meta.url), text);
   const bytes = reads.reduce((sum, [, , length]) => sum + length, 0);
   console.log(`${reads.length} reads, ${(bytes / 2 ** 20).toFixed(1)} MiB, ${reads.at(-1)?.[0]} ms`);

@@ -1,0 +1,73 @@
+/**
+ * Runs the benchmarks and writes what they found. All figures are relative to peers measured in the same run: nothing
+ * else on the machine should run meanwhile.
+ */
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { UllageError } from "../src/base/errors.ts";
+import type { Benchmark, Context } from "./context.ts";
+import { describeMachine } from "./machine.ts";
+import { type Table, targetsToMarkdown, toMarkdown } from "./report.ts";
+import { cold } from "./tables/cold.ts";
+import { hydration } from "./tables/hydration.ts";
+import { lazy } from "./tables/lazy.ts";
+import { scale } from "./tables/scale.ts";
+import { steady } from "./tables/steady.ts";
+
+export interface BenchOptions {
+  /** Names of tables; all when absent. */
+  only?: readonly string[];
+  rounds: number;
+  /** Of one fio job. */
+  seconds: number;
+  quick: boolean;
+  /** Servers by the beginning of their name; all when absent. */
+  servers?: readonly string[];
+  /** Where to write the Markdown; standard output when absent. */
+  output?: string;
+}
+
+const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale];
+export const tableNames = benchmarks.map(({ name }) => name);
+
+export async function runBenchmarks(options: BenchOptions): Promise<void> {
+  const unknown = (options.only ?? []).filter((name) => !tableNames.includes(name));
+  if (unknown.length > 0) {
+    throw new UllageError("usage", `no table '${unknown.join("', '")}'`, {
+      hint: `the tables are ${tableNames.join(", ")}`,
+    });
+  }
+  const out = new URL("out/", import.meta.url).pathname;
+  await mkdir(out, { recursive: true });
+  const machine = await describeMachine(out);
+  const tables: Table[] = [];
+  for (const benchmark of benchmarks) {
+    if (options.only !== undefined && !options.only.includes(benchmark.name)) continue;
+    const folder = await mkdtemp(join(out, `${benchmark.name}-`));
+    const { rounds, seconds, quick, servers } = options;
+    const context: Context = { folder, rounds, seconds, quick, servers, log: (line) => console.error(line) };
+    try {
+      tables.push(...(await benchmark.run(context)));
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
+  }
+  const text = document(machine, options, tables);
+  if (options.output === undefined) process.stdout.write(text);
+  else await writeFile(options.output, text);
+}
+
+function document(machine: readonly string[], options: BenchOptions, tables: readonly Table[]): string {
+  const targets = tables.flatMap((table) => table.targets);
+  const warning = options.quick
+    ? ["**A quick run on small files: it shows that everything runs, its figures mean nothing.**", ""]
+    : [];
+  const promised = targets.length === 0 ? [] : ["## What the project promises", "", targetsToMarkdown(targets)];
+  const head = [
+    "# Benchmark results",
+    "",
+    `Made by \`npm run bench\` on ${new Date().toISOString().slice(0, 10)}.`,
+    "",
+  ];
+  return [...head, ...warning, ...machine, "", ...promised, ...tables.map(toMarkdown)].join("\n");
+}

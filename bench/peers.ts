@@ -1,0 +1,49 @@
+/** The servers that Ullage is measured beside, each with the options that suit it best. */
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { type RunningServer, run, startServer } from "./process.ts";
+
+/** A server with one disk on a unix socket. */
+export interface DiskServer extends RunningServer {
+  /** For people: `nbdkit file` */
+  name: string;
+  /** `nbd+unix:///export?socket=/path` */
+  uri: string;
+}
+
+export async function nbdkitFile(folder: string, file: string): Promise<DiskServer> {
+  return diskServer("nbdkit", folder, (socket) => ["nbdkit", "-f", "-U", socket, "file", file]);
+}
+
+/** Overlay, cache of everything read, and readahead over HTTP: what nbdkit offers for a lazily filled writable disk. */
+export async function nbdkitCurl(folder: string, url: string): Promise<DiskServer> {
+  const filters = ["--filter=cow", "--filter=readahead", "--filter=cache"];
+  return diskServer("nbdkit curl", folder, (socket) => {
+    return ["nbdkit", "-f", "-U", socket, ...filters, "curl", url, "cache-on-read=true"];
+  });
+}
+
+export async function qemuNbd(folder: string, file: string, format: "raw" | "qcow2"): Promise<DiskServer> {
+  return diskServer(`qemu-nbd ${format}`, folder, (socket) => {
+    const caching = ["--cache=writeback", "--discard=unmap"];
+    return ["qemu-nbd", "-f", format, "-k", socket, "-t", "-e", "16", ...caching, file];
+  });
+}
+
+/** A qcow2 file over a raw one, clusters of 64 KiB. */
+export async function makeOverlay(file: string, backing: string): Promise<void> {
+  await run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", "-b", backing, "-F", "raw", file]);
+}
+
+let started = 0;
+
+async function diskServer(name: string, folder: string, command: (socket: string) => string[]): Promise<DiskServer> {
+  const socket = join(folder, `peer-${++started}.sock`);
+  const [program, ...args] = command(socket);
+  const server = await startServer(program, args, socket);
+  const stop = async (): Promise<void> => {
+    await server.stop();
+    await rm(socket, { force: true });
+  };
+  return { ...server, stop, name, uri: `nbd+unix:///?socket=${socket}` };
+}

@@ -1,0 +1,162 @@
+/** A disk from an HTTP image: how soon the first read is answered, and a whole boot's worth of reads. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { type TracedRead, loadBootTrace } from "../boot-trace.ts";
+import type { Benchmark, Context } from "../context.ts";
+import { wants } from "../context.ts";
+import { makeImage, settle } from "../files.ts";
+import { NbdClient } from "../nbd-client.ts";
+import { nbdkitCurl, nbdkitFile } from "../peers.ts";
+import { run } from "../process.ts";
+import { type Table, atMost, short } from "../report.ts";
+import { startSource } from "../source.ts";
+import { median } from "../statistics.ts";
+import { UllageServer } from "../ullage.ts";
+
+const latencyMs = 10;
+const bytesPerSecond = 50e6;
+/** Create: one round trip to the source and one range request, each `latencyMs`, and 20 ms on top. */
+const firstReadMostMs = 2 * latencyMs + 20;
+const firstReadOffset = 300 * 2 ** 20;
+
+/** All times in ms from the moment the disk was asked for. */
+interface Times {
+  firstRead: number;
+  /** The last read of the trace, one after the other without a pause. */
+  trace: number;
+}
+
+type Contender = (url: string, reads: readonly TracedRead[]) => Promise<Times>;
+
+export const lazy: Benchmark = {
+  name: "lazy",
+  async run(context) {
+    const trace = await loadBootTrace();
+    const image = join(context.folder, "lazy.raw");
+    await makeImage(image, trace.imageBytes);
+    const reads = context.quick ? trace.reads.slice(0, 100) : trace.reads;
+    const measured = new Map<string, Times[]>();
+    const contenders = contendersOf(context);
+    const source = await startSource({ file: image, latencyMs, bytesPerSecond });
+    try {
+      for (let round = 0; round < context.rounds; round++) {
+        for (const [name, contender] of contenders) {
+          await settle();
+          const times = await contender(source.url, reads);
+          measured.set(name, [...(measured.get(name) ?? []), times]);
+          context.log(`${name}: first read ${short(times.firstRead)} ms, trace ${short(times.trace)} ms`);
+        }
+      }
+    } finally {
+      await source.stop();
+    }
+    return [table(context, reads, measured)];
+  },
+};
+
+function table(context: Context, reads: readonly TracedRead[], measured: Map<string, Times[]>): Table {
+  const medians = [...measured].map(([name, times]) => ({
+    name,
+    firstRead: median(times.map((time) => time.firstRead)),
+    trace: median(times.map((time) => time.trace)),
+  }));
+  const own = medians.find(({ name }) => name === "Ullage");
+  const mebibytes = reads.reduce((sum, [, , length]) => sum + length, 0) / 2 ** 20;
+  return {
+    title: "From an HTTP image: first read, and a boot's reads",
+    about:
+      `A 1 GiB image behind HTTP with ${latencyMs} ms before every answer and ${bytesPerSecond / 1e6} MB/s in all; medians of ` +
+      `${context.rounds} rounds. First read: from the request for the disk to the first 4 KiB (Ullage: the daemon runs, as it does on a host; ` +
+      `nbdkit and the download start from nothing). Trace: bench/traces/boot.json, ${reads.length} reads, ${mebibytes.toFixed(1)} MiB, ` +
+      "one after the other without the guest's own pauses; Ullage hydrates meanwhile.",
+    columns: ["way", "first read ms", "boot trace done ms", "Ullage's trace time ÷ it"],
+    rows: medians.map(({ name, firstRead, trace }) => [
+      name,
+      short(firstRead),
+      short(trace),
+      own === undefined || name === own.name ? "" : `${(own.trace / trace).toFixed(2)} x`,
+    ]),
+    targets:
+      own === undefined
+        ? []
+        : [
+            atMost(
+              "create from an HTTP image until the first 4k read is answered",
+              own.firstRead,
+              firstReadMostMs,
+              "ms",
+            ),
+          ],
+  };
+}
+
+function contendersOf(context: Context): Map<string, Contender> {
+  const contenders = new Map<string, Contender>();
+  if (wants(context, "Ullage")) contenders.set("Ullage", ullage(context.folder));
+  if (wants(context, "nbdkit curl"))
+    contenders.set("nbdkit curl + cow + readahead + cache", lazyNbdkit(context.folder));
+  if (wants(context, "download")) contenders.set("download first (curl), then nbdkit file", download(context.folder));
+  return contenders;
+}
+
+function ullage(folder: string): Contender {
+  return async (url, reads) => {
+    // Its own data directory each time: volumes of one daemon share a cache, and a second round would find it full.
+    const data = await mkdtemp(join(folder, "lazy-ullage-"));
+    const daemon = await UllageServer.start(data);
+    try {
+      // Opens the API connection; the NBD connection has shaken hands and waits for the export to exist.
+      await daemon.api("GET", "/v1/volumes");
+      const client = await NbdClient.connect(daemon.nbdSocket);
+      const start = performance.now();
+      await daemon.create({ name: "disk", from: { source: url } });
+      return await replay(client, "disk", start, reads);
+    } finally {
+      await daemon.stop();
+      await rm(data, { recursive: true });
+    }
+  };
+}
+
+function lazyNbdkit(folder: string): Contender {
+  return async (url, reads) => {
+    const start = performance.now();
+    const server = await nbdkitCurl(folder, url);
+    try {
+      return await replay(await connectTo(server.uri), "", start, reads);
+    } finally {
+      await server.stop();
+    }
+  };
+}
+
+function download(folder: string): Contender {
+  return async (url, reads) => {
+    const file = join(folder, "downloaded.raw");
+    const start = performance.now();
+    await run("curl", ["--silent", "--fail", "--output", file, url]);
+    const server = await nbdkitFile(folder, file);
+    try {
+      return await replay(await connectTo(server.uri), "", start, reads);
+    } finally {
+      await server.stop();
+      await rm(file);
+    }
+  };
+}
+
+async function connectTo(uri: string): Promise<NbdClient> {
+  return NbdClient.connect(new URL(uri).searchParams.get("socket")!);
+}
+
+async function replay(client: NbdClient, name: string, start: number, reads: readonly TracedRead[]): Promise<Times> {
+  try {
+    await client.go(name);
+    await client.read(firstReadOffset, 4096);
+    const firstRead = performance.now() - start;
+    for (const [, offset, length] of reads) await client.read(offset, length);
+    return { firstRead, trace: performance.now() - start };
+  } finally {
+    client.close();
+  }
+}
