@@ -1,17 +1,17 @@
 import { IoError, UllageError } from "../base/errors.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { type Range, RangeLock } from "../base/range-lock.ts";
+import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
 import { Attachments } from "./attachments.ts";
 import { listExtents, listMapRuns, nextNeeded } from "./extents.ts";
 import { Journal } from "./journal.ts";
 import type { Layer } from "./layer.ts";
-import { type VolumeLimits, volumeLimits } from "./limits.ts";
+import { volumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
 import { createVolume, openVolume, type OpenedVolume } from "./open-volume.ts";
-import { blockBytes, chunkBlocks, type OwnerMap, zeroOwner } from "./owner-map.ts";
+import type { OwnerMap } from "./owner-map.ts";
 import { OwnerReader } from "./owner-reader.ts";
+import { OwnerWriter } from "./owner-writer.ts";
 import { markPoisoned } from "./poison.ts";
 import type {
   CreateVolumeOptions,
@@ -24,19 +24,13 @@ import type {
 } from "./types.ts";
 
 /*
- * A volume: an owner map over layers and blobs, one writable head, and a journal.
+ * A volume: an owner map over layers and blobs, one writable head, and a journal that makes changes durable. Here it is
+ * put together and has its states; how bytes are read and written is in owner-reader.ts and owner-writer.ts.
  *
- * A write goes through these steps, and a crash between any two of them is harmless (docs/DURABILITY.md):
- *
- *     range lock -> whole blocks to the head -> record appended -> map changed -> lock released -> answered
- *
- * The synchronous forms do all of it in one turn of the event loop and therefore need no lock of their own; they only
- * step aside when somebody holds one. Lock order: fetch (no lock held) -> range lock -> write -> append -> release ->
- * wait for durability; nothing waits for the network, a flush or a client while it holds a range (rule 21).
+ *     open -> ok ----------------> closing -> closed
+ *             ok -> poisoned ----> closing           a sync failed: no more writes, until reopened with acceptLoss
+ *     open -> lostUnflushed                          recovery lost acknowledged writes: no writers, until the same
  */
-
-const zeroSource = new IoBuffer(1024 * 1024);
-zeroSource.bytes.fill(0);
 
 export class Volume implements BlockDevice {
   readonly id: string;
@@ -45,14 +39,13 @@ export class Volume implements BlockDevice {
   readonly state = "serving";
   readonly lineage: string;
   readonly #env: VolumeEnvironment;
-  readonly #limits: VolumeLimits;
   readonly #map: OwnerMap;
   readonly #reader: OwnerReader;
   readonly #head: Layer;
   readonly #headOwner: number;
   readonly #opened: OpenedVolume;
   readonly #journal: Journal;
-  readonly #locks = new RangeLock();
+  readonly #writer: OwnerWriter;
   readonly #attachments: Attachments;
   #settings: VolumeSettings;
   #volumeState: VolumeState;
@@ -61,8 +54,6 @@ export class Volume implements BlockDevice {
   #closing = false;
   /** Why the synchronous write path is shut: poisoned, closing, or every write must be durable. */
   #writesBlocked = false;
-  /** So many writes go to the pool, because one on the calling thread was slow. */
-  #slowWrites = 0;
   /** Operations under way that may use a descriptor. */
   #operations = 0;
   #onIdle: (() => void) | undefined;
@@ -70,7 +61,7 @@ export class Volume implements BlockDevice {
   private constructor(env: VolumeEnvironment, options: OpenVolumeOptions, opened: OpenedVolume) {
     this.#env = env;
     this.#opened = opened;
-    this.#limits = volumeLimits(env.limits);
+    const limits = volumeLimits(env.limits);
     this.id = options.id;
     this.size = opened.size;
     this.lineage = opened.lineage;
@@ -87,7 +78,7 @@ export class Volume implements BlockDevice {
       env,
       dir: opened.dir,
       volumeId: options.id,
-      limits: this.#limits,
+      limits,
       host: {
         layers: [this.#head],
         freeze: () => ({
@@ -108,6 +99,17 @@ export class Volume implements BlockDevice {
       predecessors: opened.predecessors,
       committedCut: opened.committedCut,
       mapBytes: opened.mapBytes,
+    });
+    this.#writer = new OwnerWriter({
+      clock: env.clock,
+      limits,
+      size: this.size,
+      map: this.#map,
+      reader: this.#reader,
+      head: this.#head,
+      headOwner: this.#headOwner,
+      journal: this.#journal,
+      checkWritable: () => this.#checkWritable(),
     });
     this.#attachments = new Attachments(
       {
@@ -181,211 +183,30 @@ export class Volume implements BlockDevice {
   // ---- writing ------------------------------------------------------------------------------------------------------
 
   tryWrite(offset: number, length: number, buffer: IoBuffer, at: number): boolean {
-    if (this.#writesBlocked || offset % blockBytes !== 0 || length % blockBytes !== 0) return false;
-    const block = offset / blockBytes;
-    const count = length / blockBytes;
-    if (!this.#locks.idle && this.#locks.overlaps(block, block + count)) return false;
-    if (this.#slowWrites > 0) {
-      this.#slowWrites--;
-      return false;
-    }
-    if (this.#head.unsyncedBytes >= this.#limits.dirtyBytes && !this.#admitDirty()) return false;
-    const owned = this.#map.ownsAll(this.#headOwner, block, count);
-    if (!owned) {
-      if (this.#journal.full) return false;
-      this.#journal.reserve();
-    }
-    const started = this.#env.clock.now();
-    this.#head.noteWrite(length);
-    this.#head.file.writeNow(buffer, at, length, this.#head.position(offset));
-    if (!owned) this.#claim(block, count);
-    if (this.#env.clock.now() - started > this.#limits.slowWriteMs) this.#slowWrites = 32;
-    return true;
+    return !this.#writesBlocked && this.#writer.tryWrite(offset, length, buffer, at);
   }
 
-  /** Too much is unsynced: starts a flush. @returns whether the calling thread may still write */
-  #admitDirty(): boolean {
-    this.#flushBeside();
-    return this.#head.unsyncedBytes < this.#limits.dirtyBytes * 2;
+  write(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
+    return this.#change(() => this.#writer.write(offset, length, buffer, at));
   }
 
-  #flushing = false;
-  #flushBeside(): void {
-    if (this.#flushing) return;
-    this.#flushing = true;
-    this.#journal
-      .flush()
-      .catch(() => undefined) // a failed sync poisons; a full disk is told to whoever flushes
-      .finally(() => {
-        this.#flushing = false;
-      });
+  trim(offset: number, length: number): Promise<void> {
+    return this.#change(() => this.#writer.trim(offset, length));
   }
 
-  /** The blocks, written in full, become the head's: record first, then the map (rule 14). */
-  #claim(block: number, count: number): void {
-    this.#journal.append(RecordType.set, this.#headOwner, block, count, false);
-    this.#map.set(block, count, this.#headOwner);
+  zero(offset: number, length: number, options: { allocate: boolean; fast: boolean }): Promise<void> {
+    return this.#change(() => this.#writer.zero(offset, length, options));
   }
 
-  async write(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
-    await this.#change(offset, offset + length, async () => {
-      await this.#writeLocked(offset, length, buffer, at);
-    });
-  }
-
-  async trim(offset: number, length: number): Promise<void> {
-    const { first, last } = this.#wholeBlocks(offset, length);
-    if (first >= last) return;
-    await this.#change(first * blockBytes, last * blockBytes, () => this.#trimLocked(first, last));
-  }
-
-  async zero(offset: number, length: number, options: { allocate: boolean; fast: boolean }): Promise<void> {
-    if (options.allocate) {
-      if (options.fast) throw new IoError("ENOTSUP", "zeroing with allocation is no faster than writing");
-      await this.#zeroByWriting(offset, length);
-      return;
-    }
-    const end = offset + length;
-    const blocksEnd = end === this.size ? this.#map.blocks * blockBytes : end;
-    await this.#change(offset, blocksEnd, async () => {
-      const { first, last } = this.#wholeBlocks(offset, length);
-      if (first >= last) {
-        await this.#writeLocked(offset, length, zeroSource, 0);
-        return;
-      }
-      const headEdge = first * blockBytes - offset;
-      const tailEdge = Math.max(0, end - last * blockBytes);
-      if (headEdge > 0) await this.#writeLocked(offset, headEdge, zeroSource, 0);
-      if (tailEdge > 0) await this.#writeLocked(end - tailEdge, tailEdge, zeroSource, 0);
-      await this.#trimLocked(first, last);
-    });
-  }
-
-  async #zeroByWriting(offset: number, length: number): Promise<void> {
-    const end = offset + length;
-    for (let at = offset; at < end;) {
-      const piece = Math.min(end - at, zeroSource.length - (at % blockBytes));
-      await this.write(at, piece, zeroSource, 0);
-      at += piece;
-    }
-  }
-
-  /** The blocks that lie wholly inside a range; the volume's last block counts as whole up to the volume's end. */
-  #wholeBlocks(offset: number, length: number): { first: number; last: number } {
-    const end = offset + length;
-    const first = Math.ceil(offset / blockBytes);
-    const last = end === this.size ? this.#map.blocks : Math.floor(end / blockBytes);
-    return { first, last };
-  }
-
-  /**
-   * Everything that changes content asynchronously: fetches what partial blocks need (no lock held), takes the range,
-   * looks again, works, releases, and waits for durability when every write must be durable.
-   */
-  async #change(offset: number, end: number, work: () => Promise<void>): Promise<void> {
+  async #change(work: () => Promise<void>): Promise<void> {
     this.#checkWritable();
     this.#enter();
     try {
-      const first = Math.floor(offset / blockBytes);
-      const last = Math.ceil(end / blockBytes);
-      let range: Range;
-      for (;;) {
-        await this.#fetchEdges(offset, end);
-        if (this.#journal.full) {
-          this.#journal.checkpointSoon();
-          await this.#journal.settled();
-        }
-        range = await this.#locks.acquire(first, last);
-        if (this.#edgesReady(offset, end)) break;
-        this.#locks.release(range); // the edge's owner changed while this waited (rule 15)
-      }
-      try {
-        this.#checkWritable();
-        await work();
-      } finally {
-        this.#locks.release(range);
-      }
+      await work();
       if (this.#settings.sync === "always") await this.#journal.flush();
     } finally {
       this.#leave();
     }
-  }
-
-  /** Offsets of the blocks that [offset, end) covers in part, at most two. */
-  #edges(offset: number, end: number): number[] {
-    const edges: number[] = [];
-    const head = offset - (offset % blockBytes);
-    if (head !== offset) edges.push(head);
-    const tail = end - (end % blockBytes);
-    if (tail !== end && (tail !== head || edges.length === 0)) edges.push(tail);
-    return edges;
-  }
-
-  async #fetchEdges(offset: number, end: number): Promise<void> {
-    for (const edge of this.#edges(offset, end)) await this.#reader.fetch(edge, blockBytes);
-  }
-
-  #edgesReady(offset: number, end: number): boolean {
-    return this.#edges(offset, end).every((edge) => this.#reader.ready(edge, blockBytes));
-  }
-
-  /** Writes under the range lock: whole blocks as they are, partial ones completed first. */
-  async #writeLocked(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
-    const end = offset + length;
-    const firstWhole = Math.ceil(offset / blockBytes) * blockBytes;
-    const lastWhole = Math.max(firstWhole, Math.floor(end / blockBytes) * blockBytes);
-    if (offset < firstWhole) {
-      await this.#writePartial(offset, Math.min(end, firstWhole), buffer, at);
-    }
-    if (lastWhole > firstWhole) {
-      await this.#writeWhole(firstWhole, lastWhole - firstWhole, buffer, at + firstWhole - offset);
-    }
-    if (end > lastWhole) {
-      await this.#writePartial(lastWhole, end, buffer, at + lastWhole - offset);
-    }
-  }
-
-  /** A block enters the head only with all its 4096 bytes (rule 15). */
-  async #writePartial(offset: number, end: number, buffer: IoBuffer, at: number): Promise<void> {
-    const inBlock = offset % blockBytes;
-    const block = new IoBuffer(blockBytes);
-    await this.#reader.readLocal(offset - inBlock, blockBytes, block, 0);
-    buffer.bytes.copy(block.bytes, inBlock, at, at + end - offset);
-    await this.#writeWhole(offset - inBlock, blockBytes, block, 0);
-  }
-
-  async #writeWhole(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
-    const block = offset / blockBytes;
-    const count = length / blockBytes;
-    const owned = this.#map.ownsAll(this.#headOwner, block, count);
-    if (!owned) this.#journal.reserve();
-    if (this.#head.unsyncedBytes >= this.#limits.dirtyBytes) this.#flushBeside();
-    this.#head.noteWrite(length);
-    await this.#head.file.write(buffer, at, length, this.#head.position(offset));
-    // Bytes that reached the file while a sync was running are not covered by it.
-    this.#head.noteWrite(0);
-    if (!owned) this.#claim(block, count);
-  }
-
-  /** Blocks [first, last) read as zeros; runs under the range lock for all of them (rules 5, 30). */
-  async #trimLocked(first: number, last: number): Promise<void> {
-    const inHead = this.#map.next(this.#headOwner, first, last) >= 0;
-    const sliceBlocks = this.#limits.sliceChunks * chunkBlocks;
-    for (let at = first; at < last;) {
-      const count = Math.min(sliceBlocks - (at % sliceBlocks), last - at);
-      if (!this.#map.ownsAll(zeroOwner, at, count)) {
-        this.#journal.append(RecordType.set, zeroOwner, at, count, true);
-        this.#map.set(at, count, zeroOwner);
-      }
-      at += count;
-      if (at < last) await this.#env.clock.sleep(0);
-    }
-    if (!inHead) return;
-    const offset = this.#head.position(first * blockBytes);
-    const length = (last - first) * blockBytes;
-    // Not every file system can; the blocks read as zeros by the map, only their space stays.
-    if (length <= this.#limits.punchNowBytes) this.#head.file.punchNow(offset, length);
-    else await this.#head.file.punch(offset, length);
   }
 
   flush(): Promise<void> {
