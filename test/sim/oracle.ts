@@ -21,6 +21,8 @@ export interface OracleOperation {
   /** sectors, both included */
   first: number;
   last: number;
+  /** of these, those that it covers in part */
+  partial: number[];
 }
 
 /** A read under way: what it may return per touched sector. */
@@ -47,7 +49,7 @@ const zeroSector = Buffer.alloc(sectorBytes);
  * issued after it had settled is answered, and impossible after a power cut once such an operation is also covered by a
  * completed flush. Sectors that nothing touched hold what `initial` says.
  *
- * Operations that cover a part of a sector must not overlap others on it that are still running (`isBusy`).
+ * Operations that cover a part of a sector must not overlap others on it that are still running (`conflicts`).
  */
 export class Oracle {
   readonly #initial: (sector: number) => Buffer;
@@ -79,6 +81,7 @@ export class Oracle {
       versions: [],
       first: Math.floor(offset / sectorBytes),
       last: Math.ceil((offset + length) / sectorBytes) - 1,
+      partial: partialSectors(offset, length),
     };
     const end = offset + length;
     for (let sector = operation.first; sector <= operation.last; sector++) {
@@ -116,10 +119,14 @@ export class Oracle {
     this.#running.delete(operation);
   }
 
-  /** Whether an operation that runs touches the sector. */
-  isBusy(sector: number): boolean {
+  /** Whether the range and an operation that runs share a sector that one of them covers only in part. */
+  conflicts(offset: number, length: number): boolean {
+    const first = Math.floor(offset / sectorBytes);
+    const last = Math.ceil((offset + length) / sectorBytes) - 1;
+    const partial = partialSectors(offset, length);
     for (const operation of this.#running) {
-      if (operation.first <= sector && sector <= operation.last) return true;
+      if (partial.some((sector) => operation.first <= sector && sector <= operation.last)) return true;
+      if (operation.partial.some((sector) => first <= sector && sector <= last)) return true;
     }
     return false;
   }
@@ -253,7 +260,7 @@ export class OracleError extends Error {
 }
 
 /** Bytes of which every aligned 512 name the operation and the sector. */
-export function stamp(operation: number, offset: number, length: number): Buffer {
+export function stamp(operation: number | string, offset: number, length: number): Buffer {
   const bytes = Buffer.allocUnsafeSlow(length);
   const end = offset + length;
   for (let sector = Math.floor(offset / sectorBytes); sector * sectorBytes < end; sector++) {
@@ -278,6 +285,13 @@ function describeContent(content: Buffer): string {
   const names = [...new Set(text.match(/(op|blob)[ \w]* sector \d+/g) ?? [])];
   if (names.length > 0) return names.length === 1 ? `<${names[0]}>` : `<mix of ${names.join(" and ")}>`;
   return content.subarray(0, 16).toString("hex");
+}
+
+function partialSectors(offset: number, length: number): number[] {
+  const end = offset + length;
+  const first = Math.floor(offset / sectorBytes);
+  const last = Math.ceil(end / sectorBytes) - 1;
+  return [first, last].filter((sector) => sector * sectorBytes < offset || (sector + 1) * sectorBytes > end);
 }
 
 function overlays(bases: Version[], piece: Buffer, from: number): Buffer[] {

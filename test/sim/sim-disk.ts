@@ -64,6 +64,8 @@ export class SimDisk {
   mountId = 0;
   /** Calls that took effect, of all processes. */
   calls = 0;
+  /** Write-backs that failed. */
+  failures = 0;
   #seq = 0;
   #crashAt = Infinity;
   #process: SimFileSystem | undefined;
@@ -157,17 +159,14 @@ export class SimDisk {
   }
 
   /** Background write-back of one file fails while nobody syncs it. */
-  failWriteback(inode: SimInode): void {
-    inode.failWriteback(this.tick(), this.random, this.syncErrno());
+  failWriteback(inode: SimInode, seq = this.tick()): void {
+    this.failures++;
+    inode.failWriteback(seq, this.random, this.random.chance(0.7) ? "EIO" : "ENOSPC");
   }
 
   /** Memory pressure: clean pages are dropped, what was lost shows. */
   evict(): void {
     for (const inode of this.namespace.inodes()) inode.evict();
-  }
-
-  syncErrno(): string {
-    return this.random.chance(0.7) ? "EIO" : "ENOSPC";
   }
 
   newInode(): SimInode {

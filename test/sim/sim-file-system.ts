@@ -20,6 +20,8 @@ export class SimFileSystem implements FileSystem {
   readonly inFlight = new Set<PoolCall>();
   readonly files = new Set<SimFile>();
   dead = false;
+  /** Failed syncs that this process was told of. */
+  syncErrorsTold = 0;
 
   constructor(disk: SimDisk) {
     this.disk = disk;

@@ -3,7 +3,7 @@ import type { IoBuffer } from "../../src/base/io-buffer.ts";
 import { IoError } from "../../src/base/errors.ts";
 import type { SimFileSystem } from "./sim-file-system.ts";
 import type { SimDisk } from "./sim-disk.ts";
-import { pageBytes, type SimInode } from "./sim-inode.ts";
+import { pageBytes, sectorBytes, type SimInode } from "./sim-inode.ts";
 
 /** An open file of a simulated process. */
 export class SimFile implements File {
@@ -33,7 +33,8 @@ export class SimFile implements File {
     if (this.#disk.enter(this.#process) !== "alive") return 0;
     const { random, options } = this.#disk;
     let wanted = length;
-    if (random.chance(options.coldReads)) wanted = random.chance(0.5) ? 0 : random.below(length + 1);
+    // Some leading pages are cached, then comes one that is not.
+    if (random.chance(options.coldReads)) wanted = random.chance(0.5) ? 0 : this.#split(offset, length) % length;
     return this.inode.read(buffer.bytes, at, wanted, offset);
   }
 
@@ -73,12 +74,12 @@ export class SimFile implements File {
     );
     await this.#pool("datasync ends", () => {
       const { random, options } = this.#disk;
-      if (this.#faulty() && random.chance(options.syncErrors)) {
-        this.inode.failWriteback(seq, random, this.#disk.syncErrno());
-      } else this.inode.makeDurable(seq);
+      if (this.#faulty() && random.chance(options.syncErrors)) this.#disk.failWriteback(this.inode, seq);
+      else this.inode.makeDurable(seq);
       if (this.#errorsSeen === this.inode.errorCount) return;
       this.#errorsSeen = this.inode.errorCount;
       this.inode.errorSeen = true;
+      this.#process.syncErrorsTold++;
       throw new IoError(this.inode.errno, `fdatasync ${this.path}: write-back failed with ${this.inode.errno}`);
     });
   }
@@ -188,6 +189,8 @@ export class SimFile implements File {
     if (options.capacityPages < 1 << 30) fits = this.inode.fitting(offset, length, this.#disk.freePages);
     if (options.writeErrors > 0 && this.#faulty() && random.chance(options.writeErrors)) {
       fits = random.chance(0.3) ? 0 : random.below(fits + 1);
+      // never inside a sector of file data: the promise is per sector (durability rule 26)
+      if (length >= sectorBytes) fits = Math.max(0, fits - ((offset + fits) % sectorBytes));
       errno = random.chance(0.5) ? "EIO" : "ENOSPC";
       this.#apply(buffer, at, fits, offset);
       throw new IoError(errno, `write ${this.path}: ${fits} of ${length} bytes at ${offset}: injected ${errno}`);

@@ -1,0 +1,47 @@
+import type { Profile } from "./crash-driver.ts";
+import type { Random } from "./random.ts";
+
+/** What the seeds of the crash model are about: seed n belongs to profile n modulo their number. */
+export const profiles: readonly Profile[] = [
+  { name: "kill -9 loses nothing that was answered", ends: ["kill", "container"], crashInOpen: 0.2 },
+  {
+    name: "after a power cut each sector is of the last flush or later",
+    ends: ["power"],
+    crashInOpen: 0.2,
+    disk: (random) => (random.chance(0.1) ? { punches: false } : {}),
+  },
+  { name: "a page cache lost without a reboot is noticed", ends: ["remount"], crashInOpen: 0.2 },
+  {
+    name: "crashes of every kind follow each other, within recovery too",
+    ends: ["kill", "container", "power", "remount", "close"],
+    crashInOpen: 0.6,
+  },
+  {
+    name: "a failed sync never becomes a success",
+    ends: ["kill", "power", "remount", "close"],
+    crashInOpen: 0.3,
+    faults: (random) => ({ syncErrors: random.pick([0.02, 0.1]) }),
+  },
+  {
+    name: "failed writes and a full disk cost no answered write",
+    ends: ["kill", "power", "close"],
+    crashInOpen: 0.2,
+    faults: (random: Random) => ({
+      writeErrors: random.pick([0, 0.05]),
+      metadataErrors: random.pick([0, 0.05]),
+      capacityPages: random.pick([1 << 29, 40, 100]),
+    }),
+  },
+  {
+    name: "where nothing proves that the page cache survived, the last flush counts",
+    ends: ["kill", "power"],
+    crashInOpen: 0.2,
+    disk: (random) => random.pick([{ bootIdHidden: true }, { fileSystem: "zfs" }, { mountIdHidden: true }]),
+  },
+  {
+    name: "remote writers who lived through a power cut are told",
+    ends: ["power", "close"],
+    crashInOpen: 0.2,
+    remote: true,
+  },
+];
