@@ -113,18 +113,22 @@ export function demandRange(
   offset: number,
   length: number,
 ): void {
-  if (head.status !== 206) throw ignoresRanges(where, head.status);
-  demandPlain(where, head.headers);
-  demandSameVersion(where, head.headers, identity);
-  const asked = `bytes ${offset}-${offset + length - 1}/${identity.size}`;
-  const text = header(head.headers, "content-range");
+  const { status, headers } = head;
+  // 416 cannot be right for a range inside of the object, but it tells its size now.
+  if (status !== 206 && status !== 416) throw ignoresRanges(where, status);
+  if (status === 206) {
+    demandPlain(where, headers);
+    demandSameVersion(where, headers, identity);
+  }
+  const text = header(headers, "content-range");
   const range = parseContentRange(text);
-  if (range === undefined) throw badAnswer(`${where} answered ${asked} with ${describeRange(text)}`);
-  if (range.total !== undefined && range.total !== identity.size) {
+  if (range?.total !== undefined && range.total !== identity.size) {
     throw sourceChanged(`${where} has changed: it had ${identity.size} bytes and now has ${range.total}`);
   }
-  if (range.total === undefined || range.first !== offset || range.last !== offset + length - 1) {
-    throw badAnswer(`${where} answered ${asked} with ${describeRange(text)}`);
+  const last = offset + length - 1;
+  if (status !== 206 || range?.total === undefined || range.first !== offset || range.last !== last) {
+    const asked = `bytes ${offset}-${last}/${identity.size}`;
+    throw badAnswer(`${where} was asked for ${asked} and answered ${status} with Content-Range ${text ?? "missing"}`);
   }
   demandLength(where, head.headers, length);
 }
@@ -172,10 +176,6 @@ export function ignoresRanges(where: string, status: number): SourceError {
     hint:
       status === 200 ? "the server ignores Range: use --download to fetch the whole image first" : "check the address",
   });
-}
-
-function describeRange(text: string | undefined): string {
-  return text === undefined ? "no Content-Range" : `Content-Range ${text}`;
 }
 
 function isStrongEtag(etag: string): boolean {

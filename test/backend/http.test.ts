@@ -7,7 +7,7 @@ import { collect, failsWith, httpBackend, pattern, readBytes } from "./support.t
 const content = pattern(3_000_001);
 const tenSecondsAgo = new Date(Date.now() - 10_000);
 
-test("probe is one request that brings size, identity and the first bytes", async () => {
+void test("probe is one request that brings size, identity and the first bytes", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   const { identity, head, ranges } = await backend.probe(4096);
@@ -19,7 +19,7 @@ test("probe is one request that brings size, identity and the first bytes", asyn
   assert.equal(source.requests[0].headers["accept-encoding"], "identity");
 });
 
-test("probe of no head, and of an object shorter than the head", async () => {
+void test("probe of no head, and of an object shorter than the head", async () => {
   await using source = await startHttpSource({ content: Buffer.from("tiny") });
   await using backend = httpBackend(source.url);
   assert.equal((await backend.probe(0)).head.length, 0);
@@ -28,7 +28,7 @@ test("probe of no head, and of an object shorter than the head", async () => {
   assert.equal(head.toString(), "tiny");
 });
 
-test("an empty object has size 0, whether the server says 416 or 200", async () => {
+void test("an empty object has size 0, whether the server says 416 or 200", async () => {
   await using source = await startHttpSource({ content: Buffer.alloc(0) });
   await using backend = httpBackend(source.url);
   for (const fault of [undefined, { kind: "ignore-range" } as const]) {
@@ -38,7 +38,7 @@ test("an empty object has size 0, whether the server says 416 or 200", async () 
   }
 });
 
-test("reads give exactly their ranges, in order, at any alignment, and send the pin along", async () => {
+void test("reads give exactly their ranges, in order, at any alignment, and send the pin along", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -55,14 +55,14 @@ test("reads give exactly their ranges, in order, at any alignment, and send the 
   assert.ok(source.requests.slice(1).every((request) => request.headers["if-match"] === '"first"'));
 });
 
-test("a range outside of the object is a mistake of the caller", async () => {
+void test("a range outside of the object is a mistake of the caller", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
   await assert.rejects(readBytes(backend, identity, content.length - 1, 2), RangeError);
 });
 
-test("a sink that takes its time holds the source back, and gets every byte in order", async () => {
+void test("a sink that takes its time holds the source back, and gets every byte in order", async () => {
   const large = pattern(24 << 20);
   await using source = await startHttpSource({ content: large });
   await using backend = httpBackend(source.url);
@@ -83,7 +83,7 @@ test("a sink that takes its time holds the source back, and gets every byte in o
   assert.deepEqual(collector.bytes(), large);
 });
 
-test("time that the sink takes is not held against the source", async () => {
+void test("time that the sink takes is not held against the source", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url, { idleTimeoutMs: 150, minBytesPerSecond: 1 << 30 });
   const { identity } = await backend.probe(1);
@@ -92,7 +92,7 @@ test("time that the sink takes is not held against the source", async () => {
   assert.deepEqual(slow.bytes(), content.subarray(0, 200_000));
 });
 
-test("what the sink throws reaches the caller as it is, and the next read works", async () => {
+void test("what the sink throws reaches the caller as it is, and the next read works", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -108,7 +108,7 @@ test("what the sink throws reaches the caller as it is, and the next read works"
   assert.deepEqual(await readBytes(backend, identity, 10, 10), content.subarray(10, 20));
 });
 
-test("an aborted read ends with the signal's reason, before, during and while it waits for its turn", async () => {
+void test("an aborted read ends with the signal's reason, before, during and while it waits for its turn", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url, { connections: 2, backgroundConnections: 1 });
   const { identity } = await backend.probe(1);
@@ -126,7 +126,7 @@ test("an aborted read ends with the signal's reason, before, during and while it
   assert.equal((await readBytes(backend, identity, 0, 10)).length, 10);
 });
 
-test("close rejects the reads under way and all later ones", async () => {
+void test("close rejects the reads under way and all later ones", async () => {
   await using source = await startHttpSource({ content });
   const backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -137,7 +137,7 @@ test("close rejects the reads under way and all later ones", async () => {
   await failsWith("source-closed", backend.probe(1));
 });
 
-test("connections are kept and shared: many reads use few", async () => {
+void test("connections are kept and shared: many reads use few", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url, { connections: 6, backgroundConnections: 4 });
   const { identity } = await backend.probe(1);
@@ -148,7 +148,7 @@ test("connections are kept and shared: many reads use few", async () => {
   assert.ok(source.peakConnections <= 6, `${source.peakConnections} connections`);
 });
 
-test("foreground reads do not wait behind background ones", async () => {
+void test("foreground reads do not wait behind background ones", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url, { connections: 6, backgroundConnections: 4 });
   const { identity } = await backend.probe(1);
@@ -166,7 +166,7 @@ test("foreground reads do not wait behind background ones", async () => {
   await Promise.all(background.map((read) => assert.rejects(read, /enough/)));
 });
 
-test("a server without ranges is recognised, and its object streamed whole", async () => {
+void test("a server without ranges is recognised, and its object streamed whole", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   source.onRequest = () => ({ kind: "ignore-range" });
@@ -182,7 +182,7 @@ test("a server without ranges is recognised, and its object streamed whole", asy
   assert.deepEqual(collector.bytes(), content);
 });
 
-test("a strong ETag pins: another one is source-changed, whether the server honours If-Match or not", async () => {
+void test("a strong ETag pins: another one is source-changed, whether the server honours If-Match or not", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -200,7 +200,7 @@ test("a strong ETag pins: another one is source-changed, whether the server hono
   assert.equal((await readBytes(backend, identity, 0, 10)).length, 10);
 });
 
-test("an answer without the pinned ETag is not believed, but may be right next time", async () => {
+void test("an answer without the pinned ETag is not believed, but may be right next time", async () => {
   await using source = await startHttpSource({ content });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -216,7 +216,7 @@ test("an answer without the pinned ETag is not believed, but may be right next t
   assert.equal(collector.bytes().length, 0);
 });
 
-test("another size is source-changed even without validators", async () => {
+void test("another size is source-changed even without validators", async () => {
   await using source = await startHttpSource({ content, etag: null });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -230,7 +230,7 @@ test("another size is source-changed even without validators", async () => {
   );
 });
 
-test("durability rule 31: Last-Modified pins when it has settled, with a check after the last byte", async () => {
+void test("durability rule 31: Last-Modified pins when it has settled, with a check after the last byte", async () => {
   await using source = await startHttpSource({ content, etag: null, lastModified: tenSecondsAgo });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -251,7 +251,7 @@ test("durability rule 31: Last-Modified pins when it has settled, with a check a
   await failsWith("source-changed", backend.stream(identity, change));
 });
 
-test("durability rule 31: a Last-Modified of this very second, a weak ETag and nothing do not pin", async () => {
+void test("durability rule 31: a Last-Modified of this very second, a weak ETag and nothing do not pin", async () => {
   await using source = await startHttpSource({ content, etag: 'W/"weak"' });
   await using backend = httpBackend(source.url);
   assert.deepEqual((await backend.probe(1)).identity, {
@@ -266,7 +266,7 @@ test("durability rule 31: a Last-Modified of this very second, a weak ETag and n
   assert.deepEqual((await backend.probe(1)).identity, { size: content.length, version: "", strong: false });
 });
 
-test("a weak ETag is compared on every answer, and after the last byte", async () => {
+void test("a weak ETag is compared on every answer, and after the last byte", async () => {
   await using source = await startHttpSource({ content, etag: 'W/"weak"' });
   await using backend = httpBackend(source.url);
   const { identity } = await backend.probe(1);
@@ -279,7 +279,7 @@ test("a weak ETag is compared on every answer, and after the last byte", async (
   assert.ok(source.requests.every((request) => request.headers["if-match"] === undefined));
 });
 
-test("credentials in the address are sent, and appear nowhere", async () => {
+void test("credentials in the address are sent, and appear nowhere", async () => {
   await using source = await startHttpSource({ content, credentials: "us er:p@ss" });
   const address = source.url.replace("http://", "http://us%20er:p%40ss@");
   await using backend = httpBackend(address);

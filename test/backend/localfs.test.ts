@@ -20,7 +20,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true }));
 
-test("probe tells size, identity and the first bytes", async () => {
+void test("probe tells size, identity and the first bytes", async () => {
   const { identity, head, ranges } = await new LocalFileBackend(path).probe(512);
   const { dev, ino } = await stat(path);
   assert.equal(identity.size, content.length);
@@ -30,13 +30,13 @@ test("probe tells size, identity and the first bytes", async () => {
   assert.equal(ranges, true);
 });
 
-test("the head of a file shorter than what was asked for is the file", async () => {
+void test("the head of a file shorter than what was asked for is the file", async () => {
   await writeFile(path, "tiny");
   const { head } = await new LocalFileBackend(path).probe(4096);
   assert.equal(head.toString(), "tiny");
 });
 
-test("an empty file has an identity and no bytes", async () => {
+void test("an empty file has an identity and no bytes", async () => {
   await writeFile(path, "");
   const backend = new LocalFileBackend(path);
   const { identity, head } = await backend.probe(4096);
@@ -45,7 +45,7 @@ test("an empty file has an identity and no bytes", async () => {
   assert.equal((await readBytes(backend, identity, 0, 0)).length, 0);
 });
 
-test("reads give exactly their ranges, in order, at any alignment", async () => {
+void test("reads give exactly their ranges, in order, at any alignment", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   for (const [offset, length] of [
@@ -58,7 +58,7 @@ test("reads give exactly their ranges, in order, at any alignment", async () => 
   }
 });
 
-test("many reads at once, with slow sinks, do not get each other's bytes", async () => {
+void test("many reads at once, with slow sinks, do not get each other's bytes", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const reads = Array.from({ length: 12 }, async (_, n) => {
@@ -69,7 +69,7 @@ test("many reads at once, with slow sinks, do not get each other's bytes", async
   await Promise.all(reads);
 });
 
-test("a stream is the whole file", async () => {
+void test("a stream is the whole file", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const collector = collect();
@@ -77,13 +77,13 @@ test("a stream is the whole file", async () => {
   assert.deepEqual(collector.bytes(), content);
 });
 
-test("a range outside of the file is a mistake of the caller", async () => {
+void test("a range outside of the file is a mistake of the caller", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   await assert.rejects(readBytes(backend, identity, content.length - 1, 2), RangeError);
 });
 
-test("durability rule 31: a file changed in place while it is read fails the read", async () => {
+void test("durability rule 31: a file changed in place while it is read fails the read", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const change = async (): Promise<void> => {
@@ -94,7 +94,7 @@ test("durability rule 31: a file changed in place while it is read fails the rea
   await failsWith("source-changed", backend.read(identity, 0, content.length, change));
 });
 
-test("durability rule 31: a file changed in place between two reads fails the second, though its mtime was put back", async () => {
+void test("durability rule 31: a file changed in place between two reads fails the second, though its mtime was put back", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const before = await stat(path);
@@ -104,7 +104,7 @@ test("durability rule 31: a file changed in place between two reads fails the se
   await failsWith("source-changed", readBytes(backend, identity, 0, 4096));
 });
 
-test("durability rule 31: a file replaced while it is read fails the read", async () => {
+void test("durability rule 31: a file replaced while it is read fails the read", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   await writeFile(join(directory, "new"), content);
@@ -114,7 +114,7 @@ test("durability rule 31: a file replaced while it is read fails the read", asyn
   await failsWith("source-changed", backend.read(identity, 0, content.length, replace));
 });
 
-test("a file truncated while it is read fails the read as changed", async () => {
+void test("a file truncated while it is read fails the read as changed", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   await failsWith(
@@ -123,7 +123,7 @@ test("a file truncated while it is read fails the read as changed", async () => 
   );
 });
 
-test("after a change, a new probe pins the new file", async () => {
+void test("after a change, a new probe pins the new file", async () => {
   const backend = new LocalFileBackend(path);
   const old = await backend.probe(0);
   await writeFile(path, "second");
@@ -132,7 +132,7 @@ test("after a change, a new probe pins the new file", async () => {
   assert.equal((await readBytes(backend, identity, 0, 6)).toString(), "second");
 });
 
-test("a missing file and what is no file are told apart", async () => {
+void test("a missing file and what is no file are told apart", async () => {
   const missing = await failsWith("source-not-found", new LocalFileBackend(join(directory, "none")).probe(1));
   assert.match(missing.message, /none does not exist/);
   assert.equal(missing.transient, false);
@@ -142,7 +142,7 @@ test("a missing file and what is no file are told apart", async () => {
   await failsWith("source-not-a-file", new LocalFileBackend("/dev/null").probe(1));
 });
 
-test("a file that may not be read is an error that names the user", async () => {
+void test("a file that may not be read is an error that names the user", async () => {
   await chmod(directory, 0o755);
   await chmod(path, 0);
   // Root may read anything: the child gives that up.
@@ -155,13 +155,13 @@ test("a file that may not be read is an error that names the user", async () => 
   assert.match(output, /^source-denied make it readable for the user that ullage runs as \(uid \d+\)/);
 });
 
-test("a pipe is refused without waiting for a writer", async () => {
+void test("a pipe is refused without waiting for a writer", async () => {
   const pipe = join(directory, "pipe");
   execFileSync("mkfifo", [pipe]);
   await failsWith("source-not-a-file", new LocalFileBackend(pipe).probe(1));
 });
 
-test("a file that comes back can be read again", async () => {
+void test("a file that comes back can be read again", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const away = join(directory, "away");
@@ -173,7 +173,7 @@ test("a file that comes back can be read again", async () => {
   assert.equal((await readBytes(backend, again.identity, 0, 10)).toString(), "back again");
 });
 
-test("what the sink throws reaches the caller as it is", async () => {
+void test("what the sink throws reaches the caller as it is", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const full = new IoError("ENOSPC", "cache is full");
@@ -189,7 +189,7 @@ test("what the sink throws reaches the caller as it is", async () => {
   await assert.rejects(backend.read(identity, 0, 10, failing[2]), /from fs/);
 });
 
-test("an aborted read ends with the signal's reason, a closed backend with its own", async () => {
+void test("an aborted read ends with the signal's reason, a closed backend with its own", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const controller = new AbortController();
@@ -205,7 +205,7 @@ test("an aborted read ends with the signal's reason, a closed backend with its o
   await failsWith("source-closed", backend.probe(1));
 });
 
-test("a read leaves no descriptor behind", async () => {
+void test("a read leaves no descriptor behind", async () => {
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
   const openOnes = (): number =>
@@ -220,7 +220,7 @@ test("a read leaves no descriptor behind", async () => {
   assert.equal(openOnes(), 0);
 });
 
-test("a block device has its own size, and is pinned only when nobody can write to it", async (t) => {
+void test("a block device has its own size, and is pinned only when nobody can write to it", async (t) => {
   if (!requireTool(t, "losetup", "root", "loop")) return;
   await truncate(path, 2_500_096);
   for (const flags of [[], ["--read-only"]]) {
