@@ -139,6 +139,8 @@ export async function startHttpSource(options: HttpSourceOptions): Promise<HttpS
     const chunked = (fault?.kind === "short" || fault?.kind === "long") && fault.chunked === true;
     if (!chunked) headers["content-length"] = String(bodyLength);
     response.writeHead(ranged ? 206 : 200, headers);
+    // Node drops the body of such an answer, but it would still be paid for out of everybody's bandwidth.
+    if (message.method === "HEAD") return void response.end();
     await sendBody(response, first, bodyLength, fault);
   };
 
