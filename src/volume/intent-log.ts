@@ -71,12 +71,18 @@ export class IntentLog {
     limits: VolumeLimits,
   ): Promise<IntentLog> {
     const file = await env.fs.open(logPath(dir, number), "create");
-    const generation = env.randomBytes(16);
-    const header = encodeLogHeader({ volumeId, generation, number, predecessor, binding: file.binding() });
-    await file.write(header, 0, headerBytes, 0);
-    await file.datasync();
-    await env.fs.syncDirectory(dir);
-    return new IntentLog(number, file, generation, limits);
+    try {
+      const generation = env.randomBytes(16);
+      const header = encodeLogHeader({ volumeId, generation, number, predecessor, binding: file.binding() });
+      await file.write(header, 0, headerBytes, 0);
+      await file.datasync();
+      await env.fs.syncDirectory(dir);
+      return new IntentLog(number, file, generation, limits);
+    } catch (error) {
+      await file.close();
+      await env.fs.unlink(file.path);
+      throw error;
+    }
   }
 
   /** Makes this the current log: its first record gets LSN `lastLsn` + 1. */

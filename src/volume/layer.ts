@@ -75,6 +75,25 @@ export class Layer {
     this.unsyncedBytes += length;
   }
 
+  /** Frees blocks; like a write, it is durable only after the next sync. @returns false when the file system can't */
+  async punch(block: number, count: number): Promise<boolean> {
+    this.dirty = true;
+    const punched = await this.file.punch(headerBytes + block * blockBytes, count * blockBytes);
+    this.dirty = true; // a sync that ran meanwhile need not have covered it
+    return punched;
+  }
+
+  /** The same on the calling thread, for few blocks. */
+  punchNow(block: number, count: number): boolean {
+    this.dirty = true;
+    return this.file.punchNow(headerBytes + block * blockBytes, count * blockBytes);
+  }
+
+  /** Whether the file system can free blocks; asked behind the end of the file, where nothing is. */
+  canPunch(): Promise<boolean> {
+    return this.file.punch(Math.ceil(this.file.size() / blockBytes) * blockBytes, blockBytes);
+  }
+
   /** fdatasync. A failure leaves it dirty for ever: the caller poisons the volume. */
   async sync(): Promise<void> {
     const covered = this.unsyncedBytes;

@@ -44,6 +44,7 @@ export async function readLogHeader(file: File): Promise<LogHeader> {
 /**
  * @param before the LSN before the log's first record
  * @param until records above this LSN do not count (where an earlier recovery stopped)
+ * @param onDamage by default damage is refused; when it returns, the log counts up to the damage
  * @param onSet called for every `set` record, in LSN order: lsn, owner, first block, number of blocks
  */
 export async function readLog(
@@ -52,6 +53,7 @@ export async function readLog(
   before: number,
   until: number,
   onSet: (lsn: number, owner: number, start: number, count: number) => void,
+  onDamage: (error: CorruptionError) => void = refuse,
 ): Promise<LogContents> {
   const seed = generationSeed(header.generation);
   const buffer = new IoBuffer(windowBytes);
@@ -73,7 +75,10 @@ export async function readLog(
       const good = lsn === contents.lastLsn + 1 && view.previousCrc(at) === previousCrc && view.valid(at, seed);
       if (!good || lsn > until || contents.ended) {
         contents.tail += at;
-        if (lsn <= until && !contents.ended) await refuseDamage(file, seed, contents);
+        if (lsn <= until && !contents.ended) {
+          const damage = await findDamage(file, seed, contents);
+          if (damage) onDamage(damage);
+        }
         return contents;
       }
       previousCrc = view.crc(at);
@@ -100,22 +105,24 @@ export async function readLog(
   }
 }
 
-/** The record behind `lastLsn` is bad: look for a later one that proves it was durable once. */
-async function refuseDamage(file: File, seed: number, contents: LogContents): Promise<void> {
+function refuse(error: CorruptionError): never {
+  throw error;
+}
+
+/** The record behind `lastLsn` is bad: looks for a later one that proves it was durable once. */
+async function findDamage(file: File, seed: number, contents: LogContents): Promise<CorruptionError | undefined> {
   const bad = contents.lastLsn + 1;
   const buffer = new IoBuffer(windowBytes);
   const view = new RecordView(buffer.bytes);
-  let position = contents.tail;
-  for (;;) {
+  for (let position = contents.tail; ; position += windowBytes) {
     const got = await file.read(buffer, 0, windowBytes, position);
     for (let at = 0; at + recordBytes <= got; at += recordBytes) {
       if (!view.valid(at, seed) || view.type(at) !== RecordType.commit || view.b(at) < bad) continue;
-      throw new CorruptionError(
+      return new CorruptionError(
         `${file.path}: the record at LSN ${bad} (byte ${contents.tail}) is damaged, though a commit at LSN ` +
           `${view.lsn(at)} says that everything up to LSN ${view.b(at)} was durable`,
       );
     }
-    if (got < windowBytes) return;
-    position += windowBytes;
+    if (got < windowBytes) return undefined;
   }
 }

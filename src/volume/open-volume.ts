@@ -113,7 +113,7 @@ export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOpti
       });
     }
     await removeTemporaryFiles(env, dir);
-    const recovered = await recover(env, dir, options.id, poison !== undefined);
+    const recovered = await recover(env, dir, options.id, { distrustCache: poison !== undefined });
     try {
       const opened = await begin(env, options, dir, lock, recovered);
       if (poison !== undefined) await clearPoison(env, dir, options.id);
@@ -129,7 +129,7 @@ export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOpti
   }
 }
 
-async function removeTemporaryFiles(env: VolumeEnvironment, dir: string): Promise<void> {
+export async function removeTemporaryFiles(env: VolumeEnvironment, dir: string): Promise<void> {
   for (const entry of await env.fs.readdir(dir)) if (entry.endsWith(".tmp")) await env.fs.unlink(join(dir, entry));
 }
 
@@ -141,6 +141,11 @@ async function begin(
   recovered: Recovered,
 ): Promise<OpenedVolume> {
   const { checkpoint, map, table, head } = recovered;
+  if (recovered.unused.length > 0) {
+    // Before there is a new log: a log without a place in the chain must never stand in the middle of it.
+    for (const path of recovered.unused) await env.fs.unlink(path);
+    await env.fs.syncDirectory(dir);
+  }
   const blobs = new Map<number, Blob>();
   for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
   const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
@@ -204,6 +209,7 @@ async function beginWithCheckpoint(
     await head.file.datasync();
   }
   await punchUnowned(head, map, opened.headOwner);
+  if (head.dirty) await head.sync();
   opened.mapBytes = await writeMapFile(
     env,
     opened.dir,
@@ -233,7 +239,7 @@ async function punchUnowned(head: Layer, map: OwnerMap, owner: number): Promise<
     for (let block = run.block; block < end;) {
       const count = map.runLength(block, end - block);
       if (map.ownerOf(block) !== owner) {
-        await head.file.punch(head.position(block * blockBytes), count * blockBytes);
+        await head.punch(block, count);
       }
       block += count;
     }

@@ -231,11 +231,10 @@ export class OwnerWriter {
       if (at < last) await this.#clock.sleep(0);
     }
     if (!inHead) return;
-    const offset = this.#head.position(first * blockBytes);
-    const length = (last - first) * blockBytes;
     // Not every file system can; the blocks read as zeros by the map, only their space stays.
-    if (length <= this.#limits.punchNowBytes) this.#head.file.punchNow(offset, length);
-    else await this.#head.file.punch(offset, length);
+    const count = last - first;
+    if (count * blockBytes <= this.#limits.punchNowBytes) this.#head.punchNow(first, count);
+    else await this.#head.punch(first, count);
   }
 }
 

@@ -19,6 +19,13 @@ import type { VolumeEnvironment } from "./types.ts";
  * Nothing that was found is appended to. The caller starts a new log, and removes old files after its next checkpoint.
  */
 
+/** Called with proven damage; returns to leave out what is behind it. */
+export type OnDamage = (error: CorruptionError) => void;
+
+function refuse(error: CorruptionError): never {
+  throw error;
+}
+
 export type RecoveryRule = "all" | "sparse" | "cut";
 
 export interface Recovered extends LoadedMap {
@@ -35,6 +42,8 @@ export interface Recovered extends LoadedMap {
   committedCut: number;
   /** The logs whose records count, open for syncing; the caller closes them. */
   logs: File[];
+  /** Logs without a record that counts, and without a place in the chain: to be removed before there is a new one. */
+  unused: string[];
   /** For the next log and map. */
   nextNumber: number;
   head: Layer;
@@ -49,16 +58,20 @@ interface ScannedLog {
 
 /**
  * Reads a volume's files and builds its map. Changes nothing on disk.
- * @param distrustCache drop cached pages first and go by the last commit: a sync had failed (rule 6)
+ * @param options.distrustCache drop cached pages first and go by the last commit: a sync had failed (rule 6)
+ * @param options.onDamage what to do about proven damage: by default it is refused; `repair` notes it and goes on with
+ *   what stands before it
  */
 export async function recover(
   env: VolumeEnvironment,
   dir: string,
   volumeId: string,
-  distrustCache: boolean,
+  options: { distrustCache?: boolean; onDamage?: OnDamage } = {},
 ): Promise<Recovered> {
+  const distrustCache = options.distrustCache ?? false;
+  const onDamage = options.onDamage ?? refuse;
   const entries = await env.fs.readdir(dir);
-  const loaded = await loadNewestMap(env, dir, volumeId, numbered(entries, "map"));
+  const loaded = await loadNewestMap(env, dir, volumeId, numbered(entries, "map"), onDamage);
   const { checkpoint, map } = loaded;
   const logNumbers = numbered(entries, "intent").filter((number) => number >= checkpoint.number);
   const owner = loaded.table.get(checkpoint.head)!;
@@ -66,12 +79,20 @@ export async function recover(
   const logs: ScannedLog[] = [];
   try {
     if (distrustCache) await dropCaches(env, dir, head, logNumbers);
-    await scanLogs(env, dir, volumeId, loaded, logNumbers, logs);
+    const unused = await scanLogs(env, dir, volumeId, loaded, logNumbers, logs, onDamage);
+    const proven = Math.max(checkpoint.cut, ...logs.map(provenCut));
+    for (const { file } of cutAtGap(dir, logs, proven, onDamage)) {
+      unused.push(file.path);
+      await file.close();
+    }
+    const end = logs.length > 0 ? logs[logs.length - 1].contents.lastLsn : checkpoint.cut;
+    const committedCut = Math.min(proven, end); // less only when damage is being left out
     const written = logs.filter((log) => log.contents.lastLsn > log.before);
-    const rule = distrustCache ? "cut" : worstRule(written);
-    const committedCut = Math.max(checkpoint.cut, ...logs.map(provenCut));
-    for (const unused of cutAtGap(dir, logs, committedCut)) await unused.file.close();
-    const lastLsn = rule === "cut" ? committedCut : logs[logs.length - 1].contents.lastLsn;
+    // An earlier recovery went by the cut and was interrupted before its checkpoint: what it decided still holds.
+    const interrupted = logs.some(({ header }) => header.number > checkpoint.number && header.predecessor?.durable);
+    const byCut = distrustCache || (interrupted && written.length === 0);
+    const rule = byCut ? "cut" : await worstRule(written, head);
+    const lastLsn = rule === "cut" ? committedCut : end;
     const clean = checkpoint.clean && logs.length === 1;
     const missing = await replay(loaded, logs, head, rule, committedCut);
     await head.verify(); // not before: the first read of a file may end what SEEK_DATA can tell (rule 7)
@@ -80,12 +101,13 @@ export async function recover(
       ...loaded,
       rule,
       clean,
-      lossPossible: missing || (rule === "cut" && !clean) || distrustCache,
+      lossPossible: missing || (rule === "cut" && !clean) || distrustCache || interrupted,
       remoteWriters: words.length > 0 ? words[words.length - 1] : checkpoint.remoteWriters,
       lastLsn,
       committedCut,
       logs: logs.map((log) => log.file),
-      nextNumber: Math.max(...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
+      unused,
+      nextNumber: Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
       head,
     };
   } catch (error) {
@@ -100,8 +122,9 @@ async function loadNewestMap(
   dir: string,
   volumeId: string,
   numbers: number[],
+  onDamage: OnDamage,
 ): Promise<LoadedMap> {
-  let firstError: unknown;
+  let firstError: CorruptionError | undefined;
   for (const number of numbers.toReversed()) {
     const path = mapPath(dir, number);
     try {
@@ -115,13 +138,17 @@ async function loadNewestMap(
       // An older checkpoint with all its logs is as good; if they are gone, the gap is refused below.
       env.log("error", `${describeError(error)}; trying the checkpoint before it`);
       firstError ??= error;
+      if (onDamage !== refuse) onDamage(error);
     }
   }
-  if (firstError !== undefined) throw firstError;
+  if (firstError) throw firstError;
   throw new CorruptionError(`${dir} has no checkpoint (map.<n>)`);
 }
 
-/** Opens and scans the logs behind the checkpoint, in order, until one that nothing was ever appended to. */
+/**
+ * Opens and scans the logs behind the checkpoint, in order.
+ * @returns the path of a log that was still being created, if there is one
+ */
 async function scanLogs(
   env: VolumeEnvironment,
   dir: string,
@@ -129,11 +156,16 @@ async function scanLogs(
   loaded: LoadedMap,
   numbers: number[],
   logs: ScannedLog[],
-): Promise<void> {
+  onDamage: OnDamage,
+): Promise<string[]> {
   if (numbers[0] !== loaded.checkpoint.number) {
-    throw new CorruptionError(`${logPath(dir, loaded.checkpoint.number)} is missing, though its checkpoint is there`);
+    onDamage(
+      new CorruptionError(`${logPath(dir, loaded.checkpoint.number)} is missing, though its checkpoint is there`),
+    );
+    return [];
   }
   const opened: { file: File; header: LogHeader }[] = [];
+  const unused: string[] = [];
   for (const number of numbers) {
     const file = await env.fs.open(logPath(dir, number), "write");
     try {
@@ -145,7 +177,14 @@ async function scanLogs(
     } catch (error) {
       await file.close();
       // A log that was being created when the power went: nothing has ever been in it.
-      if (error instanceof CorruptionError && number === numbers[numbers.length - 1] && opened.length > 0) break;
+      if (error instanceof CorruptionError && number === numbers[numbers.length - 1] && opened.length > 0) {
+        unused.push(file.path);
+        break;
+      }
+      if (error instanceof CorruptionError && onDamage !== refuse) {
+        onDamage(error);
+        break;
+      }
       for (const other of opened) await other.file.close();
       throw error;
     }
@@ -160,9 +199,10 @@ async function scanLogs(
       contents: { header, lastLsn: before, ended: false, cut: -1, remoteWriters: undefined, tail: 0 },
     });
     const log = logs[logs.length - 1];
-    log.contents = await readLog(file, header, before, until, () => undefined);
+    log.contents = await readLog(file, header, before, until, () => undefined, onDamage);
     before = log.contents.lastLsn;
   }
+  return unused;
 }
 
 /** The highest LSN that a log proves to have been durable: by a commit, or as where an earlier recovery started from. */
@@ -171,13 +211,15 @@ function provenCut({ header, contents }: ScannedLog): number {
 }
 
 /** The rule for a set of logs is that of the one that can be trusted least. */
-function worstRule(logs: ScannedLog[]): RecoveryRule {
+async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule> {
   let worst: RecoveryRule = "all";
   for (const log of logs) {
     const rule = ruleFor(log.header.binding, log.file.binding());
     if (rule === "cut") return "cut";
     if (rule === "sparse") worst = "sparse";
   }
+  // Where nothing can be punched, a trimmed block keeps its old bytes, and having data proves nothing.
+  if (worst === "sparse" && !(await head.canPunch())) return "cut";
   return worst;
 }
 
@@ -197,7 +239,7 @@ function ruleFor(then: FileBinding, now: FileBinding): RecoveryRule {
  * end never counted.
  * @returns the logs that do not count, taken out of `logs`
  */
-function cutAtGap(dir: string, logs: ScannedLog[], committedCut: number): ScannedLog[] {
+function cutAtGap(dir: string, logs: ScannedLog[], committedCut: number, onDamage: OnDamage): ScannedLog[] {
   for (const [index, log] of logs.entries()) {
     const next = logs[index + 1];
     if (!next) break;
@@ -205,8 +247,10 @@ function cutAtGap(dir: string, logs: ScannedLog[], committedCut: number): Scanne
     const complete = expected === undefined ? log.contents.ended : log.contents.lastLsn === expected.lsn;
     if (complete) continue;
     if (committedCut > log.contents.lastLsn || logs.slice(index + 1).some((later) => later.contents.cut >= 0)) {
-      throw new CorruptionError(
-        `${logPath(dir, log.header.number)} ends at LSN ${log.contents.lastLsn}, though later records were committed`,
+      onDamage(
+        new CorruptionError(
+          `${logPath(dir, log.header.number)} ends at LSN ${log.contents.lastLsn}, though later records were committed`,
+        ),
       );
     }
     return logs.splice(index + 1);
