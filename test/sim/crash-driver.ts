@@ -112,7 +112,7 @@ class World {
     this.#faults = profile.faults?.(random) ?? {};
     this.#disk = new SimDisk(this.#scheduler, this.#clean);
     const chunk = 4 * 1024 * 1024;
-    this.#size = random.between(1, 3) * chunk + random.pick([0, 0, 4096, 64 * 1024, 1024 * 1024, 512, 3584]);
+    this.#size = random.pick([1, 1, 2, 2, 3]) * chunk + random.pick([0, 0, 4096, 64 * 1024, 1024 * 1024, 512, 3584]);
     this.#id = idOf(random);
     if (random.chance(0.7)) {
       const blobSize = random.pick([this.#size, this.#size - 5000, 3 * 65536, 65536 + 13, chunk + 4096]);
@@ -214,8 +214,7 @@ class World {
         } else if (failed !== undefined && !this.#faultsOn) throw new Error(`close failed: ${failed}`);
         this.#checkNothingOpen();
       }
-      this.#crash(this.#random.pick(["kill", "power"] as const));
-      return true;
+      return this.#crash(this.#random.pick(["kill", "power"] as const));
     }
     return this.#crash(end === "close" ? "power" : end);
   }
@@ -224,7 +223,7 @@ class World {
   #crash(end: End): boolean {
     this.#disk.disarm();
     this.#note(`crash: ${end}`);
-    const blind = this.#process.syncErrorsTold > 0 && !this.#poisonMarked();
+    const blind = this.#process.syncErrorsTold.some((path) => /layers|intent/.test(path)) && !this.#poisonMarked();
     this.#volume = undefined;
     this.#setFaults(false);
     const failed = this.#disk.failures > this.#failuresForgiven;

@@ -1,6 +1,6 @@
 import { sectorBytes } from "./sim-inode.ts";
 
-/** One content that a sector had, has, or may have. */
+/** One content that a sector had, has, or may have. Zeros of one operation are shared by all its sectors. */
 interface Version {
   content: Buffer;
   /** when the operation that makes it was issued */
@@ -40,6 +40,10 @@ export type Loss =
   | "unflushed"
   /** the same, but what is read next may still be in the page cache alone */
   | "unflushed, cache kept";
+
+function newVersion(content: Buffer, issued: number): Version {
+  return { content, issued, settled: Infinity, effective: false, ruledOut: Infinity };
+}
 
 const zeroSector = Buffer.alloc(sectorBytes);
 
@@ -84,26 +88,29 @@ export class Oracle {
       partial: partialSectors(offset, length),
     };
     const end = offset + length;
+    const add = (sector: number, versions: Version[], version: Version): void => {
+      versions.push(version);
+      this.#unsettled.add(sector);
+      this.#onDisk.delete(sector);
+    };
+    const zeros = newVersion(zeroSector, operation.issued);
+    if (!bytes) operation.versions.push(zeros);
     for (let sector = operation.first; sector <= operation.last; sector++) {
       const from = Math.max(0, offset - sector * sectorBytes);
       const to = Math.min(sectorBytes, end - sector * sectorBytes);
       const at = sector * sectorBytes + from - offset;
       const piece = bytes ? bytes.subarray(at, at + to - from) : zeroSector.subarray(0, to - from);
       const versions = this.#versions(sector);
-      const bases = from === 0 && to === sectorBytes ? undefined : this.#possible(versions);
-      for (const content of bases ? overlays(bases, piece, from) : [piece]) {
-        const version = {
-          content,
-          issued: operation.issued,
-          settled: Infinity,
-          effective: false,
-          ruledOut: Infinity,
-        };
-        versions.push(version);
+      const whole = from === 0 && to === sectorBytes;
+      if (whole && !bytes) {
+        add(sector, versions, zeros);
+        continue;
+      }
+      for (const content of whole ? [piece] : overlays(this.#possible(versions), piece, from)) {
+        const version = newVersion(content, operation.issued);
+        add(sector, versions, version);
         operation.versions.push(version);
       }
-      this.#unsettled.add(sector);
-      this.#onDisk.delete(sector);
     }
     this.#running.add(operation);
     return operation;
@@ -230,8 +237,9 @@ export class Oracle {
       this.#unsettled.delete(sector);
       return;
     }
-    for (const version of versions) {
-      if (!matching.includes(version)) version.ruledOut = Math.min(version.ruledOut, started);
+    for (const [index, version] of versions.entries()) {
+      if (matching.includes(version) || version.ruledOut <= started) continue;
+      versions[index] = { ...version, ruledOut: started };
     }
   }
 

@@ -7,6 +7,14 @@ import type { SimDisk } from "./sim-disk.ts";
 
 export const unitBytes = 65536;
 
+let stamped: Buffer = Buffer.alloc(0);
+
+/** The same bytes for every blob, made once. */
+function blobContent(size: number): Buffer {
+  if (stamped.length < size) stamped = stamp("blob", 0, size);
+  return stamped.subarray(0, size);
+}
+
 /** What is left of a blob when no process runs: its content at the source, and which units are durably ready. */
 export class SimSource {
   readonly id: string;
@@ -19,7 +27,7 @@ export class SimSource {
   constructor(id: string, size: number) {
     this.id = id;
     this.size = size;
-    this.#content = stamp("blob", 0, size);
+    this.#content = blobContent(size);
   }
 
   /** The volume's sector before anyone writes: the blob's bytes, then zeros. */

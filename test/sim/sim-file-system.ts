@@ -20,8 +20,8 @@ export class SimFileSystem implements FileSystem {
   readonly inFlight = new Set<PoolCall>();
   readonly files = new Set<SimFile>();
   dead = false;
-  /** Failed syncs that this process was told of. */
-  syncErrorsTold = 0;
+  /** The files of failed syncs that this process was told of. */
+  readonly syncErrorsTold: string[] = [];
 
   constructor(disk: SimDisk) {
     this.disk = disk;

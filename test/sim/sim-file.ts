@@ -79,7 +79,7 @@ export class SimFile implements File {
       if (this.#errorsSeen === this.inode.errorCount) return;
       this.#errorsSeen = this.inode.errorCount;
       this.inode.errorSeen = true;
-      this.#process.syncErrorsTold++;
+      this.#process.syncErrorsTold.push(this.path);
       throw new IoError(this.inode.errno, `fdatasync ${this.path}: write-back failed with ${this.inode.errno}`);
     });
   }

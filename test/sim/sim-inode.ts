@@ -91,7 +91,7 @@ export class SimInode {
       const inPage = position % pageBytes;
       const part = Math.min(pageBytes - inPage, length - done);
       const number = (position - inPage) / pageBytes;
-      const page = Buffer.allocUnsafeSlow(pageBytes);
+      const page = newPage();
       if (part < pageBytes) {
         const old = this.pages.get(number)?.cached;
         if (old) old.copy(page);
@@ -259,6 +259,16 @@ export class SimInode {
   #forgetIfHole(number: number, state: PageState): void {
     if (!state.cached && state.versions.length === 1 && !state.versions[0].page) this.pages.delete(number);
   }
+}
+
+let slab = Buffer.alloc(0);
+
+/** Undefined bytes for a page; pages are cut from slabs, because allocating each would take most of a run's time. */
+function newPage(): Buffer {
+  if (slab.length < pageBytes) slab = Buffer.allocUnsafeSlow(64 * pageBytes);
+  const page = slab.subarray(0, pageBytes);
+  slab = slab.subarray(pageBytes);
+  return page;
 }
 
 function pickVersion(versions: Version[], random: Random, survival: Survival): Version {

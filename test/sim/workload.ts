@@ -72,7 +72,8 @@ export class Workload {
       wait: 1,
     };
     for (const [kind, weight] of Object.entries(usual) as [Kind, number][]) {
-      const times = random.chance(0.25) ? 0 : weight * random.pick([1, 1, 2, 3]);
+      const rare = kind === "trimLarge" || kind === "zeroLarge" || kind === "writeLarge";
+      const times = random.chance(rare ? 0.6 : 0.25) ? 0 : weight * random.pick([1, 1, 2, 3]);
       for (let count = 0; count < times; count++) this.#kinds.push(kind);
     }
     this.#kinds.push("writeBlocks", "flush");
@@ -140,10 +141,10 @@ export class Workload {
       offset += random.below(8) * 512;
       length = random.between(1, 12) * 512;
     } else if (kind === "writeLarge") {
-      length = random.between(16, 64) * blockBytes;
+      length = random.between(16, 40) * blockBytes;
     } else if (kind === "trimLarge" || kind === "zeroLarge") {
       offset = random.chance(0.5) ? 0 : offset;
-      length = random.between(1, 3) * chunkBytes - random.below(3) * 4096;
+      length = random.pick([1, 1, 2]) * chunkBytes - random.below(3) * blockBytes;
     }
     offset = Math.min(offset, this.#size - 1);
     return [offset, Math.min(length, this.#size - offset)];
