@@ -64,7 +64,7 @@ export class RangeMap {
   }
 
   isReady(offset: number, length: number): boolean {
-    if (this.#missing === 0) return true;
+    if (this.#missing === 0 || offset >= this.size) return true;
     const end = this.unitEnd(offset, length);
     for (let unit = this.unitAt(offset); unit < end; unit++) if (!this.has(unit)) return false;
     return true;

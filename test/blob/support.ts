@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import type { ReadOptions, Sink } from "../../src/backend/backend.ts";
-import { systemClock } from "../../src/base/clock.ts";
-import type { FileSystem } from "../../src/base/file-system.ts";
+import { systemClock, type Clock } from "../../src/base/clock.ts";
+import type { File, FileSystem } from "../../src/base/file-system.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import type { Blob } from "../../src/blob/blob.ts";
@@ -44,9 +44,25 @@ export class MemoryReader implements ImageReader {
 /** Random bytes: every unit is different from every other. */
 export const randomContent = (length: number): Buffer => randomBytes(length);
 
+const cleanups = new WeakMap<TestContext, (() => unknown)[]>();
+
+/** Runs `work` when the test has ended, before what was asked for earlier. */
+export function atEnd(t: TestContext, work: () => unknown): void {
+  const known = cleanups.get(t);
+  if (known !== undefined) {
+    known.unshift(work);
+    return;
+  }
+  const list = [work];
+  cleanups.set(t, list);
+  t.after(async () => {
+    for (const each of list) await each();
+  });
+}
+
 export function temporaryDirectory(t: TestContext): string {
   const dir = mkdtempSync(join(tmpdir(), "ullage-blob-"));
-  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  atEnd(t, () => rmSync(dir, { recursive: true, force: true }));
   return dir;
 }
 
@@ -69,7 +85,7 @@ export async function openCache(t: TestContext, overrides: Partial<BlobCacheOpti
     openSource: () => Promise.reject(new Error("the source is unreachable")),
     ...overrides,
   });
-  t.after(() => cache.close());
+  atEnd(t, () => cache.close());
   return { cache, dataDir, log };
 }
 
@@ -114,3 +130,69 @@ export async function until(condition: () => boolean): Promise<void> {
 
 /** The real file system with some calls replaced. */
 export const withCalls = (calls: Partial<FileSystem>): FileSystem => ({ ...realFileSystem, ...calls });
+
+/** Time that stands still until it is moved. */
+export class ManualClock implements Clock {
+  #now = 0;
+  readonly #sleepers = new Set<{ due: number; wake(): void }>();
+
+  now(): number {
+    return this.#now;
+  }
+
+  wallTime(): string {
+    return new Date(this.#now).toISOString();
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) {
+        reject(signal.reason as Error);
+        return;
+      }
+      const onAbort = (): void => {
+        this.#sleepers.delete(sleeper);
+        reject(signal!.reason as Error);
+      };
+      const sleeper = {
+        due: this.#now + ms,
+        wake: () => {
+          this.#sleepers.delete(sleeper);
+          signal?.removeEventListener("abort", onAbort);
+          resolve();
+        },
+      };
+      this.#sleepers.add(sleeper);
+      signal?.addEventListener("abort", onAbort, { once: true });
+    });
+  }
+
+  get sleeping(): number {
+    return this.#sleepers.size;
+  }
+
+  /** Moves on by `ms`, and wakes who slept until then. */
+  advance(ms: number): void {
+    this.#now += ms;
+    for (const sleeper of this.#sleepers) if (sleeper.due <= this.#now) sleeper.wake();
+  }
+}
+
+/** The real file system; files whose path matches have the methods replaced that `replace` returns. */
+export function withFile(path: RegExp, replace: (file: File) => Partial<File>): FileSystem {
+  return withCalls({
+    async open(name, mode) {
+      const file = await realFileSystem.open(name, mode);
+      if (!path.test(name)) return file;
+      const replaced = replace(file);
+      return new Proxy(file, {
+        get(target, key) {
+          const own = (replaced as Record<string | symbol, unknown>)[key];
+          if (own !== undefined) return own;
+          const value: unknown = Reflect.get(target, key, target);
+          return typeof value === "function" ? (value.bind(target) as unknown) : value;
+        },
+      });
+    },
+  });
+}
