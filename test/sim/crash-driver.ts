@@ -227,7 +227,9 @@ class World {
     this.#volume = undefined;
     this.#setFaults(false);
     const failed = this.#disk.failures > this.#failuresForgiven;
-    const weak = this.#disk.options.bootIdHidden || this.#disk.options.fileSystem === "zfs";
+    const { bootIdHidden, mountIdHidden, fileSystem, punches } = this.#disk.options;
+    // Where nothing can be punched, only an unchanged mount proves that the page cache survived.
+    const weak = bootIdHidden || fileSystem === "zfs" || (!punches && (mountIdHidden || end === "container"));
     let loss: Loss;
     switch (end) {
       case "kill":
