@@ -1,0 +1,63 @@
+import swagger from "@fastify/swagger";
+import Fastify, { type FastifyInstance } from "fastify";
+import type { Ullage } from "../daemon/ullage.ts";
+import type { Log } from "../daemon/log.ts";
+import { packageVersion } from "../daemon/version.ts";
+import { problem, problemContentType, problemOf } from "./problems.ts";
+import { schemas } from "./schemas.ts";
+import { addServerRoutes } from "./server-routes.ts";
+import { addVolumeRoutes } from "./volume-routes.ts";
+
+/** Requests carry small objects only; nothing streams through here. */
+const maxBodyBytes = 256 * 1024;
+
+/** The REST API as a request handler (`app.routing`), ready to be put on listeners. */
+export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstance> {
+  const app = Fastify({
+    logger: false,
+    bodyLimit: maxBodyBytes,
+    // A volume made with `download` answers when all of it is here, which may take hours.
+    requestTimeout: 0,
+    ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
+    routerOptions: { querystringParser: parseQuery },
+  });
+  await app.register(swagger, {
+    openapi: {
+      openapi: "3.1.0",
+      info: {
+        title: "Ullage",
+        version: packageVersion,
+        description: "Writable disks from any image, at once. Errors are problem documents with a stable `code`.",
+        license: { name: "Apache-2.0", identifier: "Apache-2.0" },
+      },
+    },
+    refResolver: { buildLocalReference: (schema) => schema.$id as string },
+  });
+  for (const schema of schemas) app.addSchema(schema);
+
+  app.setErrorHandler((error, request, reply) => {
+    const answer = problemOf(error);
+    if (answer.status >= 500) log("error", `${request.method} ${request.url}: ${answer.detail}`);
+    return reply.code(answer.status).type(problemContentType).send(answer);
+  });
+  app.setNotFoundHandler((request, reply) => {
+    const path = request.url.split("?")[0];
+    const answer = problem(404, "no-such-path", `there is no ${request.method} ${path}`, "GET /openapi.json lists all");
+    return reply.code(404).type(problemContentType).send(answer);
+  });
+
+  addVolumeRoutes(app, ullage);
+  addServerRoutes(app, ullage);
+  app.get("/openapi.json", { schema: { hide: true } }, () => app.swagger());
+  await app.ready();
+  return app;
+}
+
+/** `limit=10&force=true` as numbers and booleans, since nothing is coerced: a body must have the right types already. */
+function parseQuery(query: string): Record<string, unknown> {
+  const typed = (value: string): unknown => {
+    if (/^(0|[1-9]\d{0,15})$/.test(value)) return Number(value);
+    return value === "true" || value === "false" ? value === "true" : value;
+  };
+  return Object.fromEntries([...new URLSearchParams(query)].map(([key, value]) => [key, typed(value)]));
+}

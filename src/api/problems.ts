@@ -1,0 +1,72 @@
+import { STATUS_CODES } from "node:http";
+import { CorruptionError, IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
+
+/** A problem document (RFC 9457), with the error's stable code and what to do next. */
+export interface Problem {
+  type: "about:blank";
+  title: string;
+  status: number;
+  detail: string;
+  code: string;
+  hint?: string;
+}
+
+export const problemContentType = "application/problem+json";
+
+/** Errors that say what was wrong with the request, or why it can't be done now. */
+const statusOf: Record<string, number> = {
+  "bad-request": 400,
+  "bad-name": 400,
+  "bad-size": 400,
+  "bad-source": 400,
+  "bad-cursor": 400,
+  "not-found": 404,
+  "name-taken": 409,
+  "in-use": 409,
+  creating: 409,
+  "no-source": 409,
+  "loss-not-accepted": 409,
+  "request-key-reused": 422,
+  "too-large": 422,
+  "catalog-read-only": 503,
+  "catalog-busy": 503,
+  "catalog-closed": 503,
+  stopping: 503,
+};
+
+export function problemOf(error: unknown): Problem {
+  if (error instanceof UllageError) return problem(statusFor(error), error.code, describeError(error), error.hint);
+  const { statusCode, code, message } = error as Error & { statusCode?: number; code?: string };
+  if (statusCode !== undefined && statusCode < 500)
+    return problem(statusCode, frameworkCode(statusCode, code), message);
+  return problem(500, "internal", describeError(error), "this is a defect of Ullage: please report it with the log");
+}
+
+function statusFor(error: UllageError): number {
+  const status = statusOf[error.code];
+  if (status !== undefined) return status;
+  if (error instanceof SourceError) return error.transient ? 504 : 422;
+  if (error instanceof IoError) return error.errno === "ENOSPC" || error.errno === "EDQUOT" ? 507 : 500;
+  if (error instanceof CorruptionError) return 500;
+  return 422;
+}
+
+/** Our code for what the HTTP framework refuses by itself. */
+function frameworkCode(status: number, code: string | undefined): string {
+  if (code === "FST_ERR_VALIDATION") return "bad-request";
+  if (status === 404) return "not-found";
+  if (status === 413) return "too-large-request";
+  if (status === 415) return "not-json";
+  return "bad-request";
+}
+
+export function problem(status: number, code: string, detail: string, hint?: string): Problem {
+  return {
+    type: "about:blank",
+    title: STATUS_CODES[status] ?? "Error",
+    status,
+    detail,
+    code,
+    ...(hint === undefined ? {} : { hint }),
+  };
+}

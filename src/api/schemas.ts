@@ -1,0 +1,167 @@
+import { namePattern } from "../catalog/names.ts";
+
+/*
+ * JSON schemas of everything that goes over the API. The same ones check requests, write responses and make up
+ * /openapi.json, so that the three can't drift apart. Unknown keys are refused.
+ */
+
+const bytes = { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER, description: "bytes" } as const;
+const text = { type: "string" } as const;
+const nullableText = { type: ["string", "null"] } as const;
+const count = { type: "integer", minimum: 0 } as const;
+
+function object(
+  id: string,
+  description: string,
+  properties: Record<string, object>,
+  optional: readonly string[] = [],
+): { $id: string; properties: Record<string, object> } & Record<string, unknown> {
+  return {
+    $id: id,
+    type: "object",
+    description,
+    additionalProperties: false,
+    required: Object.keys(properties).filter((key) => !optional.includes(key)),
+    properties,
+  };
+}
+
+export const ref = (id: string): object => ({ $ref: `${id}#` });
+const list = (of: object): object => ({ type: "array", items: of });
+
+const settings = {
+  hydrate: { enum: ["auto", "off"], description: "auto: the image is fetched in the background; off: what is read" },
+  sync: { enum: ["normal", "always"], description: "always: every write is durable before it is answered" },
+  remoteAfterPowerLoss: {
+    enum: ["refuse", "serve"],
+    description: "whether writers from other machines are let in again after a power cut without `reopen`",
+  },
+};
+
+export const schemas = [
+  object("Settings", "what can be set on a volume", settings),
+  object("SettingsChange", "settings; what is left out stays", settings, Object.keys(settings)),
+
+  object("Hydration", "filling the local cache from the source in the background", {
+    state: { enum: ["none", "running", "paused", "waiting", "detached"] },
+    reason: { ...nullableText, description: "why it waits or pauses by itself" },
+    readyBytes: bytes,
+    totalBytes: bytes,
+    rateBytesPerSecond: { type: "number", minimum: 0 },
+    etaSeconds: { type: ["number", "null"] },
+    limitBytesPerSecond: { type: ["number", "null"], description: "null: as fast as it goes" },
+    priority: { type: "integer", description: "more is sooner" },
+  }),
+  object(
+    "HydrationChange",
+    "how hydration is to go on; what is left out stays",
+    {
+      state: { enum: ["running", "paused"] },
+      limitBytesPerSecond: { type: ["integer", "null"], minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
+      priority: { type: "integer", minimum: -100, maximum: 100 },
+    },
+    ["state", "limitBytesPerSecond", "priority"],
+  ),
+
+  object("Volume", "a writable disk", {
+    id: text,
+    name: text,
+    size: bytes,
+    state: { enum: ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] },
+    reason: { ...nullableText, description: "why the state is not ok" },
+    source: { ...nullableText, description: "null: made empty" },
+    format: nullableText,
+    fetchedBytes: { ...bytes, description: "bytes of the source in the local cache" },
+    writtenBytes: { ...bytes, description: "bytes in blocks that were written here" },
+    hydration: ref("Hydration"),
+    settings: ref("Settings"),
+    connections: count,
+    createdAt: { ...text, format: "date-time" },
+  }),
+  object("VolumeList", "a page of volumes, ordered by name", { volumes: list(ref("Volume")), next: nullableText }),
+  object(
+    "VolumeSource",
+    "the image to start from",
+    {
+      source: { type: "string", minLength: 1, maxLength: 4096, description: "URL or absolute path" },
+      format: { type: "string", description: "auto (the default): by its first bytes" },
+      download: { type: "boolean", description: "fetch all of it first; the answer comes when that is done" },
+      unpinned: { type: "boolean", description: "accept a source whose changes can't be noticed" },
+    },
+    ["format", "download", "unpinned"],
+  ),
+  object(
+    "VolumeCreate",
+    "a volume to make: from a source, or empty with a size",
+    {
+      name: { type: "string", pattern: namePattern },
+      size: { ...bytes, minimum: 512 },
+      from: ref("VolumeSource"),
+      settings: ref("SettingsChange"),
+    },
+    ["size", "from", "settings"],
+  ),
+  object("VolumeChange", "what to change on a volume", { settings: ref("SettingsChange") }),
+  object("Reopen", "let writers in again after a failed sync or a power cut", { acceptLoss: { type: "boolean" } }),
+
+  object("MapRun", "a run of bytes with the same owner", {
+    offset: bytes,
+    length: bytes,
+    kind: { enum: ["local", "remote", "written", "zero"] },
+    owner: { ...nullableText, description: "id of the layer or blob; null for zeros" },
+  }),
+  object("VolumeMap", "a page of a volume's map; `next` is the offset to go on from", {
+    runs: list(ref("MapRun")),
+    next: { type: ["integer", "null"] },
+  }),
+  object("Connection", "a client of a volume", {
+    protocol: text,
+    address: text,
+    remote: { type: "boolean" },
+    writable: { type: "boolean" },
+  }),
+  object("ConnectionList", "the clients of a volume", { connections: list(ref("Connection")), next: nullableText }),
+
+  object("Warning", "something that an operator should know", { code: text, message: text }),
+  object("Listener", "an address that is listened on", {
+    protocol: { enum: ["api", "nbd"] },
+    address: text,
+    uri: { ...nullableText, description: "NBD: of the default export" },
+  }),
+  object("Health", "whether all is well", {
+    status: { enum: ["ok", "warning"] },
+    warnings: list(ref("Warning")),
+    version: text,
+    pid: count,
+    dataDirectory: text,
+    listeners: list(ref("Listener")),
+  }),
+  object("EventLoopDelay", "how late timers ran since the start of the process", {
+    p50Ms: { type: "number" },
+    p99Ms: { type: "number" },
+    maxMs: { type: "number" },
+  }),
+  object("VolumeCounts", "how many volumes there are", { known: count, open: count }),
+  object("Stats", "figures of the process", {
+    uptimeSeconds: { type: "number" },
+    cpuSeconds: { type: "number" },
+    residentBytes: bytes,
+    heapUsedBytes: bytes,
+    eventLoopDelay: ref("EventLoopDelay"),
+    volumes: ref("VolumeCounts"),
+    connections: count,
+  }),
+
+  object(
+    "Problem",
+    "what went wrong (RFC 9457)",
+    { type: text, title: text, status: count, detail: text, code: text, hint: text },
+    ["hint"],
+  ),
+];
+
+/** For every route: what an error looks like. */
+export const problemResponse = {
+  description: "an error",
+  content: { "application/problem+json": { schema: ref("Problem") } },
+};

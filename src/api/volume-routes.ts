@@ -1,0 +1,200 @@
+import { createHash } from "node:crypto";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { UllageError } from "../base/errors.ts";
+import type { Settings } from "../catalog/metadata-store.ts";
+import type { Ullage } from "../daemon/ullage.ts";
+import type { CreateVolumeRequest, HydrationChange } from "../daemon/views.ts";
+import { problemResponse, ref } from "./schemas.ts";
+
+const maxPageVolumes = 1000;
+const maxPageRuns = 10_000;
+
+const byName = {
+  type: "object",
+  properties: { name: { type: "string", description: "the volume's name" } },
+  required: ["name"],
+} as const;
+const volumeAnswer = { 200: ref("Volume"), default: problemResponse };
+
+type Named = { Params: { name: string } };
+
+/** /v1/volumes and everything below it */
+export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
+  app.route<{ Querystring: { cursor?: string; limit: number } }>({
+    method: "GET",
+    url: "/v1/volumes",
+    schema: {
+      operationId: "listVolumes",
+      summary: "Volumes, ordered by name",
+      querystring: page(maxPageVolumes, { type: "string", description: "`next` of the page before" }),
+      response: { 200: ref("VolumeList"), default: problemResponse },
+    },
+    handler: async (request) => {
+      const { cursor, limit } = request.query;
+      const after = cursor === undefined ? "" : decodeCursor(cursor);
+      const volumes = await ullage.listVolumes(after, limit);
+      const last = volumes.length === limit ? volumes.at(-1) : undefined;
+      return { volumes, next: last === undefined ? null : encodeCursor(last.name) };
+    },
+  });
+
+  app.route<{ Body: CreateVolumeRequest }>({
+    method: "POST",
+    url: "/v1/volumes",
+    schema: {
+      operationId: "createVolume",
+      summary: "Make a volume; it can be used when the answer comes",
+      headers: {
+        type: "object",
+        properties: {
+          "idempotency-key": {
+            type: "string",
+            minLength: 1,
+            maxLength: 255,
+            description: "repeating a request with the same key makes no second volume",
+          },
+        },
+      },
+      body: ref("VolumeCreate"),
+      response: { 201: ref("Volume"), default: problemResponse },
+    },
+    handler: async (request, reply) => {
+      const volume = await ullage.createVolume(request.body, requestKeyOf(request));
+      return reply.code(201).header("location", `/v1/volumes/${volume.name}`).send(volume);
+    },
+  });
+
+  app.route<Named>({
+    method: "GET",
+    url: "/v1/volumes/:name",
+    schema: { operationId: "getVolume", summary: "One volume", params: byName, response: volumeAnswer },
+    handler: (request) => ullage.showVolume(request.params.name),
+  });
+
+  app.route<Named & { Body: { settings: Partial<Settings> } }>({
+    method: "PATCH",
+    url: "/v1/volumes/:name",
+    schema: {
+      operationId: "changeVolume",
+      summary: "Change settings",
+      params: byName,
+      body: ref("VolumeChange"),
+      response: volumeAnswer,
+    },
+    handler: (request) => ullage.changeSettings(request.params.name, request.body.settings),
+  });
+
+  app.route<Named & { Querystring: { force: boolean } }>({
+    method: "DELETE",
+    url: "/v1/volumes/:name",
+    schema: {
+      operationId: "removeVolume",
+      summary: "Remove a volume and everything written to it",
+      params: byName,
+      querystring: {
+        type: "object",
+        additionalProperties: false,
+        properties: { force: { type: "boolean", default: false, description: "close its connections first" } },
+      },
+      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+    },
+    handler: async (request, reply) => {
+      await ullage.removeVolume(request.params.name, request.query);
+      return reply.code(204).send();
+    },
+  });
+
+  app.route<Named>({
+    method: "GET",
+    url: "/v1/volumes/:name/hydration",
+    schema: {
+      operationId: "getHydration",
+      summary: "How far the local cache is filled",
+      params: byName,
+      response: { 200: ref("Hydration"), default: problemResponse },
+    },
+    handler: async (request) => (await ullage.showVolume(request.params.name)).hydration,
+  });
+
+  app.route<Named & { Body: HydrationChange }>({
+    method: "PATCH",
+    url: "/v1/volumes/:name/hydration",
+    schema: {
+      operationId: "steerHydration",
+      summary: "Start, pause, resume, limit or prefer the filling of the local cache",
+      params: byName,
+      body: ref("HydrationChange"),
+      response: { 200: ref("Hydration"), default: problemResponse },
+    },
+    handler: (request) => ullage.steerHydration(request.params.name, request.body),
+  });
+
+  app.route<Named & { Querystring: { offset: number; limit: number } }>({
+    method: "GET",
+    url: "/v1/volumes/:name/map",
+    schema: {
+      operationId: "getMap",
+      summary: "Which ranges are local, remote, written or zero",
+      params: byName,
+      querystring: page(maxPageRuns, undefined, {
+        offset: { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 },
+      }),
+      response: { 200: ref("VolumeMap"), default: problemResponse },
+    },
+    handler: (request) => ullage.mapVolume(request.params.name, request.query.offset, request.query.limit),
+  });
+
+  app.route<Named>({
+    method: "GET",
+    url: "/v1/volumes/:name/connections",
+    schema: {
+      operationId: "listConnections",
+      summary: "Who is connected",
+      params: byName,
+      response: { 200: ref("ConnectionList"), default: problemResponse },
+    },
+    handler: (request) => ({ connections: ullage.connections(request.params.name), next: null }),
+  });
+
+  app.route<Named & { Body: { acceptLoss?: boolean } }>({
+    method: "POST",
+    url: "/v1/volumes/:name/reopen",
+    schema: {
+      operationId: "reopenVolume",
+      summary: "Let writers in again after a failed sync or a power cut",
+      params: byName,
+      body: ref("Reopen"),
+      response: volumeAnswer,
+    },
+    handler: (request) => ullage.reopenVolume(request.params.name, request.body.acceptLoss === true),
+  });
+}
+
+function page(max: number, cursor?: object, more: Record<string, object> = {}): object {
+  return {
+    type: "object",
+    additionalProperties: false,
+    properties: {
+      ...(cursor === undefined ? {} : { cursor }),
+      ...more,
+      limit: { type: "integer", minimum: 1, maximum: max, default: Math.min(max, 1000) },
+    },
+  };
+}
+
+function encodeCursor(name: string): string {
+  return Buffer.from(name).toString("base64url");
+}
+
+function decodeCursor(cursor: string): string {
+  const name = Buffer.from(cursor, "base64url").toString();
+  if (encodeCursor(name) !== cursor) throw new UllageError("bad-cursor", `'${cursor}' is no cursor of this API`);
+  return name;
+}
+
+/** What recognises a repeated request: the client's key, and a digest of what it asked for. */
+function requestKeyOf(request: FastifyRequest): { key: string; digest: string } | undefined {
+  const key = request.headers["idempotency-key"];
+  if (typeof key !== "string") return undefined;
+  return { key, digest: createHash("sha256").update(JSON.stringify(request.body)).digest("hex") };
+}

@@ -1,0 +1,168 @@
+import { DatabaseSync, type StatementSync } from "node:sqlite";
+import { UllageError } from "../base/errors.ts";
+import type { HydrationWish, RecordState, Settings, VolumeChange, VolumeRecord } from "./metadata-store.ts";
+
+/*
+ * catalog.db: the tables and the statements on them. Synchronous, and with synchronous=FULL every change waits for the
+ * disk, so this class only ever runs on the catalog's own thread (catalog-worker.ts).
+ */
+
+/** "Ulla": marks the file as ours among SQLite files. */
+const applicationId = 0x556c6c61;
+/** Raised with every change of the tables; older files are upgraded in `open`, newer ones refused. */
+export const schemaVersion = 1;
+
+const schema = `
+  CREATE TABLE volumes (
+    id             TEXT PRIMARY KEY,
+    name           TEXT NOT NULL,
+    state          TEXT NOT NULL,
+    size           INTEGER NOT NULL,
+    source         TEXT,
+    format         TEXT,
+    blob_id        TEXT,
+    settings       TEXT NOT NULL,
+    hydration      TEXT NOT NULL,
+    created_at     TEXT NOT NULL,
+    request_key    TEXT,
+    request_digest TEXT
+  ) STRICT, WITHOUT ROWID;
+  -- a volume on its way out no longer holds its name
+  CREATE UNIQUE INDEX volumes_by_name ON volumes (name) WHERE state <> 'deleting';
+  CREATE UNIQUE INDEX volumes_by_request_key ON volumes (request_key)
+    WHERE request_key IS NOT NULL AND state <> 'deleting';
+`;
+
+/** Column of each field that can change. */
+const columns: Record<keyof VolumeChange, string> = {
+  name: "name",
+  state: "state",
+  size: "size",
+  blobId: "blob_id",
+  settings: "settings",
+  hydration: "hydration",
+};
+
+export class CatalogDatabase {
+  readonly #database: DatabaseSync;
+  readonly #insert: StatementSync;
+  readonly #page: StatementSync;
+  readonly #delete: StatementSync;
+
+  /** Creates the file when it is missing. @throws UllageError `catalog-version`, `catalog-foreign`, `catalog-damaged` */
+  constructor(path: string) {
+    this.#database = openDatabase(path);
+    this.#insert = this.#database.prepare(`INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`);
+    this.#page = this.#database.prepare(`SELECT * FROM volumes WHERE id > ? ORDER BY id LIMIT ?`);
+    this.#delete = this.#database.prepare(`DELETE FROM volumes WHERE id = ?`);
+  }
+
+  insertVolume(volume: VolumeRecord): void {
+    if (this.#has(volume.id)) return;
+    this.#insert.run(
+      volume.id,
+      volume.name,
+      volume.state,
+      volume.size,
+      volume.source,
+      volume.format,
+      volume.blobId,
+      JSON.stringify(volume.settings),
+      JSON.stringify(volume.hydration),
+      volume.createdAt,
+      volume.requestKey,
+      volume.requestDigest,
+    );
+  }
+
+  updateVolume(id: string, change: VolumeChange): boolean {
+    const fields = Object.keys(change) as (keyof VolumeChange)[];
+    if (fields.length === 0) return this.#has(id);
+    const values = fields.map((field) => {
+      const value = change[field]!;
+      return typeof value === "object" ? JSON.stringify(value) : value;
+    });
+    const assignments = fields.map((field) => `${columns[field]} = ?`).join(", ");
+    return this.#database.prepare(`UPDATE volumes SET ${assignments} WHERE id = ?`).run(...values, id).changes !== 0;
+  }
+
+  deleteVolume(id: string): void {
+    this.#delete.run(id);
+  }
+
+  listVolumes(afterId: string, limit: number): VolumeRecord[] {
+    return this.#page.all(afterId, limit).map(asVolume);
+  }
+
+  /** Leaves one file: the write-ahead log is merged and removed. */
+  close(): void {
+    this.#database.close();
+  }
+
+  #has(id: string): boolean {
+    return this.#database.prepare(`SELECT 1 FROM volumes WHERE id = ?`).get(id) !== undefined;
+  }
+}
+
+function openDatabase(path: string): DatabaseSync {
+  const database = new DatabaseSync(path);
+  try {
+    const found = pragma(database, "user_version");
+    const owner = pragma(database, "application_id");
+    const fresh = found === 0 && owner === 0 && isEmpty(database);
+    if (!fresh && owner !== applicationId) {
+      throw new UllageError("catalog-foreign", `${path} is a database of some other program`, {
+        hint: "choose another data directory, or move that file away",
+      });
+    }
+    if (found > schemaVersion) {
+      throw new UllageError(
+        "catalog-version",
+        `${path} has format version ${found}, and this Ullage reads versions up to ${schemaVersion}`,
+        { hint: "use the newer Ullage that wrote it" },
+      );
+    }
+    database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 2000");
+    if (fresh) create(database);
+    return database;
+  } catch (error) {
+    database.close();
+    if (error instanceof UllageError) throw error;
+    throw new UllageError("catalog-damaged", `${path} cannot be read`, {
+      cause: error,
+      hint: "move it away and run `ullage repair DATA`, which rebuilds it from the volumes",
+    });
+  }
+}
+
+function create(database: DatabaseSync): void {
+  database.exec(
+    `BEGIN IMMEDIATE; ${schema}
+     PRAGMA application_id = ${applicationId}; PRAGMA user_version = ${schemaVersion}; COMMIT`,
+  );
+}
+
+function isEmpty(database: DatabaseSync): boolean {
+  return database.prepare("SELECT 1 FROM sqlite_schema LIMIT 1").get() === undefined;
+}
+
+function pragma(database: DatabaseSync, name: string): number {
+  return Number(Object.values(database.prepare(`PRAGMA ${name}`).get()!)[0]);
+}
+
+function asVolume(row: Record<string, unknown>): VolumeRecord {
+  return {
+    id: row["id"] as string,
+    name: row["name"] as string,
+    state: row["state"] as RecordState,
+    size: row["size"] as number,
+    source: row["source"] as string | null,
+    format: row["format"] as string | null,
+    blobId: row["blob_id"] as string | null,
+    settings: JSON.parse(row["settings"] as string) as Settings,
+    hydration: JSON.parse(row["hydration"] as string) as HydrationWish,
+    createdAt: row["created_at"] as string,
+    requestKey: row["request_key"] as string | null,
+    requestDigest: row["request_digest"] as string | null,
+  };
+}

@@ -1,0 +1,69 @@
+/**
+ * The metadata store: names, states and references, never data. Every method is one durable step on one entity and may
+ * be repeated with the same effect; nothing spans entities, so that the store can later live on other machines. What a
+ * crash leaves between two steps is repaired at start (durability rule 17).
+ */
+export interface MetadataStore {
+  /** Why nothing can be changed until the next start; undefined while all is well. */
+  readonly readOnlyReason: string | undefined;
+
+  /** Durable when it resolves. The same id again changes nothing. @throws UllageError `name-taken`, `catalog-read-only` */
+  insertVolume(volume: VolumeRecord): Promise<void>;
+  /** @returns false when there is no such id @throws UllageError `name-taken`, `catalog-read-only` */
+  updateVolume(id: string, change: VolumeChange): Promise<boolean>;
+  /** Missing is not an error. */
+  deleteVolume(id: string): Promise<void>;
+  /** In any state, ordered by id, starting behind `afterId`; at most `limit`. */
+  listVolumes(afterId: string, limit: number): Promise<VolumeRecord[]>;
+
+  close(): Promise<void>;
+}
+
+/**
+ * - creating: its files may be incomplete; removed when found at start
+ * - ready: complete
+ * - deleting: no longer a volume; what is left of its files is removed when found at start
+ */
+export type RecordState = "creating" | "ready" | "deleting";
+
+export interface VolumeRecord {
+  /** 32 hex digits */
+  id: string;
+  name: string;
+  state: RecordState;
+  /** bytes; mirrors the volume's own files, which decide */
+  size: number;
+  /** the image it was made from, as given but without credentials; null for an empty disk */
+  source: string | null;
+  /** image format of the source */
+  format: string | null;
+  blobId: string | null;
+  settings: Settings;
+  hydration: HydrationWish;
+  /** RFC 3339 */
+  createdAt: string;
+  /** `Idempotency-Key` of the request that made it, with a digest of that request */
+  requestKey: string | null;
+  requestDigest: string | null;
+}
+
+export type VolumeChange = Partial<Pick<VolumeRecord, "name" | "state" | "size" | "blobId" | "settings" | "hydration">>;
+
+/** What a user can set on a volume. */
+export interface Settings {
+  hydrate: "auto" | "off";
+  sync: "normal" | "always";
+  remoteAfterPowerLoss: "refuse" | "serve";
+}
+
+export const defaultSettings: Settings = { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" };
+
+/** How a user steered hydration, so that a restart goes on the same way. */
+export interface HydrationWish {
+  /** false: `hydrate: off` and never started by hand */
+  wanted: boolean;
+  paused: boolean;
+  /** bytes per second; null: no limit */
+  rate: number | null;
+  priority: number;
+}

@@ -1,0 +1,72 @@
+import { resolve } from "node:path";
+import type { Command } from "commander";
+import type { Ullage } from "../../daemon/ullage.ts";
+import { exportUri } from "../nbd-uri.ts";
+import { print, printJson } from "../output.ts";
+import { addLogOptions, stderrLog, type LogOptions } from "../stderr-log.ts";
+import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
+
+interface Options extends LogOptions, TlsFlags {
+  data?: string;
+  api?: string[];
+  nbd?: string[];
+  unsafeFileSystem?: boolean;
+  json?: boolean;
+}
+
+export function addServeCommand(program: Command): void {
+  const command = program
+    .command("serve")
+    .description("the daemon: serves every volume of a data directory over NBD, with an API to manage them")
+    .option("--data <dir>", "data directory; default: ./ullage-data, for a system service its state directory")
+    .option("--api <addr...>", "unix:PATH; default: unix:<data>/api.sock")
+    .option("--nbd <addr...>", "HOST:PORT, [::1]:PORT or unix:PATH; default: 127.0.0.1:10809 and unix:<data>/nbd.sock")
+    .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
+    .option("--json", "print where it listens as an object")
+    .addHelpText("after", "\nExample:\n  $ ullage serve --data /srv/ullage --nbd 127.0.0.1:10809");
+  addLogOptions(addTlsOptions(command), "info").action(serve);
+}
+
+async function serve(options: Options): Promise<void> {
+  const tls = await loadTlsOptions(options);
+  const { stopSignal, aborted } = await import("../signals.ts");
+  const stop = stopSignal();
+  const { Ullage } = await import("../../daemon/ullage.ts");
+  const { Server } = await import("../server.ts");
+  const { chooseAddresses } = await import("../addresses.ts");
+  const log = stderrLog(options);
+  const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
+  const addresses = chooseAddresses(options, dataDir, ["127.0.0.1:10809", `unix:${dataDir}/nbd.sock`]);
+  const ullage = await Ullage.open({
+    dataDir,
+    command: "serve",
+    unsafeFileSystem: options.unsafeFileSystem === true,
+    log,
+  });
+  const server = await Server.start(ullage, addresses, { tls }, log);
+  announce(ullage, options.json === true);
+  await aborted(stop);
+  log("info", "stopping: draining connections, flushing volumes");
+  await server.stop();
+  log("info", "stopped");
+}
+
+function announce(ullage: Ullage, json: boolean): void {
+  const { dataDirectory, listeners, warnings, version } = ullage.health();
+  if (json) {
+    printJson({ version, dataDirectory, listeners, warnings });
+    return;
+  }
+  const uris = listeners.flatMap(({ uri }) => uri ?? []);
+  const api = listeners.filter(({ protocol }) => protocol === "api").map(({ address }) => address);
+  const program = import.meta.url.endsWith(".ts") ? "bin/ullage" : "ullage";
+  print(`Ullage ${version} serves ${dataDirectory}
+  NBD  ${uris.join("  ")}
+  API  ${api.join("  ")}
+
+Next, in another terminal:
+  ${program} volume create web1 --from SOURCE      a writable disk from an image: a path or an http(s) address
+  ${program} volume ls
+  nbdinfo ${exportUri(uris[0], "web1")}
+Ctrl-C stops it; the volumes stay in ${dataDirectory}.`);
+}

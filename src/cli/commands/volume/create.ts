@@ -1,0 +1,70 @@
+import { Option, type Command } from "commander";
+import { UllageError } from "../../../base/errors.ts";
+import { formatSize } from "../../../base/units.ts";
+import type { Settings } from "../../../catalog/metadata-store.ts";
+import type { CreateVolumeRequest, VolumeView } from "../../../daemon/views.ts";
+import { clientCommand, findDaemon, type ClientOptions } from "../../client-command.ts";
+import { print, printJson } from "../../output.ts";
+import { absoluteSource, settingOption, sizeOption } from "../../parse.ts";
+
+interface Options extends ClientOptions {
+  from?: string;
+  size?: number;
+  format?: string;
+  hydrate?: Settings["hydrate"];
+  set?: Partial<Settings>;
+  download?: boolean;
+  unpinned?: boolean;
+}
+
+export function addCreateCommand(parent: Command): void {
+  clientCommand(
+    parent,
+    "create <name>",
+    "make a volume from an image, or an empty one",
+    "ullage volume create web1 --from https://example.org/debian.raw --size 20G",
+  )
+    .option("--from <source>", "the image: a path or URL")
+    .option("--size <size>", "512, 64k, 10M, 1.5G, 2T; default: the image's", sizeOption)
+    .option("--format <format>", "the image's format; default: by its first bytes")
+    .addOption(new Option("--hydrate <when>", "fetch the image in the background").choices(["auto", "off"]))
+    .option("--set <key=value>", "a setting, e.g. sync=always; may be repeated", settingOption)
+    .option("--download", "fetch the whole image first, for servers that can't serve ranges")
+    .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .action(async (name: string, options: Options) => {
+      const volume = await findDaemon(options).call<VolumeView>("/v1/volumes", {
+        method: "POST",
+        body: requestFor(name, options),
+      });
+      if (options.json === true) printJson(volume);
+      else print(`${volume.name} is ready: ${formatSize(volume.size)}, NBD export '${volume.name}'`);
+    });
+}
+
+function requestFor(name: string, options: Options): CreateVolumeRequest {
+  const { from, size, format, download, unpinned } = options;
+  if (from === undefined && size === undefined) {
+    throw new UllageError("usage", "a volume needs an image or a size", { hint: "give --from SOURCE or --size S" });
+  }
+  if (from === undefined && (format ?? download ?? unpinned) !== undefined) {
+    throw new UllageError("usage", "--format, --download and --unpinned are about an image", {
+      hint: "give --from SOURCE as well",
+    });
+  }
+  const settings = { ...options.set, ...(options.hydrate === undefined ? {} : { hydrate: options.hydrate }) };
+  return {
+    name,
+    ...(size === undefined ? {} : { size }),
+    ...(from === undefined
+      ? {}
+      : {
+          from: {
+            source: absoluteSource(from),
+            ...(format === undefined ? {} : { format }),
+            ...(download === undefined ? {} : { download }),
+            ...(unpinned === undefined ? {} : { unpinned }),
+          },
+        }),
+    ...(Object.keys(settings).length === 0 ? {} : { settings }),
+  };
+}

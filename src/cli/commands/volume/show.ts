@@ -1,0 +1,39 @@
+import type { Command } from "commander";
+import { formatSize } from "../../../base/units.ts";
+import type { VolumeView } from "../../../daemon/views.ts";
+import { clientCommand, findDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
+import { formatFields, print, printJson } from "../../output.ts";
+import { hydrationDetail } from "../../progress.ts";
+
+export function addShowCommand(parent: Command): void {
+  clientCommand(parent, "show <name>", "show one volume", "ullage volume show web1").action(
+    async (name: string, options: ClientOptions) => {
+      const volume = await findDaemon(options).call<VolumeView>(volumePath(name));
+      if (options.json === true) printJson(volume);
+      else print(describeVolume(volume));
+    },
+  );
+}
+
+export function describeVolume(volume: VolumeView): string {
+  const { state, reason, settings } = volume;
+  return formatFields([
+    ["name", volume.name],
+    ["id", volume.id],
+    ["size", `${formatSize(volume.size)} (${volume.size} bytes)`],
+    ["state", reason === null ? state : `${state}: ${reason}`],
+    ["source", volume.source ?? "none (made empty)"],
+    ["format", volume.format ?? "-"],
+    ["fetched", formatSize(volume.fetchedBytes)],
+    ["written", formatSize(volume.writtenBytes)],
+    ["hydration", hydrationDetail(volume.hydration)],
+    [
+      "settings",
+      Object.entries(settings)
+        .map(([key, value]) => `${key}=${value}`)
+        .join(" "),
+    ],
+    ["connections", String(volume.connections)],
+    ["created", volume.createdAt],
+  ]);
+}

@@ -1,0 +1,50 @@
+import { Command, CommanderError } from "commander";
+import { describeError, UllageError } from "../base/errors.ts";
+import { packageVersion } from "../daemon/version.ts";
+import { benchCommand } from "./commands/bench.ts";
+import { addCheckCommand } from "./commands/check.ts";
+import { addRepairCommand } from "./commands/repair.ts";
+import { addRunCommand } from "./commands/run.ts";
+import { addServeCommand } from "./commands/serve.ts";
+import { addVolumeCommand } from "./commands/volume.ts";
+
+/*
+ * The command line. The commands are described here at once, so that `--help` is quick; what a command needs to run is
+ * imported when it runs. Exit codes: 0 done, 1 failed (`ullage: message` on stderr), 2 used wrongly.
+ */
+const program = new Command("ullage")
+  .description("Any disk image, anywhere, becomes a writable disk at once.")
+  .version(packageVersion)
+  .showHelpAfterError("(see `ullage --help`, or `--help` behind any command)")
+  .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, "ullage: ")) })
+  .exitOverride()
+  .addHelpText(
+    "after",
+    `
+Examples:
+  $ ullage run https://example.org/debian.raw        a writable disk now, until Ctrl-C
+  $ ullage serve                                     the daemon; then, elsewhere:
+  $ ullage volume create web1 --from ./debian.raw
+  $ ullage volume ls`,
+  );
+
+addRunCommand(program);
+addServeCommand(program);
+addVolumeCommand(program);
+addCheckCommand(program);
+addRepairCommand(program);
+program.addCommand(benchCommand());
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = report(error);
+}
+
+/** @returns the exit code */
+function report(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // it has said why
+  console.error(`ullage: ${describeError(error)}`);
+  if (error instanceof UllageError && error.hint !== undefined) console.error(`        ${error.hint}`);
+  return error instanceof UllageError && error.code === "usage" ? 2 : 1;
+}

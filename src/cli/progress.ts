@@ -1,0 +1,63 @@
+import { formatDuration, formatSize } from "../base/units.ts";
+import type { HydrationView } from "../daemon/views.ts";
+
+const barWidth = 24;
+/** Between two lines on anything but a terminal. */
+const plainIntervalMs = 5000;
+
+/** `running 42%` */
+export function hydrationSummary({ state, readyBytes, totalBytes }: HydrationView): string {
+  return state === "none" || state === "detached" ? state : `${state} ${percent(readyBytes, totalBytes)}`;
+}
+
+/** `[#####     ] 42%  420M of 1G  50M/s  12s left` */
+export function hydrationDetail(hydration: HydrationView): string {
+  const { state, reason, readyBytes, totalBytes, rateBytesPerSecond, etaSeconds } = hydration;
+  if (state === "none") return "none";
+  if (state === "detached") return "detached: everything is here, the source is not needed any more";
+  const filled = totalBytes === 0 ? barWidth : Math.floor((readyBytes / totalBytes) * barWidth);
+  const parts = [
+    `[${"#".repeat(filled)}${" ".repeat(barWidth - filled)}] ${percent(readyBytes, totalBytes)}`,
+    `${formatSize(readyBytes)} of ${formatSize(totalBytes)}`,
+  ];
+  if (state === "running") {
+    parts.push(`${formatSize(Math.round(rateBytesPerSecond))}/s`);
+    if (etaSeconds !== null) parts.push(`${formatDuration(etaSeconds)} left`);
+  } else {
+    parts.push(reason === null ? state : `${state}: ${reason}`);
+  }
+  return parts.join("  ");
+}
+
+function percent(part: number, whole: number): string {
+  return whole === 0 ? "100%" : `${Math.floor((part / whole) * 100)}%`;
+}
+
+/** One line that is rewritten in place on a terminal; elsewhere a new line now and then, when it changed. */
+export class ProgressLine {
+  readonly #out = process.stdout;
+  #shown = "";
+  #shownAt = -Infinity;
+
+  show(text: string): void {
+    if (this.#out.isTTY) {
+      this.#out.write(`\r\x1b[K${text.slice(0, this.#out.columns - 1)}`);
+    } else if (text !== this.#shown && performance.now() - this.#shownAt >= plainIntervalMs) {
+      this.#out.write(`${text}\n`);
+      this.#shownAt = performance.now();
+    } else {
+      return;
+    }
+    this.#shown = text;
+  }
+
+  /** Moves to a line of its own, so that other output can follow; the last state stays visible. */
+  end(last = this.#shown): void {
+    if (this.#out.isTTY) {
+      if (this.#shown !== "" || last !== "") this.#out.write(`\r\x1b[K${last}\n`);
+    } else if (last !== this.#shown) {
+      this.#out.write(`${last}\n`);
+    }
+    this.#shown = "";
+  }
+}

@@ -1,0 +1,56 @@
+import type { ExportDirectory, ExportEntry, ExportLookup } from "../export/block-device.ts";
+import { describeError } from "../base/errors.ts";
+import { formatSize } from "../base/units.ts";
+import type { ManagedVolume } from "./managed-volume.ts";
+
+/** What the names of exports are looked up in. */
+export interface VolumeNames {
+  byName(name: string): ManagedVolume | undefined;
+  /** Those that are being made or removed left out. */
+  ready(): ManagedVolume[];
+}
+
+/**
+ * Volumes as exports: every name is an export on every listener as soon as the volume is ready, and the empty name is the
+ * only volume when there is exactly one. Looking a name up opens the volume.
+ */
+export class ExportNames implements ExportDirectory {
+  readonly #names: VolumeNames;
+  readonly #readOnly: boolean;
+
+  constructor(names: VolumeNames, readOnly: boolean) {
+    this.#names = names;
+    this.#readOnly = readOnly;
+  }
+
+  list(): ExportEntry[] {
+    return this.#names.ready().map(({ record }) => ({
+      name: record.name,
+      description: `${formatSize(record.size)}${record.source === null ? "" : ` from ${record.source}`}`,
+    }));
+  }
+
+  async lookup(name: string): Promise<ExportLookup> {
+    const volume = name === "" ? this.#only() : this.#names.byName(name);
+    if (volume === undefined) return { kind: "none", reason: this.#whyNone(name) };
+    if (volume.record.state !== "ready")
+      return { kind: "none", reason: `'${volume.record.name}' is ${volume.record.state}` };
+    try {
+      const device = await volume.device();
+      return { kind: "device", name: volume.record.name, device, readOnly: this.#readOnly };
+    } catch (error) {
+      return { kind: "none", reason: `'${volume.record.name}' can't be opened: ${describeError(error)}` };
+    }
+  }
+
+  #only(): ManagedVolume | undefined {
+    const volumes = this.#names.ready();
+    return volumes.length === 1 ? volumes[0] : undefined;
+  }
+
+  #whyNone(name: string): string {
+    if (name !== "") return `there is no volume '${name}'`;
+    const count = this.#names.ready().length;
+    return count === 0 ? "there are no volumes" : `there are ${count} volumes: name one of them`;
+  }
+}

@@ -1,0 +1,269 @@
+import { UllageError, describeError } from "../base/errors.ts";
+import type { CachedBlob } from "../blob/cached-blob.ts";
+import type { MetadataStore, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
+import { Hydration } from "../volume/hydration.ts";
+import type { HydrationSlots } from "../volume/hydration-slots.ts";
+import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
+import { Volume } from "../volume/volume.ts";
+import type { Sources } from "./sources.ts";
+import { Turns } from "./turns.ts";
+import { applyWish, hydrationView } from "./hydration-view.ts";
+import type { HydrationChange, HydrationView, VolumeView, VolumeViewState } from "./views.ts";
+
+/** How long connections that were asked to end may take. */
+const disconnectMs = 6000;
+const disconnectPollMs = 20;
+
+/** What volumes work with; one for all of a data directory. */
+export interface VolumeHost {
+  env: VolumeEnvironment;
+  store: MetadataStore;
+  sources: Sources;
+  /** Requests to sources that all hydrations share. */
+  slots: HydrationSlots;
+}
+
+interface Opened {
+  volume: Volume;
+  blobs: CachedBlob[];
+  hydration: Hydration | undefined;
+}
+
+/**
+ * A volume that the catalog knows, open or not. It is opened on first use and stays open. Opening, closing, reopening
+ * and removing take turns, so that a volume is never open twice.
+ *
+ *     creating -> ready -> deleting        the row in the catalog (durability rule 17)
+ *                 closed <-> open          `failure` says why it could not be opened the last time
+ */
+export class ManagedVolume {
+  record: VolumeRecord;
+  /** While it is made with `download`: bytes received so far, of how many. */
+  download: { bytes: number; total: number } | undefined;
+  readonly #host: VolumeHost;
+  readonly #turns = new Turns();
+  #opened: Opened | undefined;
+  #failure: unknown;
+  /** It is being removed, or everything is being stopped: it is not opened any more. */
+  #ending = false;
+
+  constructor(host: VolumeHost, record: VolumeRecord) {
+    this.#host = host;
+    this.record = record;
+  }
+
+  get isOpen(): boolean {
+    return this.#opened !== undefined;
+  }
+
+  /** Opens the volume if need be. @throws UllageError `poisoned`, `stopping`, CorruptionError, … */
+  async device(): Promise<Volume> {
+    if (this.#opened !== undefined && !this.#ending) return this.#opened.volume;
+    return (await this.#turns.run(() => this.#open())).volume;
+  }
+
+  async #open(acceptLoss = false): Promise<Opened> {
+    if (this.#ending) throw new UllageError("stopping", `volume '${this.record.name}' is being closed`);
+    if (this.#opened !== undefined) return this.#opened;
+    const { env, sources } = this.#host;
+    const { id, name, settings } = this.record;
+    const blobs: CachedBlob[] = [];
+    let volume: Volume | undefined;
+    try {
+      volume = await Volume.open(env, {
+        id,
+        name,
+        settings,
+        acceptLoss,
+        openBlob: async (blobId) => {
+          const blob = await sources.cache.open(blobId);
+          blobs.push(blob);
+          return blob;
+        },
+      });
+      const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume);
+      this.#opened = { volume, blobs, hydration };
+      this.#failure = undefined;
+      return this.#opened;
+    } catch (error) {
+      await volume?.close();
+      for (const blob of blobs) await sources.cache.release(blob.id);
+      this.#failure = error;
+      env.log("error", `volume '${name}' can't be opened: ${describeError(error)}`);
+      throw error;
+    }
+  }
+
+  async #openHydration(volume: Volume): Promise<Hydration> {
+    const { env, slots } = this.#host;
+    const hydration = await Hydration.open(volume, {
+      clock: env.clock,
+      slots,
+      space: () => env.fs.space(env.dataDir),
+      log: (level, message) => env.log(level, message),
+    });
+    applyWish(hydration, this.record.hydration);
+    return hydration;
+  }
+
+  /** Flushes, checkpoints, closes; afterwards `device` opens it again. */
+  async #close(): Promise<void> {
+    if (this.#opened === undefined) return;
+    const { volume, blobs, hydration } = this.#opened;
+    await hydration?.close();
+    try {
+      await volume.close();
+    } finally {
+      this.#opened = undefined;
+      for (const blob of blobs) await this.#host.sources.cache.release(blob.id);
+    }
+  }
+
+  async #disconnect(reason: string): Promise<void> {
+    const volume = this.#opened?.volume;
+    if (volume === undefined) return;
+    volume.disconnectAll(reason);
+    const { clock } = this.#host.env;
+    const deadline = clock.now() + disconnectMs;
+    while (volume.info().connections.length > 0 && clock.now() < deadline) await clock.sleep(disconnectPollMs);
+  }
+
+  /** For good: the process stops. */
+  stop(): Promise<void> {
+    this.#ending = true;
+    return this.#turns.run(() => this.#close());
+  }
+
+  /**
+   * Lets nobody in any more and closes the volume, so that its files can be removed.
+   * @param markDeleting makes the row say so, durably; when that fails, the volume goes on
+   * @throws UllageError `in-use` while somebody may write, unless `force`
+   */
+  end(force: boolean, markDeleting: () => Promise<void>): Promise<void> {
+    return this.#turns.run(async () => {
+      const writers = this.connections().filter(({ writable }) => writable).length;
+      if (writers > 0 && !force) {
+        throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
+          hint: "disconnect them first, or use --force, which closes them",
+        });
+      }
+      this.#ending = true;
+      try {
+        await markDeleting();
+      } catch (error) {
+        this.#ending = false;
+        throw error;
+      }
+      this.record = { ...this.record, state: "deleting" };
+      await this.#disconnect("the volume is being removed");
+      await this.#close().catch((error: unknown) => {
+        this.#host.env.log("warn", `volume '${this.record.name}' on its way out: ${describeError(error)}`);
+      });
+    });
+  }
+
+  /**
+   * Lets writers in again (durability rule 16), or tries once more to open a volume that could not be opened.
+   * @throws UllageError `loss-not-accepted`, and whatever opening throws
+   */
+  reopen(acceptLoss: boolean): Promise<void> {
+    return this.#turns.run(async () => {
+      const { state, reason } = this.#stateNow();
+      if (state === "poisoned" || state === "lostUnflushed") {
+        if (!acceptLoss) {
+          throw new UllageError("loss-not-accepted", `volume '${this.record.name}' is ${state}: ${reason}`, {
+            hint: "--accept-loss goes on from the last flush; what was written and not flushed since then is lost",
+          });
+        }
+        await this.#disconnect("the volume is being reopened");
+        await this.#close();
+        await this.#open(true);
+      } else if (this.#opened === undefined) {
+        await this.#open(acceptLoss);
+      }
+    });
+  }
+
+  async changeSettings(change: Partial<Settings>): Promise<void> {
+    const settings = { ...this.record.settings, ...change };
+    const hydration = { ...this.record.hydration };
+    if (change.hydrate !== undefined) hydration.wanted = change.hydrate === "auto";
+    await this.#host.store.updateVolume(this.record.id, { settings, hydration });
+    this.record = { ...this.record, settings, hydration };
+    this.#opened?.volume.changeSettings(settings);
+    this.#applyWish();
+  }
+
+  /** @throws UllageError `no-source` */
+  async steer(change: HydrationChange): Promise<void> {
+    if (this.record.blobId === null) {
+      throw new UllageError("no-source", `volume '${this.record.name}' was made empty: there is nothing to fetch`);
+    }
+    const hydration = { ...this.record.hydration };
+    if (change.state === "running") Object.assign(hydration, { wanted: true, paused: false });
+    if (change.state === "paused") hydration.paused = true;
+    if (change.limitBytesPerSecond !== undefined) hydration.rate = change.limitBytesPerSecond;
+    if (change.priority !== undefined) hydration.priority = change.priority;
+    await this.device();
+    await this.#host.store.updateVolume(this.record.id, { hydration });
+    this.record = { ...this.record, hydration };
+    this.#applyWish();
+  }
+
+  #applyWish(): void {
+    const hydration = this.#opened?.hydration;
+    if (hydration !== undefined) applyWish(hydration, this.record.hydration);
+  }
+
+  connections(): VolumeInfo["connections"] {
+    return this.#opened?.volume.info().connections ?? [];
+  }
+
+  async mapRuns(offset: number, length: number, limit: number): Promise<MapRun[]> {
+    return (await this.device()).mapRuns(offset, length, limit);
+  }
+
+  /** Opens the volume if that is possible, since only then its state is known. */
+  async currentView(): Promise<VolumeView> {
+    if (this.record.state === "ready" && this.#opened === undefined) await this.device().catch(() => undefined);
+    return this.view();
+  }
+
+  /** As far as it is known without a wait. */
+  view(): VolumeView {
+    const { id, name, size, source, format, settings, createdAt } = this.record;
+    const info = this.#opened?.volume.info();
+    const blob = this.#opened?.blobs[0];
+    return {
+      id,
+      name,
+      size: info?.size ?? size,
+      ...this.#stateNow(),
+      source,
+      format,
+      fetchedBytes: blob?.readyBytes ?? this.download?.bytes ?? 0,
+      writtenBytes: info?.writtenBytes ?? 0,
+      hydration: this.hydration(),
+      settings,
+      connections: info?.connections.length ?? 0,
+      createdAt,
+    };
+  }
+
+  hydration(): HydrationView {
+    return hydrationView(this.#opened?.hydration?.status(), this.record.hydration, this.download);
+  }
+
+  #stateNow(): { state: VolumeViewState; reason: string | null } {
+    if (this.record.state === "creating") return { state: "creating", reason: null };
+    if (this.#opened !== undefined) {
+      const { state, reason } = this.#opened.volume.info();
+      const hydration = this.hydration();
+      if (state === "ok" && hydration.state === "waiting") return { state: "degraded", reason: hydration.reason };
+      return { state, reason: reason ?? null };
+    }
+    if (this.#failure === undefined) return { state: "ok", reason: null };
+    const poisoned = this.#failure instanceof UllageError && this.#failure.code === "poisoned";
+    return { state: poisoned ? "poisoned" : "failed", reason: describeError(this.#failure) };
+  }
+}

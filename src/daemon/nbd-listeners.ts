@@ -1,0 +1,55 @@
+import type { ExportDirectory } from "../export/block-device.ts";
+import { formatListenAddress, isLocalAddress, type ListenAddress } from "../export/listen-address.ts";
+import { NbdServer } from "../export/nbd/nbd-server.ts";
+import type { TlsSettings } from "../export/nbd/tls.ts";
+import type { Warning } from "./health.ts";
+import type { Log } from "./log.ts";
+import type { ListenerView } from "./views.ts";
+
+/** An address, or a listening socket that the process was started with. */
+export type ListenTarget = ListenAddress | { kind: "fd"; fd: number };
+
+export interface NbdOptions {
+  /** Default: no TLS. */
+  tls?: TlsSettings;
+}
+
+/** The NBD server of a data directory, from its first listener on. */
+export class NbdListeners {
+  readonly listeners: ListenerView[] = [];
+  readonly warnings: Warning[] = [];
+  readonly #exports: ExportDirectory;
+  readonly #log: Log;
+  #server: NbdServer | undefined;
+
+  constructor(exports: ExportDirectory, log: Log) {
+    this.#exports = exports;
+    this.#log = log;
+  }
+
+  /** @throws UllageError `listen-in-use`, `listen` */
+  async listen(targets: readonly ListenTarget[], options: NbdOptions): Promise<void> {
+    const { tls } = options;
+    this.#server ??= new NbdServer({ exports: this.#exports, log: this.#log, ...(tls === undefined ? {} : { tls }) });
+    for (const target of targets) {
+      const listening = target.kind === "fd" ? this.#server.adopt(target.fd) : await this.#server.listen(target);
+      const { address } = listening;
+      this.listeners.push({ protocol: "nbd", address: formatListenAddress(address), uri: listening.uri("") });
+      if (!isLocalAddress(address) && tls?.mode !== "require") this.#warnOpen(formatListenAddress(address));
+    }
+  }
+
+  #warnOpen(address: string): void {
+    const message = `NBD on ${address} is open to other machines without TLS: use --tls require, or a local address`;
+    this.warnings.push({ code: "nbd-open", message });
+    this.#log("warn", message);
+  }
+
+  /** Connections may finish what they started, for so long; then they are closed. */
+  async stop(graceMs: number): Promise<void> {
+    const server = this.#server;
+    this.#server = undefined;
+    this.listeners.length = 0;
+    await server?.stop(graceMs);
+  }
+}

@@ -1,0 +1,64 @@
+import { join } from "node:path";
+import { checkBlob } from "../blob/check-blob.ts";
+import { checkVolume } from "../volume/check-volume.ts";
+import type { OfflineData } from "./offline-data.ts";
+import { isComplete } from "./volume-files.ts";
+
+export interface Problem {
+  /** damage: something is lost or can't be served; note: worth knowing */
+  severity: "damage" | "note";
+  message: string;
+}
+
+/** Verifies every checksum and every reference below a data directory. Changes nothing. */
+export async function checkData(data: OfflineData): Promise<Problem[]> {
+  return [...(await checkCatalog(data)), ...(await checkVolumes(data)), ...(await checkBlobs(data))];
+}
+
+async function checkCatalog({ env, rows, volumeIds, blobIds, catalogProblem }: OfflineData): Promise<Problem[]> {
+  const problems: Problem[] = [];
+  if (catalogProblem !== undefined) problems.push({ severity: "damage", message: catalogProblem });
+  const known = new Set(rows.map(({ id }) => id));
+  for (const { id, name, state, blobId } of rows) {
+    if (state !== "ready") {
+      problems.push({ severity: "note", message: `volume '${name}' is ${state}: the next start removes what is left` });
+      continue;
+    }
+    if (!volumeIds.includes(id)) {
+      problems.push({ severity: "damage", message: `volume '${name}' has no files: volumes/${id} is missing` });
+    }
+    if (blobId !== null && !blobIds.includes(blobId)) {
+      problems.push({ severity: "damage", message: `volume '${name}' needs blob ${blobId}, which is missing` });
+    }
+  }
+  for (const id of volumeIds.filter((found) => !known.has(found))) {
+    const complete = await isComplete(env.fs, env.dataDir, id);
+    const severity = complete ? "damage" : "note";
+    const what = complete ? "is a volume that the catalog does not know" : "was left behind by an interrupted creation";
+    problems.push({ severity, message: `volumes/${id} ${what}` });
+  }
+  return problems;
+}
+
+async function checkVolumes({ env, rows, volumeIds }: OfflineData): Promise<Problem[]> {
+  const problems: Problem[] = [];
+  for (const id of volumeIds) {
+    const row = rows.find((candidate) => candidate.id === id);
+    if ((row !== undefined && row.state !== "ready") || !(await isComplete(env.fs, env.dataDir, id))) continue;
+    for (const { severity, message } of await checkVolume(env, id)) {
+      problems.push({ severity, message: row === undefined ? message : `volume '${row.name}': ${message}` });
+    }
+  }
+  return problems;
+}
+
+async function checkBlobs({ env, rows, blobIds }: OfflineData): Promise<Problem[]> {
+  const problems: Problem[] = [];
+  const used = new Set(rows.map(({ blobId }) => blobId));
+  for (const id of blobIds) {
+    for (const { severity, message } of await checkBlob(env.fs, join(env.dataDir, "blobs", id))) {
+      problems.push({ severity: severity === "error" && used.has(id) ? "damage" : "note", message });
+    }
+  }
+  return problems;
+}

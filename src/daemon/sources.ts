@@ -1,0 +1,158 @@
+import type { Backend, Identity } from "../backend/backend.ts";
+import { canonicalSource, openBackend } from "../backend/open.ts";
+import { SourceError, UllageError } from "../base/errors.ts";
+import type { BlobMeta } from "../blob/blob-meta.ts";
+import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
+import type { CachedBlob } from "../blob/cached-blob.ts";
+import { detectFormat, detectHeadBytes } from "../image/detect.ts";
+import type { ImageFormat, ImageReader } from "../image/image-format.ts";
+import { Turns } from "./turns.ts";
+import type { SourceRequest } from "./views.ts";
+
+/** A source that was looked at and found good: one round trip. */
+export interface FoundSource {
+  /** canonical, without credentials */
+  url: string;
+  format: ImageFormat;
+  identity: Identity;
+  /** of the disk, in bytes */
+  size: number;
+  backend: Backend;
+  reader: ImageReader;
+  download: boolean;
+}
+
+/** How `download` fetches. */
+export interface FillOptions {
+  signal?: AbortSignal;
+  /** called with the bytes received so far */
+  onProgress?: (bytes: number) => void;
+}
+
+/** Turns sources as users write them into blobs of the local cache. One backend per blob stays open while it is used. */
+export class Sources {
+  readonly cache: BlobCache;
+  readonly #backends: Map<string, Backend>;
+  /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
+  readonly #turns = new Turns();
+
+  private constructor(cache: BlobCache, backends: Map<string, Backend>) {
+    this.cache = cache;
+    this.#backends = backends;
+  }
+
+  static async open(options: Omit<BlobCacheOptions, "openSource">): Promise<Sources> {
+    const backends = new Map<string, Backend>();
+    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends) });
+    return new Sources(cache, backends);
+  }
+
+  /**
+   * Looks at a source: what it is now, and in which format.
+   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`
+   */
+  async find(request: SourceRequest, signal?: AbortSignal): Promise<FoundSource> {
+    const { source, format: wanted = "auto", download = false, unpinned = false } = request;
+    const url = canonicalSource(source);
+    const backend = openBackend(source);
+    try {
+      const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
+      const format = detectFormat(head, identity.size, wanted);
+      if (!ranges && !download) throw noRanges(url);
+      if (!identity.strong && !unpinned) throw notPinned(url);
+      const reader = await format.open(backend, identity);
+      if (reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
+      return { url, format, identity, size: reader.size, backend, reader, download };
+    } catch (error) {
+      await backend.close();
+      throw error;
+    }
+  }
+
+  /**
+   * The blob that caches a source, an existing one when its identity is the same; with `download` all of it is there.
+   * Takes the source's backend over. The caller releases the blob.
+   */
+  async blobOf(found: FoundSource, options: FillOptions = {}): Promise<CachedBlob> {
+    let blob: CachedBlob | undefined;
+    try {
+      blob = await this.#turns.run(() => this.#findOrMake(found));
+      if (!found.download || blob.readyBytes === blob.size) return blob;
+      await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
+      await blob.sync();
+      return blob;
+    } catch (error) {
+      if (blob !== undefined) await this.cache.release(blob.id);
+      throw error;
+    } finally {
+      if (blob === undefined || this.#backends.get(blob.id) !== found.backend) await found.backend.close();
+    }
+  }
+
+  async #findOrMake({ url, format, identity, size, backend, reader }: FoundSource): Promise<CachedBlob> {
+    const known = this.cache.find(url, format.name, identity);
+    const blob =
+      known === undefined
+        ? await this.cache.create({ url, imageFormat: format.name, identity, size }, reader)
+        : await this.cache.open(known.id);
+    if (!this.#backends.has(blob.id)) {
+      this.#backends.set(blob.id, backend);
+      blob.attach(reader);
+    }
+    return blob;
+  }
+
+  /** Ends a detached volume's claim on a blob. */
+  async unpin(blobId: string, volumeId: string): Promise<void> {
+    if (!this.cache.list().some(({ id }) => id === blobId)) return;
+    const blob = await this.cache.open(blobId);
+    try {
+      await blob.unpin(volumeId);
+    } finally {
+      await this.cache.release(blobId);
+    }
+  }
+
+  /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
+  async remove(blobId: string): Promise<void> {
+    await this.#turns.run(async () => {
+      try {
+        await this.cache.remove(blobId);
+      } catch (error) {
+        if (error instanceof UllageError && error.code === "in-use") return;
+        throw error;
+      }
+      await this.#backends.get(blobId)?.close();
+      this.#backends.delete(blobId);
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.cache.close();
+    await Promise.all([...this.#backends.values()].map((backend) => backend.close()));
+  }
+}
+
+/** Costs no round trip: every read is bound to the identity by itself. */
+async function reopenSource(meta: BlobMeta, backends: Map<string, Backend>): Promise<ImageReader> {
+  let backend = backends.get(meta.id);
+  if (backend === undefined) {
+    backend = openBackend(meta.url);
+    backends.set(meta.id, backend);
+  }
+  return detectFormat(Buffer.alloc(0), meta.identity.size, meta.imageFormat).open(backend, meta.identity);
+}
+
+function noRanges(url: string): SourceError {
+  return new SourceError("source-no-ranges", `${url} can't be read in parts`, {
+    transient: false,
+    hint: "use --download, which fetches all of it before the volume is there",
+  });
+}
+
+function notPinned(url: string): SourceError {
+  return new SourceError("source-unpinned", `${url} offers nothing by which a change could be noticed`, {
+    transient: false,
+    hint: "if it never changes, say so with --unpinned; otherwise bytes of two versions could be mixed",
+  });
+}

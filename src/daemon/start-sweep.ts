@@ -1,0 +1,88 @@
+import { join } from "node:path";
+import { UllageError } from "../base/errors.ts";
+import type { MetadataStore, VolumeRecord } from "../catalog/metadata-store.ts";
+import { layersDir } from "../volume/paths.ts";
+import type { VolumeEnvironment } from "../volume/types.ts";
+import type { Warning } from "./health.ts";
+import { isComplete, layerCreator, readDescription, removeVolumeFiles } from "./volume-files.ts";
+
+/*
+ * What every start does before anything is served (durability rule 17). Only what a durable row says was on its way in or
+ * out is removed. Everything else that the catalog does not know is moved to orphans/ and reported. Complete volumes
+ * without a row mean that the catalog is lost or older than the volumes: then nothing at all is touched.
+ */
+
+const pageRows = 500;
+
+export interface Swept {
+  /** complete volumes */
+  ready: VolumeRecord[];
+  /** removed now, with the blobs that they were made from */
+  removed: VolumeRecord[];
+  warnings: Warning[];
+}
+
+/** @throws UllageError `catalog-lost` */
+export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore): Promise<Swept> {
+  const rows = await allRows(store);
+  const known = new Set(rows.map(({ id }) => id));
+  const strangers = (await env.fs.readdir(join(env.dataDir, "volumes"))).filter((id) => !known.has(id));
+  await refuseLostCatalog(env, strangers);
+  const unfinished = rows.filter(({ state }) => state !== "ready");
+  for (const { id } of unfinished) await removeVolumeFiles(env, id);
+  const orphans = strangers.map((id) => join("volumes", id));
+  // Only an interrupted start or end of a volume leaves layers behind: otherwise they need not be looked at.
+  if (unfinished.length > 0 || strangers.length > 0) orphans.push(...(await nobodysLayers(env, known)));
+  const warnings = await moveToOrphans(env, orphans);
+  return { ready: rows.filter(({ state }) => state === "ready"), removed: unfinished, warnings };
+}
+
+export async function allRows(store: MetadataStore): Promise<VolumeRecord[]> {
+  const rows: VolumeRecord[] = [];
+  for (;;) {
+    const page = await store.listVolumes(rows.at(-1)?.id ?? "", pageRows);
+    rows.push(...page);
+    if (page.length < pageRows) return rows;
+  }
+}
+
+async function refuseLostCatalog(env: VolumeEnvironment, strangers: string[]): Promise<void> {
+  const names: string[] = [];
+  for (const id of strangers) {
+    if (!/^[0-9a-f]{32}$/.test(id) || !(await isComplete(env.fs, env.dataDir, id))) continue;
+    const description = await readDescription(env.fs, env.dataDir, id).catch(() => undefined);
+    names.push(description?.name ?? id);
+  }
+  if (names.length === 0) return;
+  const some = names.sort().slice(0, 5).join(", ");
+  throw new UllageError(
+    "catalog-lost",
+    `catalog.db knows nothing of ${names.length} volumes below ${env.dataDir}/volumes: ${some}`,
+    {
+      hint:
+        "it is lost or older than the volumes: put the newer one back, or run `ullage repair DATA`, " +
+        "which rebuilds it from the volumes",
+    },
+  );
+}
+
+/** Layers whose creation was interrupted before they said whose they are, or whose volume nobody knows. */
+async function nobodysLayers(env: VolumeEnvironment, known: Set<string>): Promise<string[]> {
+  const found: string[] = [];
+  for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
+    const creator = await layerCreator(env, name);
+    if (creator === undefined || !known.has(creator)) found.push(join("layers", name));
+  }
+  return found;
+}
+
+async function moveToOrphans(env: VolumeEnvironment, paths: string[]): Promise<Warning[]> {
+  if (paths.length === 0) return [];
+  const { fs, dataDir } = env;
+  for (const path of paths) await fs.rename(join(dataDir, path), join(dataDir, "orphans", path.replace("/", "-")));
+  for (const name of ["orphans", "volumes", "layers"]) await fs.syncDirectory(join(dataDir, name));
+  return paths.map((path) => ({
+    code: "orphan",
+    message: `${path} belonged to nothing that the catalog knows; it is now orphans/${path.replace("/", "-")}`,
+  }));
+}

@@ -1,0 +1,303 @@
+import { randomBytes } from "node:crypto";
+import { monitorEventLoopDelay, type ELDHistogram } from "node:perf_hooks";
+import { systemClock, type Clock } from "../base/clock.ts";
+import { describeError, UllageError } from "../base/errors.ts";
+import type { FileSystem } from "../base/file-system.ts";
+import { realFileSystem } from "../base/real-file-system.ts";
+import type { MetadataStore, Settings } from "../catalog/metadata-store.ts";
+import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
+import type { BlockDevice } from "../export/block-device.ts";
+import { HydrationSlots } from "../volume/hydration-slots.ts";
+import type { VolumeEnvironment } from "../volume/types.ts";
+import { DataDirectory } from "./data-directory.ts";
+import { ExportNames } from "./export-names.ts";
+import type { Warning } from "./health.ts";
+import type { Log } from "./log.ts";
+import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
+import { runtimeDirectory } from "./runtime-directory.ts";
+import { Sources } from "./sources.ts";
+import { sweepAtStart } from "./start-sweep.ts";
+import { packageVersion } from "./version.ts";
+import type {
+  ConnectionView,
+  CreateVolumeRequest,
+  HealthView,
+  HydrationChange,
+  HydrationView,
+  ListenerView,
+  MapRunView,
+  StatsView,
+  VolumeView,
+} from "./views.ts";
+import { Volumes, type RequestKey } from "./volumes.ts";
+
+export interface UllageOptions {
+  /** Made when it is missing. */
+  dataDir: string;
+  /** Who holds the directory, for the message that a second process gets. Default: `library`. */
+  command?: string;
+  /** Use a file system whose locks can't keep a second writer out. */
+  unsafeFileSystem?: boolean;
+  /** Every export is read-only. */
+  readOnly?: boolean;
+  /** Default: nothing is logged. */
+  log?: Log;
+  /** The world, for tests that inject faults. */
+  fs?: FileSystem;
+  clock?: Clock;
+  openStore?: (path: string) => Promise<MetadataStore>;
+}
+
+const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadataStore.open(path);
+
+const eventLoopResolutionMs = 20;
+
+/**
+ * A data directory, opened: the volumes in it, and the servers that export them. One process at a time.
+ *
+ *     const ullage = await Ullage.open({ dataDir: "/srv/ullage" });
+ *     await ullage.createVolume({ name: "web1", from: { source: "https://example.org/debian.raw" } });
+ *     const device = await ullage.getDevice("web1");
+ *     await ullage.close();
+ */
+export class Ullage {
+  readonly #directory: DataDirectory;
+  readonly #store: MetadataStore;
+  readonly #sources: Sources;
+  readonly #volumes: Volumes;
+  readonly #nbd: NbdListeners;
+  readonly #log: Log;
+  readonly #startWarnings: Warning[];
+  readonly #apiListeners: ListenerView[] = [];
+  readonly #eventLoop: ELDHistogram;
+  #opening: Promise<void> = Promise.resolve();
+
+  private constructor(parts: {
+    directory: DataDirectory;
+    store: MetadataStore;
+    sources: Sources;
+    volumes: Volumes;
+    log: Log;
+    readOnly: boolean;
+    warnings: Warning[];
+  }) {
+    this.#directory = parts.directory;
+    this.#store = parts.store;
+    this.#sources = parts.sources;
+    this.#volumes = parts.volumes;
+    this.#log = parts.log;
+    this.#startWarnings = parts.warnings;
+    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), parts.log);
+    this.#eventLoop = monitorEventLoopDelay({ resolution: eventLoopResolutionMs });
+    this.#eventLoop.enable();
+  }
+
+  /**
+   * Locks and opens a data directory and puts right what a crash left behind. Volumes are opened on first use, or by
+   * `resume`.
+   * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `catalog-lost`, `catalog-version`, …
+   */
+  static async open(options: UllageOptions): Promise<Ullage> {
+    const {
+      dataDir,
+      fs = realFileSystem,
+      clock = systemClock,
+      openStore = openSqliteStore,
+      log = () => undefined,
+    } = options;
+    const undo: (() => Promise<void>)[] = [];
+    try {
+      const directory = await DataDirectory.open(fs, dataDir, {
+        command: options.command ?? "library",
+        create: true,
+        unsafeFileSystem: options.unsafeFileSystem === true,
+      });
+      undo.push(() => directory.close());
+      const store = await openStore(directory.below("catalog.db"));
+      undo.push(() => store.close());
+      await fs.syncDirectory(directory.path);
+      const env: VolumeEnvironment = {
+        fs,
+        clock,
+        randomBytes,
+        dataDir: directory.path,
+        runtimeDir: await runtimeDirectory(),
+        log,
+      };
+      const swept = await sweepAtStart(env, store);
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log });
+      undo.push(() => sources.close());
+      const volumes = new Volumes({ env, store, sources, slots: new HydrationSlots() }, swept.ready);
+      for (const { id, name, state, blobId } of swept.removed) {
+        await volumes.dropBlob(id, blobId);
+        await store.deleteVolume(id);
+        log("info", `volume '${name}' (${id}) was ${state} when the last process ended: removed what was left of it`);
+      }
+      const warnings = [...directory.warnings, ...swept.warnings];
+      for (const { message } of warnings) log("warn", message);
+      return new Ullage({ directory, store, sources, volumes, log, warnings, readOnly: options.readOnly === true });
+    } catch (error) {
+      for (const step of undo.toReversed()) await step().catch(() => undefined); // the first error is the one that counts
+      throw error;
+    }
+  }
+
+  // ---- volumes -----------------------------------------------------------------------------------------------------
+
+  /** Resolves when the volume can be used. See `Volumes.create` for errors. */
+  async createVolume(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<VolumeView> {
+    const volume = await this.#volumes.create(request, requestKey);
+    this.#log("info", `volume '${request.name}' is ready`);
+    return volume.view();
+  }
+
+  /** Ordered by name, starting behind `after`. */
+  async listVolumes(after = "", limit = Infinity): Promise<VolumeView[]> {
+    const page = this.#volumes
+      .all()
+      .filter(({ record }) => record.name > after)
+      .slice(0, limit);
+    return Promise.all(page.map((volume) => volume.currentView()));
+  }
+
+  /** @throws UllageError `not-found` */
+  async showVolume(name: string): Promise<VolumeView> {
+    return this.#volumes.get(name).currentView();
+  }
+
+  /** Removes a volume and everything written to it. @throws UllageError `not-found`, `in-use` */
+  async removeVolume(name: string, options: { force?: boolean } = {}): Promise<void> {
+    await this.#volumes.remove(name, options.force === true);
+    this.#log("info", `volume '${name}' is removed`);
+  }
+
+  /** Durable when it resolves. @throws UllageError `not-found` */
+  async changeSettings(name: string, change: Partial<Settings>): Promise<VolumeView> {
+    const volume = this.#volumes.getReady(name);
+    await volume.changeSettings(change);
+    return volume.view();
+  }
+
+  /** @throws UllageError `not-found`, `no-source` */
+  async steerHydration(name: string, change: HydrationChange): Promise<HydrationView> {
+    const volume = this.#volumes.getReady(name);
+    await volume.steer(change);
+    return volume.hydration();
+  }
+
+  /** A page of the map: at most `limit` runs from `offset` on, and where the next page begins. */
+  async mapVolume(name: string, offset: number, limit: number): Promise<{ runs: MapRunView[]; next: number | null }> {
+    const device = await this.#volumes.getReady(name).device();
+    if (offset >= device.size) return { runs: [], next: null };
+    const runs = device.mapRuns(offset, device.size - offset, limit);
+    const last = runs.at(-1)!;
+    const end = last.offset + last.length;
+    return {
+      runs: runs.map(({ owner, ...run }) => ({ ...run, owner: owner ?? null })),
+      next: end < device.size ? end : null,
+    };
+  }
+
+  /** @throws UllageError `not-found` */
+  connections(name: string): ConnectionView[] {
+    return this.#volumes.get(name).connections();
+  }
+
+  /** Lets writers in again (docs/DURABILITY.md). @throws UllageError `not-found`, `loss-not-accepted` */
+  async reopenVolume(name: string, acceptLoss: boolean): Promise<VolumeView> {
+    const volume = this.#volumes.getReady(name);
+    await volume.reopen(acceptLoss);
+    return volume.view();
+  }
+
+  /** The disk itself; opened when it is not yet. @throws UllageError `not-found`, `poisoned`, CorruptionError */
+  getDevice(name: string): Promise<BlockDevice> {
+    return this.#volumes.getReady(name).device();
+  }
+
+  // ---- serving -----------------------------------------------------------------------------------------------------
+
+  /** Opens NBD listeners. @throws UllageError `listen-in-use`, `listen` */
+  async serveNbd(addresses: readonly ListenTarget[], options: NbdOptions = {}): Promise<void> {
+    await this.#nbd.listen(addresses, options);
+  }
+
+  /** Lets connections finish what they started, for so long, then closes them and the listeners. */
+  async stopServing(graceMs: number): Promise<void> {
+    await this.#nbd.stop(graceMs);
+  }
+
+  /** Opens all volumes in the background, so that hydration goes on where it was. */
+  resume(): void {
+    this.#opening = this.#volumes.openAll().catch((error: unknown) => this.#log("error", describeError(error)));
+  }
+
+  /** An API listener was opened beside this; for `health`. */
+  noteListener(listener: ListenerView): void {
+    this.#apiListeners.push(listener);
+  }
+
+  health(): HealthView {
+    const warnings = [...this.#startWarnings, ...this.#nbd.warnings, ...this.#currentWarnings()];
+    return {
+      status: warnings.length === 0 ? "ok" : "warning",
+      warnings,
+      version: packageVersion,
+      pid: process.pid,
+      dataDirectory: this.#directory.path,
+      listeners: [...this.#apiListeners, ...this.#nbd.listeners],
+    };
+  }
+
+  #currentWarnings(): Warning[] {
+    const warnings: Warning[] = [];
+    const { readOnlyReason } = this.#store;
+    if (readOnlyReason !== undefined) {
+      const message = `the catalog failed (${readOnlyReason}): nothing can be changed until the next start`;
+      warnings.push({ code: "catalog-read-only", message });
+    }
+    for (const volume of this.#volumes.ready()) {
+      const { name, state, reason } = volume.view();
+      if (state === "ok") continue;
+      warnings.push({ code: `volume-${state}`, message: `volume '${name}' is ${state}: ${reason}` });
+    }
+    return warnings;
+  }
+
+  stats(): StatsView {
+    const { user, system } = process.cpuUsage();
+    const { rss, heapUsed } = process.memoryUsage();
+    const volumes = this.#volumes.all();
+    const lateMs = (nanoseconds: number): number => Math.max(0, nanoseconds / 1e6 - eventLoopResolutionMs);
+    return {
+      uptimeSeconds: process.uptime(),
+      cpuSeconds: (user + system) / 1e6,
+      residentBytes: rss,
+      heapUsedBytes: heapUsed,
+      eventLoopDelay: {
+        p50Ms: lateMs(this.#eventLoop.percentile(50)),
+        p99Ms: lateMs(this.#eventLoop.percentile(99)),
+        maxMs: lateMs(this.#eventLoop.max),
+      },
+      volumes: { known: volumes.length, open: volumes.filter(({ isOpen }) => isOpen).length },
+      connections: volumes.reduce((sum, volume) => sum + volume.connections().length, 0),
+    };
+  }
+
+  /** Flushes and checkpoints every volume, then lets go of the directory. @throws the first failure, when all is closed */
+  async close(): Promise<void> {
+    this.#eventLoop.disable();
+    const failures: unknown[] = [];
+    const steps = [
+      () => this.#nbd.stop(0),
+      () => this.#volumes.close(),
+      () => this.#opening,
+      () => this.#sources.close(),
+      () => this.#store.close(),
+      () => this.#directory.close(),
+    ];
+    for (const step of steps) await step().catch((error: unknown) => failures.push(error));
+    if (failures.length === 0) return;
+    throw new UllageError("close-failed", "not everything could be closed cleanly", { cause: failures[0] });
+  }
+}

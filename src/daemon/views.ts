@@ -1,0 +1,129 @@
+import type { Settings } from "../catalog/metadata-store.ts";
+import type { Warning } from "./health.ts";
+
+/*
+ * What users see of things: the objects of the REST API, of `--json` and of the library. Sizes are bytes, times RFC 3339.
+ */
+
+/**
+ * - creating: being made; not served yet
+ * - ok, degraded, poisoned, lostUnflushed: see VolumeState
+ * - failed: can't be opened; `reason` says why
+ */
+export type VolumeViewState = "creating" | "ok" | "degraded" | "poisoned" | "lostUnflushed" | "failed";
+
+export interface VolumeView {
+  /** 32 hex digits */
+  id: string;
+  name: string;
+  size: number;
+  state: VolumeViewState;
+  /** why the state is not `ok` */
+  reason: string | null;
+  /** null: made empty */
+  source: string | null;
+  format: string | null;
+  /** of the source, in the local cache */
+  fetchedBytes: number;
+  /** in blocks that were written here */
+  writtenBytes: number;
+  hydration: HydrationView;
+  settings: Settings;
+  /** open connections */
+  connections: number;
+  createdAt: string;
+}
+
+/**
+ * - none: nothing to fill, or not wanted
+ * - running, paused
+ * - waiting: wants to run and can't (the source fails, no space is left); `reason` says why
+ * - detached: everything is here, the source is not needed any more
+ */
+export type HydrationViewState = "none" | "running" | "paused" | "waiting" | "detached";
+
+export interface HydrationView {
+  state: HydrationViewState;
+  reason: string | null;
+  readyBytes: number;
+  totalBytes: number;
+  rateBytesPerSecond: number;
+  /** null: unknown */
+  etaSeconds: number | null;
+  /** null: as fast as it goes */
+  limitBytesPerSecond: number | null;
+  /** among volumes that are filled at the same time; more is sooner */
+  priority: number;
+}
+
+/** How a user steers hydration; what is left out stays. */
+export interface HydrationChange {
+  state?: "running" | "paused";
+  limitBytesPerSecond?: number | null;
+  priority?: number;
+}
+
+export interface ConnectionView {
+  protocol: string;
+  address: string;
+  /** over TCP, from another machine */
+  remote: boolean;
+  writable: boolean;
+}
+
+export interface MapRunView {
+  offset: number;
+  length: number;
+  /** where the bytes are: in the image's cache, at the source only, written here, or nowhere (they read as zeros) */
+  kind: "local" | "remote" | "written" | "zero";
+  /** id of the layer or blob; null for zeros */
+  owner: string | null;
+}
+
+export interface HealthView {
+  status: "ok" | "warning";
+  warnings: Warning[];
+  version: string;
+  pid: number;
+  dataDirectory: string;
+  listeners: ListenerView[];
+}
+
+export interface ListenerView {
+  protocol: "api" | "nbd";
+  /** `127.0.0.1:10809`, `unix:/path` */
+  address: string;
+  /** NBD: the URI of the default export; append a volume's name */
+  uri: string | null;
+}
+
+export interface StatsView {
+  uptimeSeconds: number;
+  cpuSeconds: number;
+  residentBytes: number;
+  heapUsedBytes: number;
+  /** how late timers ran since the start of the process */
+  eventLoopDelay: { p50Ms: number; p99Ms: number; maxMs: number };
+  volumes: { known: number; open: number };
+  connections: number;
+}
+
+/** What a new volume is made from, and how. */
+export interface CreateVolumeRequest {
+  name: string;
+  /** bytes; absent: the image's size, rounded up to 512 */
+  size?: number;
+  from?: SourceRequest;
+  settings?: Partial<Settings>;
+}
+
+export interface SourceRequest {
+  /** URL or absolute path */
+  source: string;
+  /** `auto`: by its first bytes (the default) */
+  format?: string;
+  /** Fetch all of it before the volume is there; for servers that can't serve ranges. */
+  download?: boolean;
+  /** Accept a source that offers nothing to notice a change by. */
+  unpinned?: boolean;
+}

@@ -1,0 +1,31 @@
+import { UllageError } from "../base/errors.ts";
+import { formatExactSize } from "../base/units.ts";
+
+const sectorBytes = 512;
+const maxBytes = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % sectorBytes);
+
+/**
+ * The size of a new volume: the image's, rounded up to whole sectors, or a larger one that was asked for.
+ * @param imageBytes undefined: it starts empty
+ * @throws UllageError `bad-size`, naming the nearest valid size
+ */
+export function volumeSize(imageBytes: number | undefined, wanted: number | undefined): number {
+  const least = imageBytes === undefined ? sectorBytes : roundUp(imageBytes);
+  if (wanted === undefined) {
+    if (imageBytes !== undefined) return least;
+    throw new UllageError("bad-size", "an empty volume needs a size", { hint: "give a size, or a source" });
+  }
+  const nearest = Math.min(Math.max(least, Math.round(wanted / sectorBytes) * sectorBytes), maxBytes);
+  if (wanted === nearest) return wanted;
+  const why =
+    wanted < least
+      ? `is less than ${least} bytes${imageBytes === undefined ? "" : ", which the image needs"}`
+      : "is no multiple of 512";
+  throw new UllageError("bad-size", `a size of ${wanted} bytes ${why}`, {
+    hint: `the nearest valid size is ${nearest} (${formatExactSize(nearest)})`,
+  });
+}
+
+function roundUp(bytes: number): number {
+  return Math.ceil(bytes / sectorBytes) * sectorBytes;
+}

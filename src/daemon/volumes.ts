@@ -1,0 +1,253 @@
+import { IoError, UllageError, describeError } from "../base/errors.ts";
+import { formatSize } from "../base/units.ts";
+import { checkName } from "../catalog/names.ts";
+import { defaultSettings, type VolumeRecord } from "../catalog/metadata-store.ts";
+import { Volume } from "../volume/volume.ts";
+import type { VolumeNames } from "./export-names.ts";
+import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
+import type { FoundSource } from "./sources.ts";
+import { removeVolumeFiles } from "./volume-files.ts";
+import { volumeSize } from "./volume-size.ts";
+import type { CreateVolumeRequest } from "./views.ts";
+
+/** At start, volumes that are opened at the same time. */
+const openingAtOnce = 2;
+
+/** What recognises a repeated request. */
+export interface RequestKey {
+  key: string;
+  /** of the request's content */
+  digest: string;
+}
+
+/**
+ * The volumes of a data directory by name, and how they come and go. Each step is durable before the next one begins, so
+ * that a crash between any two leaves something that the next start understands (durability rule 17):
+ *
+ *     create   row `creating` -> files and directories -> row `ready` -> answered
+ *     remove   row `deleting` -> files -> row gone -> answered
+ */
+export class Volumes implements VolumeNames {
+  readonly #host: VolumeHost;
+  readonly #byName = new Map<string, ManagedVolume>();
+  /** Requests under way, so that a repeated one waits for the first. */
+  readonly #requests = new Map<string, { digest: string; made: Promise<ManagedVolume> }>();
+  readonly #stopping = new AbortController();
+
+  /** @param records complete volumes, as the catalog has them after the sweep at start */
+  constructor(host: VolumeHost, records: VolumeRecord[]) {
+    this.#host = host;
+    for (const record of records) this.#byName.set(record.name, new ManagedVolume(host, record));
+  }
+
+  byName(name: string): ManagedVolume | undefined {
+    return this.#byName.get(name);
+  }
+
+  ready(): ManagedVolume[] {
+    return this.all().filter(({ record }) => record.state === "ready");
+  }
+
+  /** In the order of their names; those on their way in or out included. */
+  all(): ManagedVolume[] {
+    return [...this.#byName.values()].sort((a, b) => (a.record.name < b.record.name ? -1 : 1));
+  }
+
+  /** @throws UllageError `not-found` */
+  get(name: string): ManagedVolume {
+    const volume = this.#byName.get(name);
+    if (volume !== undefined) return volume;
+    throw new UllageError("not-found", `there is no volume '${name}'`, { hint: "`ullage volume ls` lists them" });
+  }
+
+  /** @throws UllageError `not-found`, `creating` */
+  getReady(name: string): ManagedVolume {
+    const volume = this.get(name);
+    if (volume.record.state === "ready") return volume;
+    throw new UllageError("creating", `volume '${name}' is still ${volume.record.state}`, {
+      hint: "try again when it is ready",
+    });
+  }
+
+  /**
+   * Makes a volume that can be used when the promise resolves.
+   * @throws UllageError `bad-name`, `bad-size`, `name-taken`, `request-key-reused`, `too-large`; SourceError
+   */
+  async create(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<ManagedVolume> {
+    if (requestKey === undefined) return this.#create(request, undefined);
+    const before = this.#earlier(requestKey.key);
+    if (before !== undefined) {
+      if (before.digest === requestKey.digest) return before.made;
+      throw new UllageError("request-key-reused", `the key '${requestKey.key}' belongs to another request`, {
+        hint: "use a new Idempotency-Key for a new request",
+      });
+    }
+    const made = this.#create(request, requestKey);
+    this.#requests.set(requestKey.key, { digest: requestKey.digest, made });
+    try {
+      return await made;
+    } finally {
+      this.#requests.delete(requestKey.key);
+    }
+  }
+
+  #earlier(key: string): { digest: string | null; made: Promise<ManagedVolume> } | undefined {
+    const running = this.#requests.get(key);
+    if (running !== undefined) return running;
+    const done = this.ready().find(({ record }) => record.requestKey === key);
+    return done === undefined ? undefined : { digest: done.record.requestDigest, made: Promise.resolve(done) };
+  }
+
+  async #create(request: CreateVolumeRequest, requestKey: RequestKey | undefined): Promise<ManagedVolume> {
+    const { name, from } = request;
+    this.#demandFree(name);
+    const found = from === undefined ? undefined : await this.#host.sources.find(from, this.#stopping.signal);
+    let volume: ManagedVolume;
+    try {
+      const size = volumeSize(found?.size, request.size);
+      this.#demandFree(name); // another request may have been quicker
+      volume = this.#reserve(request, size, found, requestKey);
+    } catch (error) {
+      await found?.backend.close();
+      throw error;
+    }
+    try {
+      await this.#makeFiles(volume, found);
+    } catch (error) {
+      await this.#giveUp(volume);
+      throw explain(error, volume.record.size);
+    }
+    return volume;
+  }
+
+  #demandFree(name: string): void {
+    checkName(name);
+    this.#stopping.signal.throwIfAborted();
+    if (!this.#byName.has(name)) return;
+    throw new UllageError("name-taken", `there is a volume '${name}' already`, { hint: "choose another name" });
+  }
+
+  /** In memory: from here on the name is taken. */
+  #reserve(
+    request: CreateVolumeRequest,
+    size: number,
+    found: FoundSource | undefined,
+    requestKey: RequestKey | undefined,
+  ): ManagedVolume {
+    const { env } = this.#host;
+    const settings = { ...defaultSettings, ...request.settings };
+    const volume = new ManagedVolume(this.#host, {
+      id: env.randomBytes(16).toString("hex"),
+      name: request.name,
+      state: "creating",
+      size,
+      source: found?.url ?? null,
+      format: found?.format.name ?? null,
+      blobId: null,
+      settings,
+      hydration: { wanted: settings.hydrate === "auto", paused: false, rate: null, priority: 0 },
+      createdAt: env.clock.wallTime(),
+      requestKey: requestKey?.key ?? null,
+      requestDigest: requestKey?.digest ?? null,
+    });
+    this.#byName.set(request.name, volume);
+    return volume;
+  }
+
+  async #makeFiles(volume: ManagedVolume, found: FoundSource | undefined): Promise<void> {
+    const { env, store, sources } = this.#host;
+    const { id, name, size, source, format, settings, createdAt } = volume.record;
+    await store.insertVolume(volume.record);
+    const total = found?.size ?? 0;
+    if (found?.download === true) volume.download = { bytes: 0, total };
+    const blob =
+      found === undefined
+        ? undefined
+        : await sources.blobOf(found, {
+            signal: this.#stopping.signal,
+            onProgress: (bytes) => (volume.download = { bytes, total }),
+          });
+    try {
+      await Volume.create(env, {
+        id,
+        name,
+        size,
+        ...(blob === undefined ? {} : { blob: { id: blob.id, size: blob.size } }),
+        details: { source, format, settings, createdAt, blobId: blob?.id ?? null },
+      });
+      await store.updateVolume(id, { state: "ready", blobId: blob?.id ?? null });
+      volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null };
+      volume.download = undefined;
+      await volume.device();
+    } finally {
+      if (blob !== undefined) await sources.cache.release(blob.id);
+    }
+  }
+
+  /** Undoes a creation that failed. What can't be undone now is found by the next start. */
+  async #giveUp(volume: ManagedVolume): Promise<void> {
+    const { env, store } = this.#host;
+    const { id, name } = volume.record;
+    try {
+      await volume.stop();
+      await removeVolumeFiles(env, id);
+      await store.deleteVolume(id);
+    } catch (error) {
+      env.log("warn", `what is left of volume '${name}' (${id}) goes at the next start: ${describeError(error)}`);
+    }
+    this.#byName.delete(name);
+  }
+
+  /** @throws UllageError `not-found`, `creating`, `in-use` */
+  async remove(name: string, force: boolean): Promise<void> {
+    const { env, store } = this.#host;
+    const volume = this.getReady(name);
+    const { id, blobId } = volume.record;
+    await volume.end(force, async () => {
+      await store.updateVolume(id, { state: "deleting" });
+    });
+    this.#byName.delete(name);
+    await removeVolumeFiles(env, id);
+    await this.dropBlob(id, blobId);
+    await store.deleteVolume(id);
+  }
+
+  /** A volume is gone: its blob goes too, unless another volume was made from it. */
+  async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
+    if (blobId === null) return;
+    const { sources } = this.#host;
+    await sources.unpin(blobId, volumeId);
+    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
+  }
+
+  /** Opens what is not open yet, so that hydration goes on after a restart. A failure shows in the volume's state. */
+  async openAll(): Promise<void> {
+    const waiting = this.ready();
+    const next = async (): Promise<void> => {
+      for (let volume = waiting.shift(); volume !== undefined; volume = waiting.shift()) {
+        if (this.#stopping.signal.aborted) return;
+        await volume.device().catch(() => undefined);
+      }
+    };
+    await Promise.all(Array.from({ length: openingAtOnce }, next));
+  }
+
+  /** Flushes, checkpoints and closes all. @throws the first failure, after everything is closed */
+  async close(): Promise<void> {
+    this.#stopping.abort(new UllageError("stopping", "Ullage is being stopped"));
+    const results = await Promise.allSettled([
+      ...[...this.#requests.values()].map(({ made }) => made),
+      ...this.all().map((volume) => volume.stop()),
+    ]);
+    const failed = results.slice(this.#requests.size).find((result) => result.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
+  }
+}
+
+function explain(error: unknown, size: number): unknown {
+  if (!(error instanceof IoError) || error.errno !== "EFBIG") return error;
+  return new UllageError("too-large", `the file system of the data directory has no files of ${formatSize(size)}`, {
+    cause: error,
+    hint: "ext4 ends at 16T: use XFS, or a smaller volume",
+  });
+}

@@ -1,0 +1,133 @@
+import assert from "node:assert/strict";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
+import { test, type TestContext } from "node:test";
+import { defaultSettings, type VolumeRecord } from "../../src/catalog/metadata-store.ts";
+import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
+
+async function temporaryPath(t: TestContext): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), "ullage-catalog-"));
+  t.after(() => rm(directory, { recursive: true }));
+  return join(directory, "catalog.db");
+}
+
+function volume(name: string, id: number, more: Partial<VolumeRecord> = {}): VolumeRecord {
+  return {
+    id: id.toString(16).padStart(32, "0"),
+    name,
+    state: "ready",
+    size: 2 ** 41,
+    source: "/images/debian.raw",
+    format: "raw",
+    blobId: null,
+    settings: { ...defaultSettings },
+    hydration: { wanted: true, paused: false, rate: null, priority: 0 },
+    createdAt: "2026-01-02T03:04:05.678Z",
+    requestKey: null,
+    requestDigest: null,
+    ...more,
+  };
+}
+
+void test("what was stored is there after a reopening, in every field", async (t) => {
+  const path = await temporaryPath(t);
+  const records = [
+    volume("a", 1),
+    volume("b", 2, {
+      state: "creating",
+      source: null,
+      format: null,
+      blobId: "f".repeat(32),
+      settings: { hydrate: "off", sync: "always", remoteAfterPowerLoss: "serve" },
+      hydration: { wanted: false, paused: true, rate: 5, priority: -3 },
+      requestKey: "k",
+      requestDigest: "d",
+    }),
+  ];
+  const before = await SqliteMetadataStore.open(path);
+  for (const record of records) await before.insertVolume(record);
+  await before.close();
+  const after = await SqliteMetadataStore.open(path);
+  t.after(() => after.close());
+  assert.deepEqual(await after.listVolumes("", 10), records);
+});
+
+void test("a name belongs to one volume until that is being deleted", async (t) => {
+  const store = await SqliteMetadataStore.open(await temporaryPath(t));
+  t.after(() => store.close());
+  await store.insertVolume(volume("a", 1));
+  await assert.rejects(store.insertVolume(volume("a", 2)), { code: "name-taken" });
+  await store.insertVolume(volume("b", 3));
+  await assert.rejects(store.updateVolume(volume("b", 3).id, { name: "a" }), { code: "name-taken" });
+  await store.updateVolume(volume("a", 1).id, { state: "deleting" });
+  await store.insertVolume(volume("a", 2));
+  assert.equal(store.readOnlyReason, undefined);
+});
+
+void test("every change may be repeated", async (t) => {
+  const store = await SqliteMetadataStore.open(await temporaryPath(t));
+  t.after(() => store.close());
+  const record = volume("a", 1);
+  await store.insertVolume(record);
+  await store.insertVolume(record);
+  assert.equal(await store.updateVolume(record.id, { size: 512, state: "ready" }), true);
+  assert.equal(await store.updateVolume(record.id, { size: 512, state: "ready" }), true);
+  assert.deepEqual(await store.listVolumes("", 10), [{ ...record, size: 512 }]);
+  await store.deleteVolume(record.id);
+  await store.deleteVolume(record.id);
+  assert.equal(await store.updateVolume(record.id, { size: 1024 }), false);
+  assert.deepEqual(await store.listVolumes("", 10), []);
+});
+
+void test("pages go through all volumes in the order of their ids", async (t) => {
+  const store = await SqliteMetadataStore.open(await temporaryPath(t));
+  t.after(() => store.close());
+  for (const id of [5, 3, 1, 4, 2]) await store.insertVolume(volume(`v${id}`, id));
+  const first = await store.listVolumes("", 3);
+  const second = await store.listVolumes(first[2].id, 3);
+  assert.deepEqual(
+    [...first, ...second].map(({ name }) => name),
+    ["v1", "v2", "v3", "v4", "v5"],
+  );
+});
+
+void test("a newer catalog is refused, naming both versions", async (t) => {
+  const path = await temporaryPath(t);
+  await (await SqliteMetadataStore.open(path)).close();
+  const database = new DatabaseSync(path);
+  database.exec("PRAGMA user_version = 7");
+  database.close();
+  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 1/ });
+});
+
+void test("another program's database and a file that is none are left alone", async (t) => {
+  const path = await temporaryPath(t);
+  const database = new DatabaseSync(path);
+  database.exec("CREATE TABLE theirs (x)");
+  database.close();
+  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-foreign" });
+  const garbage = `${path}.2`;
+  await writeFile(garbage, Buffer.alloc(8192, "x"));
+  await assert.rejects(SqliteMetadataStore.open(garbage), { code: "catalog-damaged", hint: /repair/ });
+});
+
+void test("durability rule 17: once a change has failed, nothing is changed any more, but reading goes on", async (t) => {
+  const path = await temporaryPath(t);
+  const store = await SqliteMetadataStore.open(path);
+  t.after(() => store.close());
+  await store.insertVolume(volume("a", 1));
+  // Another writer that never ends stands for a disk that fails: SQLite gives up after its time-out.
+  const other = new DatabaseSync(path);
+  other.exec("BEGIN IMMEDIATE");
+  await assert.rejects(store.insertVolume(volume("b", 2)), { code: "catalog-read-only" });
+  other.exec("ROLLBACK");
+  other.close();
+  assert.match(store.readOnlyReason ?? "", /locked/);
+  await assert.rejects(store.deleteVolume(volume("a", 1).id), { code: "catalog-read-only", hint: /restart/ });
+  assert.deepEqual(
+    (await store.listVolumes("", 10)).map(({ name }) => name),
+    ["a"],
+  );
+});
