@@ -1,0 +1,97 @@
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdtemp, open, rm, truncate } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { brotliCompressSync, gzipSync, zstdCompressSync } from "node:zlib";
+import { UllageError } from "../../src/base/errors.ts";
+import { detectFormat, detectHeadBytes } from "../../src/image/detect.ts";
+import { requireTool } from "../support/tools.ts";
+
+function auto(head: Uint8Array): string {
+  return detectFormat(head, 1 << 30, "auto").name;
+}
+
+/** The name in the error that refuses this beginning. */
+function refused(head: Uint8Array): string {
+  try {
+    auto(head);
+  } catch (error) {
+    assert.ok(error instanceof UllageError && error.code === "format-unsupported");
+    assert.match(error.hint ?? "", /--format raw/);
+    return /^the image is (\S+), /.exec(error.message)![1];
+  }
+  return "nothing";
+}
+
+void test("a disk, an empty one, a file system and noise are raw", () => {
+  const disk = Buffer.alloc(detectHeadBytes);
+  assert.equal(auto(disk), "raw");
+  disk.write("\x55\xaa", 510, "latin1");
+  assert.equal(auto(disk), "raw");
+  assert.equal(auto(Buffer.alloc(0)), "raw");
+  assert.equal(auto(Buffer.from("hsqs and so on")), "raw");
+  assert.equal(auto(brotliCompressSync("noise")), "raw");
+  assert.equal(auto(Buffer.from("BZh9 is not enough for bzip2")), "raw");
+});
+
+void test("signatures of formats that are not raw are refused by name", () => {
+  const at = (offset: number, text: string): Buffer => {
+    const head = Buffer.alloc(detectHeadBytes);
+    head.write(text, offset, "latin1");
+    return head;
+  };
+  assert.equal(refused(at(0, "QFI\xfb\0\0\0\x03")), "qcow2");
+  assert.equal(refused(at(0, "KDMV")), "vmdk");
+  assert.equal(refused(at(0, "# Disk DescriptorFile\nversion=1\n")), "vmdk");
+  assert.equal(refused(at(0, "conectix")), "vhd");
+  assert.equal(refused(at(0, "vhdxfile")), "vhdx");
+  assert.equal(refused(at(64, "\x7f\x10\xda\xbe")), "vdi");
+  assert.equal(refused(at(0, "\xfd7zXZ\0")), "xz");
+  assert.equal(refused(at(0, "BZh91AY&SY")), "bzip2");
+  assert.equal(refused(at(0, "\x04\x22\x4d\x18")), "lz4");
+  assert.equal(refused(at(0, "7z\xbc\xaf\x27\x1c")), "7z");
+  assert.equal(refused(gzipSync("disk")), "gzip");
+  assert.equal(refused(zstdCompressSync("disk")), "zstd");
+});
+
+void test("a head that is a view into a larger buffer is judged by its own bytes", () => {
+  const around = Buffer.from("xxxxQFI\xfbxxxx", "latin1");
+  assert.equal(refused(around.subarray(4)), "qcow2");
+  assert.equal(auto(around), "raw");
+  assert.equal(auto(around.subarray(4, 7)), "raw");
+});
+
+void test("what qemu-img makes is recognised, and its raw is raw", async (t) => {
+  if (!requireTool(t, "qemu-img")) return;
+  const directory = await mkdtemp(join(tmpdir(), "ullage-detect-"));
+  try {
+    const raw = join(directory, "raw");
+    await (await open(raw, "w")).close();
+    await truncate(raw, 4 << 20);
+    const expected = { qcow2: "qcow2", vmdk: "vmdk", vpc: "vhd", vhdx: "vhdx", vdi: "vdi", qed: "qed", raw: "nothing" };
+    for (const [format, name] of Object.entries(expected)) {
+      const path = join(directory, format);
+      execFileSync("qemu-img", ["convert", "-O", format, raw, path === raw ? `${path}2` : path], { stdio: "pipe" });
+      const file = await open(path, "r");
+      const head = Buffer.alloc(detectHeadBytes);
+      await file.read(head, 0, head.length, 0);
+      await file.close();
+      assert.equal(refused(head), name, format);
+    }
+  } finally {
+    await rm(directory, { recursive: true });
+  }
+});
+
+void test("asked for by name, raw is taken at its word", () => {
+  assert.equal(detectFormat(Buffer.from("QFI\xfb", "latin1"), 4, "raw").name, "raw");
+});
+
+void test("a name that is no format lists those that are", () => {
+  assert.throws(
+    () => detectFormat(Buffer.alloc(0), 0, "qcow3"),
+    (error) => error instanceof UllageError && error.code === "format-unknown" && /auto, raw/.test(error.hint ?? ""),
+  );
+});
