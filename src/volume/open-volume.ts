@@ -191,8 +191,8 @@ async function begin(
 /** Rule 16: whether somebody is left who believes that the lost writes are there. */
 function lossMatters(options: OpenVolumeOptions, recovered: Recovered): boolean {
   if (!recovered.lossPossible) return false;
-  if (recovered.rule === "sparse") return true; // this machine did not go down: local clients live on
   if (options.settings.sync === "always") return false;
+  if (recovered.sameBoot) return true;
   return recovered.remoteWriters && options.settings.remoteAfterPowerLoss === "refuse";
 }
 

@@ -34,6 +34,8 @@ export interface Recovered extends LoadedMap {
   clean: boolean;
   /** Acknowledged writes may be missing. */
   lossPossible: boolean;
+  /** This machine has not gone down since the records were written: local clients live on. */
+  sameBoot: boolean;
   /** Remote clients with write access were, or may have been, connected. */
   remoteWriters: boolean;
   /** LSN of the last record that counts. */
@@ -102,6 +104,7 @@ export async function recover(
       rule,
       clean,
       lossPossible: missing || (rule === "cut" && !clean) || distrustCache || interrupted,
+      sameBoot: written.some(({ header, file }) => sameBoot(header.binding, file.binding())),
       remoteWriters: words.length > 0 ? words[words.length - 1] : checkpoint.remoteWriters,
       lastLsn,
       committedCut,
@@ -223,12 +226,20 @@ async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule>
   return worst;
 }
 
+function sameBoot(then: FileBinding, now: FileBinding): boolean {
+  return then.bootId !== "" && then.bootId === now.bootId;
+}
+
 const knownFileSystems = new Set(["ext4", "xfs", "btrfs", "tmpfs", "overlay"]);
 
 function ruleFor(then: FileBinding, now: FileBinding): RecoveryRule {
-  const sameBoot = then.bootId !== "" && then.bootId === now.bootId;
   const sameFile = then.device === now.device && then.inode === now.inode;
-  if (!sameBoot || !sameFile || !knownFileSystems.has(now.fileSystem) || then.fileSystem !== now.fileSystem) {
+  if (
+    !sameBoot(then, now) ||
+    !sameFile ||
+    !knownFileSystems.has(now.fileSystem) ||
+    then.fileSystem !== now.fileSystem
+  ) {
     return "cut";
   }
   return then.mountId !== "" && then.mountId === now.mountId ? "all" : "sparse";

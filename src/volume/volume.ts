@@ -118,7 +118,8 @@ export class Volume implements BlockDevice {
         flush: () => this.flush(),
         warn: (message) => env.log("warn", `volume ${this.id}: ${message}`),
       },
-      opened.remoteWriters,
+      // What was replayed is not durable yet: the first remote writer of this life notes it again.
+      opened.remoteWriters && opened.predecessors.length === 0,
     );
   }
 
