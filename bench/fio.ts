@@ -1,5 +1,5 @@
 /** fio's nbd engine: one job against one server. */
-import { cpuMicros, run } from "./process.ts";
+import { cpuMicros, machineCpuMicros, run } from "./process.ts";
 import type { DiskServer } from "./peers.ts";
 
 export interface Workload {
@@ -20,6 +20,8 @@ export interface Measurement {
   p99: number;
   /** of the server, all its threads, µs; for a flush workload per write with its flush */
   cpuPerOperation: number;
+  /** CPUs that neither server nor fio used meanwhile, e.g. 0.3: how much else went on on the machine */
+  othersCpus: number;
 }
 
 interface FioDirection {
@@ -32,6 +34,10 @@ interface FioDirection {
 interface FioJob {
   read: FioDirection;
   write: FioDirection;
+  /** percent of one CPU */
+  usr_cpu: number;
+  sys_cpu: number;
+  job_runtime: number;
   sync: { lat_ns: { percentile?: Record<string, number> } };
 }
 
@@ -60,11 +66,14 @@ export async function fio(
     "--percentile_list=50:99",
     "--output-format=json",
   ];
-  const cpuBefore = await cpuMicros(server.pid);
+  const [cpuBefore, machineBefore] = [await cpuMicros(server.pid), await machineCpuMicros()];
+  const start = performance.now();
   const output = await run("fio", args, (seconds + 60) * 1000);
-  const cpu = (await cpuMicros(server.pid)) - cpuBefore;
+  const elapsed = (performance.now() - start) * 1000;
+  const [cpu, machine] = [(await cpuMicros(server.pid)) - cpuBefore, (await machineCpuMicros()) - machineBefore];
   const { jobs } = JSON.parse(output.slice(output.indexOf("{"))) as { jobs: FioJob[] };
-  const { read, write, sync } = jobs[0];
+  const { read, write, sync, usr_cpu: user, sys_cpu: system, job_runtime: runtimeMs } = jobs[0];
+  const fioCpu = ((user + system) / 100) * runtimeMs * 1000;
   const operations = read.total_ios + write.total_ios;
   const flushes = workload.flush === true ? [sync.lat_ns] : [];
   // Of a mix the slower direction counts; a write and its flush follow each other, so their times add up.
@@ -78,5 +87,6 @@ export async function fio(
     p50: percentile("50.000000"),
     p99: percentile("99.000000"),
     cpuPerOperation: cpu / operations,
+    othersCpus: Math.max(0, (machine - cpu - fioCpu) / elapsed),
   };
 }

@@ -2,11 +2,13 @@
  * Runs the benchmarks and writes what they found. All figures are relative to peers measured in the same run: nothing
  * else on the machine should run meanwhile.
  */
+import { rmSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { UllageError } from "../src/base/errors.ts";
 import type { Benchmark, Context } from "./context.ts";
 import { describeMachine } from "./machine.ts";
+import { killChildren } from "./process.ts";
 import { type Table, targetsToMarkdown, toMarkdown } from "./report.ts";
 import { cold } from "./tables/cold.ts";
 import { hydration } from "./tables/hydration.ts";
@@ -46,9 +48,16 @@ export async function runBenchmarks(options: BenchOptions): Promise<void> {
     const folder = await mkdtemp(join(out, `${benchmark.name}-`));
     const { rounds, seconds, quick, servers } = options;
     const context: Context = { folder, rounds, seconds, quick, servers, log: (line) => console.error(line) };
+    const interrupted = (): void => {
+      killChildren();
+      rmSync(folder, { recursive: true, force: true });
+      process.exit(130);
+    };
+    process.once("SIGINT", interrupted).once("SIGTERM", interrupted);
     try {
       tables.push(...(await benchmark.run(context)));
     } finally {
+      process.off("SIGINT", interrupted).off("SIGTERM", interrupted);
       await rm(folder, { recursive: true, force: true });
     }
   }
@@ -62,6 +71,11 @@ function document(machine: readonly string[], options: BenchOptions, tables: rea
   const warning = options.quick
     ? ["**A quick run on small files: it shows that everything runs, its figures mean nothing.**", ""]
     : [];
+  const reading = [
+    "`spread` is how far the rounds lay apart (most less least, of the median); `others' CPUs` is how much of the machine neither the",
+    "server nor fio used meanwhile. Where either is large, the row says more about the machine than about the server.",
+    "",
+  ];
   const promised = targets.length === 0 ? [] : ["## What the project promises", "", targetsToMarkdown(targets)];
   const head = [
     "# Benchmark results",
@@ -69,5 +83,5 @@ function document(machine: readonly string[], options: BenchOptions, tables: rea
     `Made by \`npm run bench\` on ${new Date().toISOString().slice(0, 10)}.`,
     "",
   ];
-  return [...head, ...warning, ...machine, "", ...promised, ...tables.map(toMarkdown)].join("\n");
+  return [...head, ...warning, ...machine, "", ...reading, ...promised, ...tables.map(toMarkdown)].join("\n");
 }

@@ -1,5 +1,5 @@
 /** Child processes of the benchmark: servers that listen on a unix socket, and programs that run to their end. */
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, type SpawnOptions, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { connect } from "node:net";
@@ -18,9 +18,23 @@ const stopTimeoutMs = 120_000;
 /** /proc/PID/stat counts in these (USER_HZ). */
 const tickMicros = 10_000;
 
+const living = new Set<ChildProcess>();
+
+/** Ends what is still running, for when the benchmark itself is interrupted. */
+export function killChildren(): void {
+  for (const child of living) child.kill("SIGKILL");
+}
+
+function start(command: string, args: readonly string[], options: SpawnOptions): ChildProcess {
+  const child = spawn(command, args, options);
+  living.add(child);
+  child.on("close", () => living.delete(child));
+  return child;
+}
+
 /** Starts a server and returns once `socket` accepts connections. @throws Error with what it said when it ends before */
 export async function startServer(command: string, args: readonly string[], socket: string): Promise<RunningServer> {
-  const child = spawn(command, args, { stdio: ["ignore", "ignore", "pipe"] });
+  const child = start(command, args, { stdio: ["ignore", "ignore", "pipe"] });
   const said = tailOf(child);
   const ended = once(child, "close").catch(() => undefined);
   const running = { yes: true };
@@ -51,10 +65,10 @@ export async function startServer(command: string, args: readonly string[], sock
 
 /** Runs a program to its end; resolves to its standard output. @throws Error with its complaints when it fails */
 export async function run(command: string, args: readonly string[], timeoutMs = 600_000): Promise<string> {
-  const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"], timeout: timeoutMs, killSignal: "SIGKILL" });
+  const child = start(command, args, { stdio: ["ignore", "pipe", "pipe"], timeout: timeoutMs, killSignal: "SIGKILL" });
   const said = tailOf(child);
   const output: Buffer[] = [];
-  child.stdout.on("data", (chunk: Buffer) => output.push(chunk));
+  child.stdout?.on("data", (chunk: Buffer) => output.push(chunk));
   const [code, signal] = (await once(child, "close")) as [number | null, string | null];
   if (code !== 0) throw new Error(`${command} ${args.join(" ")}: ${signal ?? `exit ${code}`}\n${said()}`);
   return Buffer.concat(output).toString();
@@ -66,6 +80,14 @@ export async function cpuMicros(pid: number): Promise<number> {
   // Fields 14 and 15, counted behind the command's closing bracket (proc(5)).
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   return (Number(fields[11]) + Number(fields[12])) * tickMicros;
+}
+
+/** CPU time that the whole machine has used, and that other guests of its host took from it (steal), µs. */
+export async function machineCpuMicros(): Promise<number> {
+  const [line] = (await readFile("/proc/stat", "utf8")).split("\n", 1);
+  // cpu user nice system idle iowait irq softirq steal (proc(5)); guest time is part of user.
+  const [user, nice, system, , , irq, softirq, steal] = line.trim().split(/\s+/).slice(1).map(Number);
+  return (user + nice + system + irq + softirq + steal) * tickMicros;
 }
 
 /** Resident memory of the process, bytes. */

@@ -3,10 +3,10 @@ import { settle } from "./files.ts";
 import type { Context } from "./context.ts";
 import type { DiskServer } from "./peers.ts";
 import { atLeast, atMost, short, type Target } from "./report.ts";
-import { medianMeasurement } from "./statistics.ts";
+import { type Summary, summarize } from "./statistics.ts";
 
 /** Medians per server name, in the servers' order. */
-export type Medians = Map<string, Measurement>;
+export type Medians = Map<string, Summary>;
 
 /**
  * Interleaved rounds of one workload: in every round each server has its turn, and every round begins with another
@@ -29,16 +29,18 @@ export async function interleave(
       context.log(`${workload.name}, round ${round + 1}, ${server.name}: ${describe(workload, result)}`);
     }
   }
-  return new Map([...measured].map(([name, results]) => [name, medianMeasurement(results)]));
+  return new Map([...measured].map(([name, results]) => [name, summarize(results)]));
 }
 
 export const measurementColumns = [
   "workload",
   "server",
   "IOPS or MB/s",
+  "spread",
   "p50 µs",
   "p99 µs",
   "server CPU µs/op",
+  "others' CPUs",
   "Ullage ÷ it",
 ];
 
@@ -48,7 +50,8 @@ export function measurementRows(workload: Workload, medians: Medians, ours: stri
   return [...medians].map(([name, result]) => {
     const ratio = own === undefined || name === ours ? "" : `${(own.iops / result.iops).toFixed(2)} x`;
     const times = [short(result.p50), short(result.p99), short(result.cpuPerOperation)];
-    return [workload.name, name, describe(workload, result), ...times, ratio];
+    const spread = `${Math.round(result.spread * 100)} %`;
+    return [workload.name, name, describe(workload, result), spread, ...times, result.othersCpus.toFixed(2), ratio];
   });
 }
 

@@ -7,14 +7,22 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Each figure's own median over the rounds. */
-export function medianMeasurement(rounds: readonly Measurement[]): Measurement {
+/** Medians over the rounds, and how far the rounds lay apart. */
+export interface Summary extends Measurement {
+  /** (most - least) / median of the throughput, e.g. 0.08 */
+  spread: number;
+}
+
+export function summarize(rounds: readonly Measurement[]): Summary {
   const of = (key: keyof Measurement): number => median(rounds.map((round) => round[key]));
+  const iops = rounds.map((round) => round.iops);
   return {
     iops: of("iops"),
     megabytesPerSecond: of("megabytesPerSecond"),
     p50: of("p50"),
     p99: of("p99"),
     cpuPerOperation: of("cpuPerOperation"),
+    othersCpus: of("othersCpus"),
+    spread: (Math.max(...iops) - Math.min(...iops)) / median(iops),
   };
 }

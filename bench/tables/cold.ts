@@ -8,7 +8,7 @@ import { type Measurement, type Workload, fio } from "../fio.ts";
 import { type DiskServer, makeOverlay, nbdkitFile, qemuNbd } from "../peers.ts";
 import { type Table, short } from "../report.ts";
 import { interleave, measurementColumns, measurementRows, throughputTarget } from "../rounds.ts";
-import { medianMeasurement } from "../statistics.ts";
+import { summarize } from "../statistics.ts";
 import { UllageServer } from "../ullage.ts";
 
 const ourName = "Ullage";
@@ -66,7 +66,7 @@ async function firstTouchTable(context: Context, image: string, ullage: UllageSe
     for (const turn of round % 2 === 1 ? [ours, theirs] : [theirs, ours]) await turn(round);
   }
   const order = [ourName, overlayName].filter((name) => measured.has(name));
-  const medians = new Map(order.map((name) => [name, medianMeasurement(measured.get(name)!)]));
+  const medians = new Map(order.map((name) => [name, summarize(measured.get(name)!)]));
   return {
     title: "First touch: writes to a cold, lazily filled disk",
     about:
