@@ -24,7 +24,6 @@ void test("a Debian guest boots from an HTTP image of which little is fetched, a
   const debian = await debianImage();
   await using source = await startHttpSource({ content: debian.image });
   const folder = await mkdtemp(join(tmpdir(), "ullage-vm-"));
-  t.after(() => rm(folder, { recursive: true }));
   const port = await freePort();
   const { nbdSocket, command } = await startDaemon(t, folder, port);
   await command("volume", "create", "boot", "--from", source.url, "--hydrate", "off");
@@ -59,7 +58,7 @@ void test("a Debian guest boots from an HTTP image of which little is fetched, a
   }
 });
 
-/** Starts `ullage serve` on unix sockets and one TCP port; it stops, cleanly, at the end of the test. */
+/** Starts `ullage serve` on unix sockets and one TCP port. At the end of the test it stops, cleanly, and `folder` goes. */
 async function startDaemon(t: TestContext, folder: string, port: number) {
   const api = `unix:${join(folder, "api.sock")}`;
   const nbdSocket = join(folder, "nbd.sock");
@@ -67,11 +66,13 @@ async function startDaemon(t: TestContext, folder: string, port: number) {
   const daemon = spawn(ullage, ["serve", "--data", join(folder, "data"), ...listen], {
     stdio: ["ignore", "ignore", "inherit"],
   });
+  // One hook for both: hooks run in the order in which they were added, and the daemon needs its folder to the end.
   t.after(async () => {
     if (daemon.exitCode === null && daemon.signalCode === null) {
       daemon.kill("SIGTERM");
       await once(daemon, "close");
     }
+    await rm(folder, { recursive: true });
     assert.equal(daemon.exitCode, 0, "the daemon did not stop cleanly");
   });
   await untilAccepts(nbdSocket, daemon);
