@@ -6,6 +6,8 @@ import { accept, drainEvent, EAGAIN, EINTR, errno, errnoName, poll } from "./pos
 const MAX_PENDING = 64;
 /** The pause after accept(2) failed for lack of something: the listener stays readable, and poll would spin. */
 const STARVED_PAUSE_MS = 100;
+/** How often that is reported. */
+const STARVED_REPORT_MS = 60_000;
 /** The pause while the main thread is behind. */
 const BEHIND_PAUSE_MS = 5;
 
@@ -18,7 +20,7 @@ const { wake, shared, port } = workerData as AcceptorData;
 const words = new Int32Array(shared);
 let listeners: number[] = [];
 let pollfds = pollTable();
-let starved = false;
+let starvedReport = -Infinity;
 
 /** `struct pollfd` for the eventfd and every listener. */
 function pollTable(): Buffer {
@@ -52,7 +54,6 @@ function acceptAll(listener: number): number {
     if (Atomics.load(words, AcceptorWord.pending) >= MAX_PENDING) return BEHIND_PAUSE_MS;
     const fd = accept(listener);
     if (fd >= 0) {
-      starved = false;
       Atomics.add(words, AcceptorWord.pending, 1);
       tell({ kind: "accepted", listener, fd });
       continue;
@@ -61,8 +62,10 @@ function acceptAll(listener: number): number {
     if (code === EAGAIN) return 0;
     // The client gave up while it waited, or a firewall refused it: not our trouble.
     if (code === EINTR || code === ECONNABORTED || code === EPERM || code === EPROTO) continue;
-    if (!starved) tell({ kind: "starved", errno: errnoName(code) });
-    starved = true;
+    if (performance.now() - starvedReport > STARVED_REPORT_MS) {
+      starvedReport = performance.now();
+      tell({ kind: "starved", errno: errnoName(code) });
+    }
     return STARVED_PAUSE_MS;
   }
 }
