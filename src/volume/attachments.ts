@@ -86,9 +86,14 @@ export class Attachments {
     const turn = this.#noting.then(async () => {
       if (this.#remoteNoted === connected) return;
       if (!connected && this.#hasRemoteWriters()) return;
-      if (!connected) await this.#host.flush(); // what they wrote is durable before they are forgotten
-      await this.#host.noteRemoteWriters(connected);
-      this.#remoteNoted = connected;
+      if (connected) {
+        await this.#host.noteRemoteWriters(true);
+        this.#remoteNoted = true;
+        return;
+      }
+      await this.#host.flush(); // what they wrote is durable before they are forgotten
+      this.#remoteNoted = false;
+      await this.#host.noteRemoteWriters(false);
     });
     this.#noting = turn.catch(() => undefined);
     return turn;

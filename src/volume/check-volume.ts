@@ -4,7 +4,7 @@ import { volumeLimits } from "./limits.ts";
 import { writeMapFile } from "./map-file.ts";
 import { logPath, mapPath, numbered, volumeDir } from "./paths.ts";
 import { readPoison } from "./poison.ts";
-import { recover, type Recovered } from "./recovery.ts";
+import { recover, type Recovered, syncAll } from "./recovery.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 /*
@@ -71,14 +71,11 @@ export async function repairVolume(env: VolumeEnvironment, id: string, apply: bo
 /** A new log and a checkpoint of what could be believed; the files before them get the ending `.damaged`. */
 async function startAgain(env: VolumeEnvironment, dir: string, id: string, recovered: Recovered): Promise<void> {
   const number = recovered.nextNumber;
-  for (const log of recovered.logs) await log.datasync();
-  await recovered.head.file.datasync();
+  await syncAll(recovered.logs.concat(recovered.head.file));
   const log = await IntentLog.create(
     env,
     dir,
-    id,
-    number,
-    { lsn: recovered.lastLsn, durable: true },
+    { volumeId: id, number, predecessor: { lsn: recovered.lastLsn, durable: true }, strays: true },
     volumeLimits(env.limits),
   );
   await log.file.close();

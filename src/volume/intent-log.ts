@@ -35,6 +35,8 @@ export interface LogHeader {
   number: number;
   /** Undefined: the log before this one ends with its own end record. */
   predecessor: PredecessorEnd | undefined;
+  /** When the log began, the head may have held data that nobody owned: having data proves nothing (rule 7). */
+  strays: boolean;
   binding: FileBinding;
 }
 
@@ -61,23 +63,21 @@ export class IntentLog {
     this.#limits = limits;
   }
 
-  /** Creates log `number` with its header; durable, with its directory entry, when the promise resolves. */
+  /** Creates a log with its header; durable, with its directory entry, when the promise resolves. */
   static async create(
     env: VolumeEnvironment,
     dir: string,
-    volumeId: string,
-    number: number,
-    predecessor: PredecessorEnd | undefined,
+    fields: Omit<LogHeader, "generation" | "binding">,
     limits: VolumeLimits,
   ): Promise<IntentLog> {
-    const file = await env.fs.open(logPath(dir, number), "create");
+    const file = await env.fs.open(logPath(dir, fields.number), "create");
     try {
       const generation = env.randomBytes(16);
-      const header = encodeLogHeader({ volumeId, generation, number, predecessor, binding: file.binding() });
+      const header = encodeLogHeader({ ...fields, generation, binding: file.binding() });
       await file.write(header, 0, headerBytes, 0);
       await file.datasync();
       await env.fs.syncDirectory(dir);
-      return new IntentLog(number, file, generation, limits);
+      return new IntentLog(fields.number, file, generation, limits);
     } catch (error) {
       await file.close();
       await env.fs.unlink(file.path);
@@ -158,6 +158,12 @@ export class IntentLog {
     }
   }
 
+  /** Gives back the zeros written ahead; the log can be appended to again. */
+  async release(): Promise<void> {
+    await this.file.truncate(this.#tail);
+    this.#extent = this.#tail;
+  }
+
   /** fdatasync. A failure poisons the volume (rule 6). */
   async sync(): Promise<void> {
     const covered = this.lastLsn;
@@ -180,6 +186,7 @@ function encodeLogHeader(fields: LogHeader): IoBuffer {
   // 48 … 71 are reserved: tenure (16) and confirmed slot (8) of a journal that lives in a bucket
   putU64(data, 72, fields.number);
   data.setUint32(80, fields.predecessor === undefined ? 0 : fields.predecessor.durable ? 2 : 1, true);
+  data.setUint32(84, fields.strays ? 1 : 0, true);
   putU64(data, 88, fields.predecessor?.lsn ?? 0);
   putU64(data, 96, fields.binding.device);
   putU64(data, 104, fields.binding.inode);
@@ -201,6 +208,7 @@ export function decodeLogHeader(bytes: Buffer, path: string): LogHeader {
     generation: Buffer.from(bytes.subarray(32, 48)),
     number: getU64(data, 72),
     predecessor: how === 0 ? undefined : { lsn: getU64(data, 88), durable: how === 2 },
+    strays: (data.getUint32(84, true) & 1) !== 0,
     binding: {
       device: getU64(data, 96),
       inode: getU64(data, 104),

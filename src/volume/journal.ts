@@ -50,12 +50,16 @@ export class Journal {
   readonly #volumeId: string;
   readonly #limits: VolumeLimits;
   readonly #host: JournalHost;
+  /** The head may hold data that nobody owns; the next log will say so. */
+  strays: boolean;
   readonly #rounds = new CounterWait();
   #log: IntentLog;
   /** Logs before the current one whose records no checkpoint holds yet; the first round syncs them. */
   #predecessors: File[];
   /** Earlier logs whose descriptors are still open. */
   readonly #retired: File[];
+  /** Bytes of records in logs before the current one. */
+  #earlierBytes: number;
   /** LSN of the last record that a commit must cover. */
   #lastRecord: number;
   #committedCut: number;
@@ -79,6 +83,9 @@ export class Journal {
     /** everything up to here is durable already */
     committedCut: number;
     mapBytes: number;
+    /** bytes of the predecessors */
+    earlierBytes: number;
+    strays: boolean;
   }) {
     this.#env = options.env;
     this.#dir = options.dir;
@@ -91,10 +98,13 @@ export class Journal {
     this.#lastRecord = options.log.lastLsn;
     this.#committedCut = options.committedCut;
     this.#mapBytes = options.mapBytes;
+    this.#earlierBytes = options.earlierBytes;
+    this.strays = options.strays;
   }
 
+  /** Bytes of all logs that no checkpoint has replaced yet. */
   get logBytes(): number {
-    return this.#log.length;
+    return this.#earlierBytes + this.#log.length;
   }
 
   /** Appends a record; throws (ENOSPC, EIO) and changes nothing when it can't. The caller changes the map after it. */
@@ -120,7 +130,7 @@ export class Journal {
 
   /** Whether an unprivileged append would have to wait for a checkpoint (durability rule 22). */
   get full(): boolean {
-    return this.#log.length >= this.#threshold * this.#limits.logHardFactor || this.#log.reserveInUse;
+    return this.logBytes >= this.#threshold * this.#limits.logHardFactor || this.#log.reserveInUse;
   }
 
   get #threshold(): number {
@@ -128,9 +138,9 @@ export class Journal {
   }
 
   #checkGrowth(): void {
-    if (this.#log.length < this.#threshold && !this.#log.reserveInUse) return;
+    if (this.logBytes < this.#threshold && !this.#log.reserveInUse) return;
     this.checkpointSoon();
-    if (this.full) throw new IoError("ENOSPC", `the intent log is full (${this.#log.length} bytes)`);
+    if (this.full) throw new IoError("ENOSPC", `the intent log is full (${this.logBytes} bytes)`);
   }
 
   /** Starts a checkpoint unless one runs, or one failed within the last second. */
@@ -204,6 +214,7 @@ export class Journal {
     rotation.frozen = this.#host.freeze();
     this.#predecessors.push(this.#log.file);
     this.#retired.push(this.#log.file);
+    this.#earlierBytes += this.#log.length;
     rotation.next.begin(rotation.cut);
     this.#log = rotation.next;
     return rotation.cut;
@@ -237,10 +248,16 @@ export class Journal {
 
   async #checkpoint(clean: boolean): Promise<void> {
     const number = (await this.#highestNumber()) + 1;
-    const next = await IntentLog.create(this.#env, this.#dir, this.#volumeId, number, undefined, this.#limits);
+    const next = await IntentLog.create(
+      this.#env,
+      this.#dir,
+      { volumeId: this.#volumeId, number, predecessor: undefined, strays: this.strays },
+      this.#limits,
+    );
     const rotation: Rotation = { next, frozen: undefined, cut: 0 };
-    this.#rotation = rotation;
     try {
+      next.reserve(false); // on a full disk the old log, with its reserve, must not be given up
+      this.#rotation = rotation;
       await this.flush();
     } catch (error) {
       if (this.#rotation === rotation) this.#rotation = undefined;
@@ -263,8 +280,10 @@ export class Journal {
     } finally {
       map.release();
     }
+    this.#earlierBytes = 0;
     for (const file of this.#retired.splice(0)) await file.close();
     await removeOlderFiles(this.#env, this.#dir, number);
+    if (clean) await this.#log.release();
   }
 
   async #highestNumber(): Promise<number> {

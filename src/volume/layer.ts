@@ -83,12 +83,6 @@ export class Layer {
     return punched;
   }
 
-  /** The same on the calling thread, for few blocks. */
-  punchNow(block: number, count: number): boolean {
-    this.dirty = true;
-    return this.file.punchNow(headerBytes + block * blockBytes, count * blockBytes);
-  }
-
   /** Whether the file system can free blocks; asked behind the end of the file, where nothing is. */
   canPunch(): Promise<boolean> {
     return this.file.punch(Math.ceil(this.file.size() / blockBytes) * blockBytes, blockBytes);

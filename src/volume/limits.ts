@@ -16,8 +16,6 @@ export interface VolumeLimits {
   dirtyBytes: number;
   /** A write into the page cache that took longer than this sends the next ones to the thread pool. */
   slowWriteMs: number;
-  /** Punches up to this size run on the calling thread. */
-  punchNowBytes: number;
 }
 
 const defaultVolumeLimits: VolumeLimits = {
@@ -29,7 +27,6 @@ const defaultVolumeLimits: VolumeLimits = {
   // Well below the kernel's own limit (20 % of memory), at which it puts writers to sleep.
   dirtyBytes: Math.min(4 * 1024 ** 3, Math.max(64 * 1024 ** 2, Math.floor(totalmem() / 16))),
   slowWriteMs: 2,
-  punchNowBytes: 1024 * 1024,
 };
 
 /** The defaults with some replaced; fails when a relation between them is broken. */

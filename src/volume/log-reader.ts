@@ -75,7 +75,7 @@ export async function readLog(
       const good = lsn === contents.lastLsn + 1 && view.previousCrc(at) === previousCrc && view.valid(at, seed);
       if (!good || lsn > until || contents.ended) {
         contents.tail += at;
-        if (lsn <= until && !contents.ended) {
+        if (contents.lastLsn < until && !contents.ended) {
           const damage = await findDamage(file, seed, contents);
           if (damage) onDamage(damage);
         }

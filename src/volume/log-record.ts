@@ -69,8 +69,7 @@ export class RecordView {
   valid(at: number, seed: number): boolean {
     const data = this.#data;
     const head = data.getUint32(at + 16, true);
-    const type = (head >>> 16) & 0xff;
-    if ((head & 0xffff) !== recordBytes || head >>> 24 !== 0 || type < 1 || type > 4) return false;
+    if ((head & 0xffff) !== recordBytes) return false;
     return data.getUint32(at, true) === crc32c(this.#bytes, at + 4, at + recordBytes, seed);
   }
 

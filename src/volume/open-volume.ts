@@ -11,8 +11,9 @@ import { removeOlderFiles } from "./old-files.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
 import { descriptionPath, layersDir, volumeDir } from "./paths.ts";
-import { clearPoison, readPoison } from "./poison.ts";
-import { recover, type Recovered } from "./recovery.ts";
+import { clearPoison, markPoisoned, readPoison } from "./poison.ts";
+import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
+import { punchStrays } from "./strays.ts";
 import type { CreateVolumeOptions, OpenVolumeOptions, VolumeEnvironment } from "./types.ts";
 
 /** What an open volume starts from. */
@@ -35,6 +36,10 @@ export interface OpenedVolume {
   predecessors: File[];
   committedCut: number;
   mapBytes: number;
+  /** Bytes of records in the predecessors. */
+  earlierBytes: number;
+  /** The last life was killed: it may have written blocks without claiming them. */
+  strays: boolean;
 }
 
 /**
@@ -49,7 +54,12 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
   const blocks = Math.ceil(options.size / blockBytes);
   const layer = await Layer.create(env, env.randomBytes(16).toString("hex"), options.id, blocks);
   await layer.file.close();
-  const log = await IntentLog.create(env, dir, options.id, 1, undefined, limits);
+  const log = await IntentLog.create(
+    env,
+    dir,
+    { volumeId: options.id, number: 1, predecessor: undefined, strays: false },
+    limits,
+  );
   await log.file.close();
   await writeDescription(env, dir, options);
   const table = new OwnerTable();
@@ -113,7 +123,8 @@ export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOpti
       });
     }
     await removeTemporaryFiles(env, dir);
-    const recovered = await recover(env, dir, options.id, { distrustCache: poison !== undefined });
+    const distrustCache = poison !== undefined || options.distrustCache === true;
+    const recovered = await recover(env, dir, options.id, { distrustCache });
     try {
       const opened = await begin(env, options, dir, lock, recovered);
       if (poison !== undefined) await clearPoison(env, dir, options.id);
@@ -124,6 +135,7 @@ export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOpti
       throw error;
     }
   } catch (error) {
+    if (error instanceof RecoverySyncError) await markPoisoned(env, dir, options.id, error.message);
     await lock.release();
     throw error;
   }
@@ -150,6 +162,8 @@ async function begin(
   for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
   const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
   const lineage = recovered.lossPossible ? env.randomBytes(16).toString("hex") : checkpoint.lineage;
+  const keepsLogs = recovered.rule === "all" && lostUnflushed === checkpoint.lostUnflushed;
+  const strays = keepsLogs && !recovered.clean;
   const opened: OpenedVolume = {
     dir,
     lock,
@@ -165,18 +179,23 @@ async function begin(
     log: await IntentLog.create(
       env,
       dir,
-      options.id,
-      recovered.nextNumber,
-      { lsn: recovered.lastLsn, durable: recovered.rule === "cut" },
+      {
+        volumeId: options.id,
+        number: recovered.nextNumber,
+        predecessor: { lsn: recovered.lastLsn, durable: recovered.rule === "cut" },
+        strays,
+      },
       volumeLimits(env.limits),
     ),
     predecessors: recovered.logs,
     committedCut: recovered.committedCut,
     mapBytes: recovered.fileBytes,
+    earlierBytes: recovered.logBytes,
+    strays,
   };
   opened.log.begin(recovered.lastLsn);
   try {
-    if (recovered.rule === "all" && lostUnflushed === checkpoint.lostUnflushed) head.dirty = true;
+    if (keepsLogs) head.dirty = true;
     else await beginWithCheckpoint(env, options, recovered, opened);
   } catch (error) {
     await opened.log.file.close();
@@ -205,11 +224,12 @@ async function beginWithCheckpoint(
 ): Promise<void> {
   const { map, table, head } = opened;
   if (recovered.rule === "all") {
-    for (const log of recovered.logs) await log.datasync();
-    await head.file.datasync();
+    await syncAll(recovered.logs);
+    head.dirty = true;
   }
-  await punchUnowned(head, map, opened.headOwner);
-  if (head.dirty) await head.sync();
+  await punchStrays(map, head, opened.headOwner); // so that holes mean something (rule 7)
+  if (head.dirty) await syncAll([head.file]);
+  head.dirty = false;
   opened.mapBytes = await writeMapFile(
     env,
     opened.dir,
@@ -230,18 +250,5 @@ async function beginWithCheckpoint(
   for (const log of recovered.logs.splice(0)) await log.close();
   await removeOlderFiles(env, opened.dir, opened.log.number);
   opened.committedCut = recovered.lastLsn;
-}
-
-/** Blocks of the head that the map does not give to it become holes again, so that holes mean something (rule 7). */
-async function punchUnowned(head: Layer, map: OwnerMap, owner: number): Promise<void> {
-  for (let run = head.nextData(0); run; run = head.nextData(run.block + run.count)) {
-    const end = Math.min(run.block + run.count, map.blocks);
-    for (let block = run.block; block < end;) {
-      const count = map.runLength(block, end - block);
-      if (map.ownerOf(block) !== owner) {
-        await head.punch(block, count);
-      }
-      block += count;
-    }
-  }
+  opened.earlierBytes = 0;
 }

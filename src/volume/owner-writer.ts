@@ -1,13 +1,14 @@
 import type { Clock } from "../base/clock.ts";
 import { IoError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
-import { type Range, RangeLock } from "../base/range-lock.ts";
+import type { Range, RangeLock } from "../base/range-lock.ts";
 import type { Journal } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import type { VolumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
 import { blockBytes, chunkBlocks, type OwnerMap, zeroOwner } from "./owner-map.ts";
 import type { OwnerReader } from "./owner-reader.ts";
+import type { Strays } from "./strays.ts";
 
 /*
  * Writes, trims and zeroes. Each goes through these steps, and a crash between any two is harmless (docs/DURABILITY.md):
@@ -36,7 +37,8 @@ export class OwnerWriter {
   readonly #headOwner: number;
   readonly #journal: Journal;
   readonly #checkWritable: () => void;
-  readonly #locks = new RangeLock();
+  readonly #locks: RangeLock;
+  readonly #strays: Strays;
   #slowWrites = 0;
   #flushing = false;
 
@@ -50,6 +52,8 @@ export class OwnerWriter {
     head: Layer;
     headOwner: number;
     journal: Journal;
+    locks: RangeLock;
+    strays: Strays;
     /** throws when the volume takes no writes (any more) */
     checkWritable: () => void;
   }) {
@@ -61,6 +65,8 @@ export class OwnerWriter {
     this.#head = options.head;
     this.#headOwner = options.headOwner;
     this.#journal = options.journal;
+    this.#locks = options.locks;
+    this.#strays = options.strays;
     this.#checkWritable = options.checkWritable;
   }
 
@@ -85,8 +91,13 @@ export class OwnerWriter {
     }
     const started = this.#clock.now();
     this.#head.noteWrite(length);
-    this.#head.file.writeNow(buffer, at, length, this.#head.position(offset));
-    if (!owned) this.#claim(block, count);
+    try {
+      this.#head.file.writeNow(buffer, at, length, this.#head.position(offset));
+      if (!owned) this.#claim(block, count);
+    } catch (error) {
+      if (!owned) this.#strays.abandoned(block, block + count);
+      throw error;
+    }
     if (this.#clock.now() - started > this.#limits.slowWriteMs) this.#slowWrites = slowWritesAfterOne;
     return true;
   }
@@ -211,13 +222,20 @@ export class OwnerWriter {
     this.#head.noteWrite(length);
     try {
       await this.#head.file.write(buffer, at, length, this.#head.position(offset));
-    } finally {
       this.#head.noteWrite(0); // a sync that ran meanwhile need not have covered these bytes
+      if (!owned) this.#claim(block, count);
+    } catch (error) {
+      this.#head.noteWrite(0);
+      if (!owned) this.#strays.abandoned(block, block + count);
+      throw error;
     }
-    if (!owned) this.#claim(block, count);
   }
 
-  /** Blocks [first, last) read as zeros; runs under the range lock for all of them (rules 5, 30). */
+  /**
+   * Blocks [first, last) read as zeros; runs under the range lock for all of them (rules 5, 30). Those of the head are
+   * punched at once, since zeros are the trim's result (rule 4), and the head counts as written: the next commit makes
+   * the record durable only after the holes.
+   */
   async #trimLocked(first: number, last: number): Promise<void> {
     const inHead = this.#map.next(this.#headOwner, first, last) >= 0;
     const sliceBlocks = this.#limits.sliceChunks * chunkBlocks;
@@ -230,11 +248,8 @@ export class OwnerWriter {
       at += count;
       if (at < last) await this.#clock.sleep(0);
     }
-    if (!inHead) return;
-    // Not every file system can; the blocks read as zeros by the map, only their space stays.
-    const count = last - first;
-    if (count * blockBytes <= this.#limits.punchNowBytes) this.#head.punchNow(first, count);
-    else await this.#head.punch(first, count);
+    // Not every file system can punch: the blocks read as zeros by the map, only their space stays.
+    if (inHead) await this.#head.punch(first, last - first);
   }
 }
 

@@ -1,5 +1,6 @@
-import { CorruptionError, describeError, UllageError } from "../base/errors.ts";
+import { CorruptionError, describeError, IoError, UllageError } from "../base/errors.ts";
 import type { File, FileBinding } from "../base/file-system.ts";
+import { headerBytes } from "./header.ts";
 import type { LogHeader } from "./intent-log.ts";
 import { Layer } from "./layer.ts";
 import { type LogContents, readLog, readLogHeader } from "./log-reader.ts";
@@ -34,7 +35,7 @@ export interface Recovered extends LoadedMap {
   clean: boolean;
   /** Acknowledged writes may be missing. */
   lossPossible: boolean;
-  /** This machine has not gone down since the records were written: local clients live on. */
+  /** This machine may not have gone down since the records were written: local clients live on. */
   sameBoot: boolean;
   /** Remote clients with write access were, or may have been, connected. */
   remoteWriters: boolean;
@@ -44,6 +45,8 @@ export interface Recovered extends LoadedMap {
   committedCut: number;
   /** The logs whose records count, open for syncing; the caller closes them. */
   logs: File[];
+  /** Bytes of records in them. */
+  logBytes: number;
   /** Logs without a record that counts, and without a place in the chain: to be removed before there is a new one. */
   unused: string[];
   /** For the next log and map. */
@@ -89,11 +92,8 @@ export async function recover(
     }
     const end = logs.length > 0 ? logs[logs.length - 1].contents.lastLsn : checkpoint.cut;
     const committedCut = Math.min(proven, end); // less only when damage is being left out
-    const written = logs.filter((log) => log.contents.lastLsn > log.before);
-    // An earlier recovery went by the cut and was interrupted before its checkpoint: what it decided still holds.
-    const interrupted = logs.some(({ header }) => header.number > checkpoint.number && header.predecessor?.durable);
-    const byCut = distrustCache || (interrupted && written.length === 0);
-    const rule = byCut ? "cut" : await worstRule(written, head);
+    // An empty log counts too: what it held may be what the power cut took.
+    const rule = distrustCache ? "cut" : await worstRule(logs, head);
     const lastLsn = rule === "cut" ? committedCut : end;
     const clean = checkpoint.clean && logs.length === 1;
     const missing = await replay(loaded, logs, head, rule, committedCut);
@@ -103,8 +103,9 @@ export async function recover(
       ...loaded,
       rule,
       clean,
-      lossPossible: missing || (rule === "cut" && !clean) || distrustCache || interrupted,
-      sameBoot: written.some(({ header, file }) => sameBoot(header.binding, file.binding())),
+      lossPossible: missing || (rule === "cut" && !clean) || distrustCache,
+      sameBoot: logs.some(({ header, file }) => mayBeSameBoot(header.binding, file.binding())),
+      logBytes: logs.reduce((sum, log) => sum + Math.max(0, log.contents.tail - headerBytes), 0),
       remoteWriters: words.length > 0 ? words[words.length - 1] : checkpoint.remoteWriters,
       lastLsn,
       committedCut,
@@ -221,25 +222,22 @@ async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule>
     if (rule === "cut") return "cut";
     if (rule === "sparse") worst = "sparse";
   }
-  // Where nothing can be punched, a trimmed block keeps its old bytes, and having data proves nothing.
-  if (worst === "sparse" && !(await head.canPunch())) return "cut";
+  // Where blocks without an owner may have data, a block's having data proves nothing.
+  if (worst === "sparse" && (logs.some(({ header }) => header.strays) || !(await head.canPunch()))) return "cut";
   return worst;
 }
 
-function sameBoot(then: FileBinding, now: FileBinding): boolean {
-  return then.bootId !== "" && then.bootId === now.bootId;
+/** Unless both boot ids are known and differ. */
+function mayBeSameBoot(then: FileBinding, now: FileBinding): boolean {
+  return then.bootId === "" || now.bootId === "" || then.bootId === now.bootId;
 }
 
 const knownFileSystems = new Set(["ext4", "xfs", "btrfs", "tmpfs", "overlay"]);
 
 function ruleFor(then: FileBinding, now: FileBinding): RecoveryRule {
   const sameFile = then.device === now.device && then.inode === now.inode;
-  if (
-    !sameBoot(then, now) ||
-    !sameFile ||
-    !knownFileSystems.has(now.fileSystem) ||
-    then.fileSystem !== now.fileSystem
-  ) {
+  const sameBoot = then.bootId !== "" && then.bootId === now.bootId;
+  if (!sameBoot || !sameFile || !knownFileSystems.has(now.fileSystem) || then.fileSystem !== now.fileSystem) {
     return "cut";
   }
   return then.mountId !== "" && then.mountId === now.mountId ? "all" : "sparse";
@@ -269,6 +267,20 @@ function cutAtGap(dir: string, logs: ScannedLog[], committedCut: number, onDamag
   return [];
 }
 
+/** A sync failed during recovery: the volume must be poisoned, because the kernel says it only once (rule 6). */
+export class RecoverySyncError extends IoError {}
+
+/** fdatasync of all. @throws RecoverySyncError */
+export async function syncAll(files: File[]): Promise<void> {
+  for (const file of files) {
+    try {
+      await file.datasync();
+    } catch (error) {
+      throw new RecoverySyncError("EIO", `a sync failed during recovery: ${describeError(error)}`, error);
+    }
+  }
+}
+
 /** Applies the records that count. @returns whether a block that the log claims has no data (rule `sparse`) */
 async function replay(
   loaded: LoadedMap,
@@ -281,8 +293,7 @@ async function replay(
     await apply(loaded, logs, rule === "all" ? Infinity : cut, -1);
     return false;
   }
-  for (const log of logs) await log.file.datasync();
-  await head.file.datasync();
+  await syncAll(logs.map((log) => log.file).concat(head.file));
   await apply(loaded, logs, cut, -1);
   const asOfCut = loaded.map.freeze();
   await apply(loaded, logs, Infinity, cut);

@@ -39,6 +39,8 @@ export interface OpenVolumeOptions {
   openBlob(id: string): Promise<Blob>;
   /** `volume reopen`: open although poisoned, by the power-loss rule, and clear `lostUnflushed`. */
   acceptLoss?: boolean;
+  /** With `acceptLoss`: the volume was poisoned in this process, even if no mark could be written. */
+  distrustCache?: boolean;
 }
 
 export interface VolumeSettings {

@@ -1,5 +1,6 @@
-import { IoError, UllageError } from "../base/errors.ts";
+import { describeError, IoError, UllageError } from "../base/errors.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
+import { RangeLock } from "../base/range-lock.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
 import { Attachments } from "./attachments.ts";
@@ -13,6 +14,7 @@ import type { OwnerMap } from "./owner-map.ts";
 import { OwnerReader } from "./owner-reader.ts";
 import { OwnerWriter } from "./owner-writer.ts";
 import { markPoisoned } from "./poison.ts";
+import { Strays } from "./strays.ts";
 import type {
   CreateVolumeOptions,
   MapRun,
@@ -46,6 +48,7 @@ export class Volume implements BlockDevice {
   readonly #opened: OpenedVolume;
   readonly #journal: Journal;
   readonly #writer: OwnerWriter;
+  readonly #strays: Strays;
   readonly #attachments: Attachments;
   #settings: VolumeSettings;
   #volumeState: VolumeState;
@@ -74,6 +77,16 @@ export class Volume implements BlockDevice {
     if (opened.lostUnflushed) this.#reason = "acknowledged writes may have been lost";
     this.#remoteWriters = opened.remoteWriters;
     this.#writesBlocked = options.settings.sync === "always";
+    const warn = (message: string): void => env.log("warn", `volume ${this.id}: ${message}`);
+    const locks = new RangeLock();
+    this.#strays = new Strays({
+      clock: env.clock,
+      map: this.#map,
+      head: this.#head,
+      headOwner: this.#headOwner,
+      locks,
+      warn,
+    });
     this.#journal = new Journal({
       env,
       dir: opened.dir,
@@ -99,6 +112,8 @@ export class Volume implements BlockDevice {
       predecessors: opened.predecessors,
       committedCut: opened.committedCut,
       mapBytes: opened.mapBytes,
+      earlierBytes: opened.earlierBytes,
+      strays: opened.strays,
     });
     this.#writer = new OwnerWriter({
       clock: env.clock,
@@ -109,6 +124,8 @@ export class Volume implements BlockDevice {
       head: this.#head,
       headOwner: this.#headOwner,
       journal: this.#journal,
+      locks,
+      strays: this.#strays,
       checkWritable: () => this.#checkWritable(),
     });
     this.#attachments = new Attachments(
@@ -116,7 +133,7 @@ export class Volume implements BlockDevice {
         refusal: () => this.#refusal(),
         noteRemoteWriters: (connected) => this.#noteRemoteWriters(connected),
         flush: () => this.flush(),
-        warn: (message) => env.log("warn", `volume ${this.id}: ${message}`),
+        warn,
       },
       // What was replayed is not durable yet: the first remote writer of this life notes it again.
       opened.remoteWriters && opened.predecessors.length === 0,
@@ -136,14 +153,22 @@ export class Volume implements BlockDevice {
   static async open(env: VolumeEnvironment, options: OpenVolumeOptions): Promise<Volume> {
     const opened = await openVolume(env, options);
     const volume = new Volume(env, options, opened);
-    if (opened.predecessors.length > 0) {
-      // A failure poisons, and says so there.
-      volume.flush().then(
-        () => volume.#journal.checkpointSoon(),
-        () => undefined,
-      );
-    }
+    if (opened.predecessors.length > 0) void volume.#settleRecovery();
     return volume;
+  }
+
+  /**
+   * After a start by rule `all`, beside the first requests: what was replayed is synced and committed (a failure poisons,
+   * and says so there), blocks that the last life wrote but never claimed are freed, and a checkpoint ends the old logs.
+   */
+  async #settleRecovery(): Promise<void> {
+    try {
+      await this.#journal.flush();
+      if (await this.#strays.sweep()) this.#journal.strays = false;
+      if (!this.#closing) this.#journal.checkpointSoon();
+    } catch (error) {
+      this.#env.log("warn", `volume ${this.id}: the recovered state is not durable yet: ${describeError(error)}`);
+    }
   }
 
   // ---- reading ------------------------------------------------------------------------------------------------------
@@ -337,6 +362,7 @@ export class Volume implements BlockDevice {
       }
     }
     await this.#poisoning;
+    await this.#strays.stop();
     await this.#journal.close();
     await this.#head.file.close();
     await this.#opened.lock.release();
