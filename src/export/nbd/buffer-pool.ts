@@ -50,6 +50,8 @@ export class BufferPool {
   #waiters: BudgetWaiter[] = [];
   #serving = false;
   #serveScheduled = false;
+  /** Called when somebody begins to wait. */
+  onWait: () => void = () => undefined;
 
   /** So many buffers are in use that connections must make do with their minimum. */
   get scarce(): boolean {
@@ -94,7 +96,9 @@ export class BufferPool {
   }
 
   wait(waiter: BudgetWaiter): void {
-    if (!this.#waiters.includes(waiter)) this.#waiters.push(waiter);
+    if (this.#waiters.includes(waiter)) return;
+    this.#waiters.push(waiter);
+    this.onWait();
   }
 
   forget(waiter: BudgetWaiter): void {

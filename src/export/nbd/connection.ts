@@ -8,6 +8,7 @@ import { CLOSE_GRACE_MS, LINGER_MS } from "./limits.ts";
 import { type Negotiated, Negotiation } from "./negotiation.ts";
 import { ReceiveBuffer } from "./receive-buffer.ts";
 import { ReplyWriter } from "./reply-writer.ts";
+import type { PayloadHolder } from "./stall-watch.ts";
 import { secure, type TlsSettings } from "./tls.ts";
 import { Transmission } from "./transmission.ts";
 
@@ -57,7 +58,7 @@ export interface ConnectionInfo {
  * The device is told `broken` at the end of transmission unless nothing was running, and `release` when the last
  * started operation has ended (durability rule 25).
  */
-export class Connection implements HandshakeChannel {
+export class Connection implements HandshakeChannel, PayloadHolder {
   readonly #options: ConnectionOptions;
   readonly address: string;
   readonly #remote: boolean;
@@ -72,6 +73,7 @@ export class Connection implements HandshakeChannel {
   #timer: NodeJS.Timeout | undefined;
   #negotiated: Negotiated | undefined;
   #transmission: Transmission | undefined;
+  #writer: ReplyWriter | undefined;
   #attached: Attachment | undefined;
   #clean = false;
   #lastFailureLog = -Infinity;
@@ -121,7 +123,20 @@ export class Connection implements HandshakeChannel {
     this.#transmission!.drain();
   }
 
-  /** Cuts the connection. */
+  get holdsPayload(): boolean {
+    return this.#received.chunk.budget > 0 || (this.#writer?.queuedPayloads ?? 0) > 0;
+  }
+
+  get progressBytes(): number {
+    return this.#received.totalBytes + (this.#writer?.sentBytes ?? 0);
+  }
+
+  cut(reason: string): void {
+    this.#options.log("warn", `nbd: ${this.address}: connection cut: ${reason}`);
+    this.destroy();
+  }
+
+  /** Closes the connection at once. */
   destroy(): void {
     this.#socket.destroy();
     this.#dead();
@@ -212,7 +227,9 @@ export class Connection implements HandshakeChannel {
     this.#negotiated = negotiated;
     this.#phase = "transmission";
     const { pool, fd, log } = this.#options;
-    const writer = new ReplyWriter(pool, this.#socket, this.secure ? -1 : fd, () => this.#transmission?.writable());
+    const writer = (this.#writer = new ReplyWriter(pool, this.#socket, this.secure ? -1 : fd, () =>
+      this.#transmission?.writable(),
+    ));
     this.#transmission = new Transmission({
       ...negotiated,
       pool,

@@ -25,8 +25,8 @@ export const LARGE_RECEIVE_BYTES = 2 * MiB + 4 * KiB;
 export const LARGE_RECEIVES_KEPT = 8;
 /** Payloads above that, and replies that must not be fragmented, get a buffer of their own out of this, in turn. */
 export const PAYLOAD_BUDGET_BYTES = 8 * MAX_PAYLOAD_BYTES;
-/** Who holds a part of the budget, makes no progress for so long and is waited for, is disconnected. */
-export const PAYLOAD_STALL_MS = 10_000;
+/** Who holds a part of the budget that others wait for must move so much in each `payloadStallMs`. */
+export const PAYLOAD_PROGRESS_BYTES = 1 * MiB;
 
 /** Reads above this are answered in fragments of this size, each sent when the client took the ones before. */
 export const FRAGMENT_BYTES = 1 * MiB;
@@ -62,9 +62,15 @@ export interface NbdLimits {
   maxConnections: number;
   /** How long the client may take for each step of the handshake. */
   handshakeTimeoutMs: number;
+  /** Who holds memory that others wait for, and makes no progress for so long, is cut off. */
+  payloadStallMs: number;
 }
 
-export const DEFAULT_LIMITS: NbdLimits = { maxConnections: 1024, handshakeTimeoutMs: 30_000 };
+export const DEFAULT_LIMITS: NbdLimits = {
+  maxConnections: 1024,
+  handshakeTimeoutMs: 30_000,
+  payloadStallMs: 10_000,
+};
 
 /** Connections beyond the maximum that are told why; further ones are closed at once. */
 export const MAX_REFUSALS = 64;

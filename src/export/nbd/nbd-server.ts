@@ -7,6 +7,7 @@ import { tuneTcpSocket, tuneUnixSocket } from "../socket-options.ts";
 import { BufferPool } from "./buffer-pool.ts";
 import { Connection, type ConnectionInfo } from "./connection.ts";
 import { DEFAULT_LIMITS, MAX_REFUSALS, type NbdLimits, REFUSAL_TIMEOUT_MS } from "./limits.ts";
+import { StallWatch } from "./stall-watch.ts";
 import type { TlsSettings } from "./tls.ts";
 
 export interface NbdServerOptions {
@@ -40,6 +41,7 @@ export class NbdServer {
   readonly #listening = new Map<Listening, ListeningSocket>();
   readonly #connections = new Set<Connection>();
   readonly #refused = new Set<Connection>();
+  readonly #stallWatch: StallWatch;
   #nextId = 1;
   #stopping = false;
   #onEmpty: (() => void) | undefined;
@@ -48,6 +50,7 @@ export class NbdServer {
     this.#options = options;
     this.#tls = options.tls ?? { mode: "off", options: {} };
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.#stallWatch = new StallWatch(this.#pool, this.#limits.payloadStallMs, () => this.#connections);
     this.#acceptor = new Acceptor((errno) =>
       options.log("warn", `nbd: can't accept connections: ${errno}; trying on (raise the limit of open files)`),
     );
@@ -84,6 +87,7 @@ export class NbdServer {
     for (const connection of this.#refused) connection.destroy();
     for (const connection of this.#connections) connection.shutdown(graceMs);
     if (this.#connections.size > 0) await new Promise<void>((resolve) => (this.#onEmpty = resolve));
+    this.#stallWatch.stop();
   }
 
   #accept(socket: ListeningSocket): Listening {

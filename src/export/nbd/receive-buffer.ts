@@ -23,6 +23,8 @@ export class ReceiveBuffer {
   chunk: Chunk;
   start = 0;
   end = 0;
+  /** Bytes that have arrived since the connection began. */
+  totalBytes = 0;
   /** Bytes from `start` on that the request in front needs to be complete. */
   #need = 0;
   #keep = 0;
@@ -52,12 +54,18 @@ export class ReceiveBuffer {
 
   /** `length` bytes have arrived in the last target. */
   filled(length: number): void {
+    this.totalBytes += length;
     if (this.#target === this.chunk && this.#targetAt === this.end) this.end += length;
-    else this.append(this.#target.bytes.subarray(this.#targetAt, this.#targetAt + length));
+    else this.#append(this.#target.bytes.subarray(this.#targetAt, this.#targetAt + length));
   }
 
   /** Takes bytes that arrived elsewhere (TLS, or a target that was chosen before the buffer changed). */
   append(bytes: Uint8Array): void {
+    this.totalBytes += bytes.length;
+    this.#append(bytes);
+  }
+
+  #append(bytes: Uint8Array): void {
     if (this.chunk.length - this.end < bytes.length) {
       const total = this.end - this.start + bytes.length;
       if (total > LARGE_RECEIVE_BYTES) throw new Error(`${total} bytes received ahead of their turn`);
@@ -122,7 +130,7 @@ export class ReceiveBuffer {
     this.end = 0;
     if (rest.length > 0) {
       this.chunk = this.#pool.chunk();
-      this.append(rest);
+      this.#append(rest);
     }
     return chunk;
   }

@@ -32,7 +32,10 @@ export class ReplyWriter {
   readyBytes = 0;
   /** Bytes in the socket's queue. */
   queuedBytes = 0;
-  /** Bytes handed over since the connection began. */
+  #broken = false;
+  /** Ranges in the socket's queue that hold a part of the payload budget. */
+  queuedPayloads = 0;
+  /** Bytes that the kernel took since the connection began. */
   sentBytes = 0;
 
   /**
@@ -86,9 +89,8 @@ export class ReplyWriter {
     this.#close();
     const count = this.#chunks.length;
     if (count === 0) return;
-    this.sentBytes += this.readyBytes;
     let taken = 0;
-    if (this.#socket.destroyed) {
+    if (this.#broken || this.#socket.destroyed) {
       taken = this.readyBytes;
     } else if (this.#fd >= 0 && this.queuedBytes === 0) {
       for (let i = 0; i < count; i++) vector.add(this.#chunks[i].io, this.#froms[i], this.#tos[i] - this.#froms[i]);
@@ -96,9 +98,11 @@ export class ReplyWriter {
       if (taken < 0) {
         // EPIPE, ECONNRESET: the client is gone. The stream learns of it when it reads.
         taken = this.readyBytes;
+        this.#broken = true;
         this.#socket.destroy();
       }
     }
+    this.sentBytes += taken;
     if (taken === this.readyBytes) {
       for (let i = 0; i < count; i++) this.#pool.release(this.#chunks[i]);
     } else {
@@ -134,9 +138,17 @@ export class ReplyWriter {
       const bytes = chunk.bytes.subarray(from + taken, from + length);
       taken = 0;
       this.queuedBytes += bytes.length;
-      this.#socket.write(bytes, () => {
+      if (chunk.budget > 0) this.queuedPayloads++;
+      this.#socket.write(bytes, (error) => {
         this.queuedBytes -= bytes.length;
+        if (chunk.budget > 0) this.queuedPayloads--;
         this.#pool.release(chunk);
+        if (error) {
+          // The stream is about to be destroyed, and must not be written to from its own error handling.
+          this.#broken = true;
+          return;
+        }
+        this.sentBytes += bytes.length;
         const limit = this.#pool.scarce ? SCARCE_OUTPUT_BYTES : OUTPUT_LIMIT_BYTES;
         if (this.queuedBytes <= limit / 2) this.#onRoom();
       });
