@@ -104,7 +104,7 @@ export async function recover(
       rule,
       clean,
       lossPossible: missing || (rule === "cut" && !clean) || distrustCache,
-      sameBoot: logs.some(({ header, file }) => mayBeSameBoot(header.binding, file.binding())),
+      sameBoot: logs.some((log) => mayHaveServed(log, checkpoint.number) && mayBeSameBoot(log)),
       logBytes: logs.reduce((sum, log) => sum + Math.max(0, log.contents.tail - headerBytes), 0),
       remoteWriters: words.length > 0 ? words[words.length - 1] : checkpoint.remoteWriters,
       lastLsn,
@@ -228,8 +228,14 @@ async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule>
 }
 
 /** Unless both boot ids are known and differ. */
-function mayBeSameBoot(then: FileBinding, now: FileBinding): boolean {
-  return then.bootId === "" || now.bootId === "" || then.bootId === now.bootId;
+function mayBeSameBoot({ header, file }: ScannedLog): boolean {
+  const now = file.binding().bootId;
+  return header.binding.bootId === "" || now === "" || header.binding.bootId === now;
+}
+
+/** Not so the log of a recovery that was interrupted before its checkpoint: it would have served only after that. */
+function mayHaveServed({ header }: ScannedLog, checkpointNumber: number): boolean {
+  return header.number === checkpointNumber || header.predecessor?.durable !== true;
 }
 
 const knownFileSystems = new Set(["ext4", "xfs", "btrfs", "tmpfs", "overlay"]);
