@@ -80,7 +80,7 @@ export class CatalogDatabase {
     if (fields.length === 0) return this.#has(id);
     const values = fields.map((field) => {
       const value = change[field]!;
-      return typeof value === "object" ? JSON.stringify(value) : value;
+      return typeof value === "object" && value !== null ? JSON.stringify(value) : value;
     });
     const assignments = fields.map((field) => `${columns[field]} = ?`).join(", ");
     return this.#database.prepare(`UPDATE volumes SET ${assignments} WHERE id = ?`).run(...values, id).changes !== 0;

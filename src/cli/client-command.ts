@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { ApiClient } from "./api-client.ts";
+import type { ApiClient, Call } from "./api-client.ts";
 
 export interface ClientOptions {
   api?: string;
@@ -16,8 +16,15 @@ export function clientCommand(parent: Command, usage: string, description: strin
     .addHelpText("after", `\nExample:\n  $ ${example}`);
 }
 
-export function findDaemon(options: ClientOptions): ApiClient {
+/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `api-tcp`, `listen-address` */
+export async function findDaemon(options: ClientOptions): Promise<ApiClient> {
+  const { ApiClient } = await import("./api-client.ts");
   return ApiClient.find(options.api);
+}
+
+/** One question to the daemon. @throws UllageError with what the daemon answered */
+export async function askDaemon<T>(options: ClientOptions, path: string, call?: Call): Promise<T> {
+  return (await findDaemon(options)).call<T>(path, call);
 }
 
 /** The path of a volume in the API. */

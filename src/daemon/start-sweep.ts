@@ -1,10 +1,10 @@
 import { join } from "node:path";
 import { UllageError } from "../base/errors.ts";
 import type { MetadataStore, VolumeRecord } from "../catalog/metadata-store.ts";
-import { layersDir } from "../volume/paths.ts";
+import { layerPath, layersDir } from "../volume/paths.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Warning } from "./health.ts";
-import { isComplete, layerCreator, readDescription, removeVolumeFiles } from "./volume-files.ts";
+import { describeLayer, isComplete, readDescription, removeVolumeFiles } from "./volume-files.ts";
 
 /*
  * What every start does before anything is served (durability rule 17). Only what a durable row says was on its way in or
@@ -66,12 +66,16 @@ async function refuseLostCatalog(env: VolumeEnvironment, strangers: string[]): P
   );
 }
 
-/** Layers whose creation was interrupted before they said whose they are, or whose volume nobody knows. */
+/**
+ * Layers of volumes that nobody knows. One that has not a single byte yet, not even its header, is what an interrupted
+ * creation left: it goes, since there is nothing in it to keep.
+ */
 async function nobodysLayers(env: VolumeEnvironment, known: Set<string>): Promise<string[]> {
   const found: string[] = [];
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
-    const creator = await layerCreator(env, name);
-    if (creator === undefined || !known.has(creator)) found.push(join("layers", name));
+    const { creator, empty } = await describeLayer(env, name);
+    if (empty) await env.fs.unlink(layerPath(env.dataDir, name));
+    else if (creator === undefined || !known.has(creator)) found.push(join("layers", name));
   }
   return found;
 }

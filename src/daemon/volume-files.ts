@@ -52,19 +52,27 @@ export async function removeVolumeFiles(env: VolumeEnvironment, id: string): Pro
 async function layersOf(env: VolumeEnvironment, id: string): Promise<string[]> {
   const layers: string[] = [];
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
-    if ((await layerCreator(env, name)) === id) layers.push(name);
+    if ((await describeLayer(env, name)).creator === id) layers.push(name);
   }
   return layers;
 }
 
-/** @returns the id of the volume that a layer was made for; undefined when its header was never written */
-export async function layerCreator(env: VolumeEnvironment, name: string): Promise<string | undefined> {
+/** What a layer's file tells. */
+export interface LayerDescription {
+  /** id of the volume that it was made for; undefined when its header was never written */
+  creator: string | undefined;
+  /** there is no data in it at all */
+  empty: boolean;
+}
+
+export async function describeLayer(env: VolumeEnvironment, name: string): Promise<LayerDescription> {
   const file = await env.fs.open(layerPath(env.dataDir, name), "read");
   try {
+    const empty = file.seekData(0) === -1;
     const header = new IoBuffer(headerBytes);
     const got = await file.read(header, 0, headerBytes, 0);
-    if (got < headerBytes || header.bytes.toString("latin1", 0, 8) !== "ULLAGELY") return undefined;
-    return header.bytes.toString("hex", 32, 48);
+    const written = got === headerBytes && header.bytes.toString("latin1", 0, 8) === "ULLAGELY";
+    return { creator: written ? header.bytes.toString("hex", 32, 48) : undefined, empty };
   } finally {
     await file.close();
   }

@@ -74,6 +74,7 @@ void test("every change may be repeated", async (t) => {
   await store.insertVolume(record);
   assert.equal(await store.updateVolume(record.id, { size: 512, state: "ready" }), true);
   assert.equal(await store.updateVolume(record.id, { size: 512, state: "ready" }), true);
+  assert.equal(await store.updateVolume(record.id, { blobId: null, hydration: record.hydration }), true);
   assert.deepEqual(await store.listVolumes("", 10), [{ ...record, size: 512 }]);
   await store.deleteVolume(record.id);
   await store.deleteVolume(record.id);

@@ -193,8 +193,9 @@ async function showProgress(ullage: Ullage, stop: AbortSignal, quiet: boolean): 
   const line = new ProgressLine();
   while (!stop.aborted) {
     const { hydration, writtenBytes } = await ullage.showVolume(diskName);
-    line.show(`${hydrationDetail(hydration)}  ${formatSize(writtenBytes)} written`);
-    if (hydration.state === "detached") break;
+    const text = `${hydrationDetail(hydration)}  ${formatSize(writtenBytes)} written`;
+    if (hydration.state === "detached") return line.end(text);
+    line.show(text);
     await new Promise((next) => setTimeout(next, progressMs));
   }
   line.end();

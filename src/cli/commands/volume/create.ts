@@ -3,7 +3,7 @@ import { UllageError } from "../../../base/errors.ts";
 import { formatSize } from "../../../base/units.ts";
 import type { Settings } from "../../../catalog/metadata-store.ts";
 import type { CreateVolumeRequest, VolumeView } from "../../../daemon/views.ts";
-import { clientCommand, findDaemon, type ClientOptions } from "../../client-command.ts";
+import { clientCommand, askDaemon, type ClientOptions } from "../../client-command.ts";
 import { print, printJson } from "../../output.ts";
 import { absoluteSource, settingOption, sizeOption } from "../../parse.ts";
 
@@ -32,10 +32,8 @@ export function addCreateCommand(parent: Command): void {
     .option("--download", "fetch the whole image first, for servers that can't serve ranges")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
     .action(async (name: string, options: Options) => {
-      const volume = await findDaemon(options).call<VolumeView>("/v1/volumes", {
-        method: "POST",
-        body: requestFor(name, options),
-      });
+      const body = requestFor(name, options);
+      const volume = await askDaemon<VolumeView>(options, "/v1/volumes", { method: "POST", body });
       if (options.json === true) printJson(volume);
       else print(`${volume.name} is ready: ${formatSize(volume.size)}, NBD export '${volume.name}'`);
     });

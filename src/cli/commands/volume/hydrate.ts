@@ -26,7 +26,7 @@ export function addHydrateCommand(parent: Command): void {
     .option("--priority <n>", "among volumes filled at the same time; more is sooner", priorityOption)
     .option("--wait", "until the source is not needed any more; shows progress")
     .action(async (name: string, options: Options) => {
-      const daemon = findDaemon(options);
+      const daemon = await findDaemon(options);
       const change: HydrationChange = {
         state: "running",
         ...(options.rate === undefined ? {} : { limitBytesPerSecond: options.rate }),
@@ -44,11 +44,12 @@ async function waitUntilDetached(daemon: ApiClient, path: string, quiet: boolean
   const line = new ProgressLine();
   for (;;) {
     const hydration = await daemon.call<HydrationView>(path);
-    if (!quiet) line.show(hydrationDetail(hydration));
+    const text = hydrationDetail(hydration);
     if (hydration.state === "detached" || hydration.state === "none") {
-      line.end();
+      if (!quiet) line.end(text);
       return hydration;
     }
+    if (!quiet) line.show(text);
     if (hydration.state === "paused" && hydration.reason !== "no-space") {
       line.end();
       throw new UllageError("paused", "hydration was paused by somebody", { hint: "`ullage volume resume NAME`" });

@@ -29,7 +29,7 @@ export function addLsCommand(parent: Command): void {
 }
 
 async function allVolumes(options: ClientOptions): Promise<VolumeView[]> {
-  const daemon = findDaemon(options);
+  const daemon = await findDaemon(options);
   const volumes: VolumeView[] = [];
   let path = "/v1/volumes";
   for (;;) {

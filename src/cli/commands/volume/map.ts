@@ -12,7 +12,7 @@ export function addMapCommand(parent: Command): void {
     "which ranges are local, remote, written here or zero, and whose they are",
     "ullage volume map web1",
   ).action(async (name: string, options: ClientOptions) => {
-    const pages = mapPages(findDaemon(options), name);
+    const pages = mapPages(await findDaemon(options), name);
     if (options.json === true) await printAsJson(pages);
     else for await (const runs of pages) print(formatRuns(runs));
   });

@@ -15,7 +15,9 @@ export function addResumeCommand(parent: Command): void {
 function steer(parent: Command, verb: string, description: string, change: HydrationChange): void {
   clientCommand(parent, `${verb} <name>`, description, `ullage volume ${verb} web1`).action(
     async (name: string, options: ClientOptions) => {
-      const hydration = await findDaemon(options).call<HydrationView>(volumePath(name, "hydration"), {
+      const hydration = await (
+        await findDaemon(options)
+      ).call<HydrationView>(volumePath(name, "hydration"), {
         method: "PATCH",
         body: change,
       });

@@ -16,7 +16,9 @@ export function addReopenCommand(parent: Command): void {
   )
     .option("--accept-loss", "go on from the last flush; what was written and not flushed since then is lost")
     .action(async (name: string, options: Options) => {
-      const volume = await findDaemon(options).call<VolumeView>(volumePath(name, "reopen"), {
+      const volume = await (
+        await findDaemon(options)
+      ).call<VolumeView>(volumePath(name, "reopen"), {
         method: "POST",
         body: options.acceptLoss === true ? { acceptLoss: true } : {},
       });

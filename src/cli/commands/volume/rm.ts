@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { clientCommand, findDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
+import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
 import { print, printJson } from "../../output.ts";
 
 interface Options extends ClientOptions {
@@ -11,7 +11,7 @@ export function addRmCommand(parent: Command): void {
     .option("--force", "close its connections first")
     .action(async (name: string, options: Options) => {
       const query = options.force === true ? "?force=true" : "";
-      await findDaemon(options).call(`${volumePath(name)}${query}`, { method: "DELETE" });
+      await askDaemon(options, `${volumePath(name)}${query}`, { method: "DELETE" });
       if (options.json === true) printJson({ name, removed: true });
       else print(`${name} is gone`);
     });

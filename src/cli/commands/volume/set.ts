@@ -14,7 +14,9 @@ export function addSetCommand(parent: Command): void {
   ).action(async (name: string, pairs: string[], options: ClientOptions) => {
     const settings = pairs.reduce<Partial<Settings>>((before, pair) => settingOption(pair, before), {});
     if (Object.keys(settings).length === 0) throw new InvalidArgumentError("no setting given");
-    const volume = await findDaemon(options).call<VolumeView>(volumePath(name), {
+    const volume = await (
+      await findDaemon(options)
+    ).call<VolumeView>(volumePath(name), {
       method: "PATCH",
       body: { settings },
     });

@@ -1,14 +1,14 @@
 import type { Command } from "commander";
 import { formatSize } from "../../../base/units.ts";
 import type { VolumeView } from "../../../daemon/views.ts";
-import { clientCommand, findDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
+import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
 import { formatFields, print, printJson } from "../../output.ts";
 import { hydrationDetail } from "../../progress.ts";
 
 export function addShowCommand(parent: Command): void {
   clientCommand(parent, "show <name>", "show one volume", "ullage volume show web1").action(
     async (name: string, options: ClientOptions) => {
-      const volume = await findDaemon(options).call<VolumeView>(volumePath(name));
+      const volume = await askDaemon<VolumeView>(options, volumePath(name));
       if (options.json === true) printJson(volume);
       else print(describeVolume(volume));
     },
