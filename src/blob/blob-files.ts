@@ -16,7 +16,7 @@ export interface BlobFiles {
 }
 
 /** Cache files are rounded up to a multiple of it, so that the last block of a disk can be read whole. */
-const BLOCK_BYTES = 4096;
+export const BLOCK_BYTES = 4096;
 
 /** Bytes of a blob's cache file. */
 export const dataFileBytes = (meta: BlobMeta): number => Math.ceil(meta.size / BLOCK_BYTES) * BLOCK_BYTES;
@@ -55,7 +55,8 @@ export async function loadBlobFiles(
   const { fs } = environment;
   const meta = await readBlobMeta(fs, dir);
   const pins = await fs.readdir(join(dir, "pins"));
-  // Seen is not durable: whoever made a pin may have been killed before it synced the directory.
+  // Seen is not durable: whoever renamed the map, or made a pin, may have been killed before it synced the directory.
+  await fs.syncDirectory(dir);
   if (pins.length > 0) await fs.syncDirectory(join(dir, "pins"));
   const opened = await inspectData(fs, dir, meta, "write");
   try {

@@ -1,6 +1,7 @@
 import { SourceError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
+import { BLOCK_BYTES } from "./blob-files.ts";
 import type { RangeMap } from "./range-map.ts";
 
 /*
@@ -80,8 +81,16 @@ export class CacheWriter {
         transient: true,
       });
     }
+    if (this.#offset + this.#filled === this.#map.size) this.#pad();
     await this.#flush();
     await this.#writing;
+  }
+
+  /** Behind the blob's end the file has zeros up to the next block, written: a hole need not be one after a crash. */
+  #pad(): void {
+    const end = Math.ceil(this.#filled / BLOCK_BYTES) * BLOCK_BYTES;
+    this.#filling.bytes.fill(0, this.#filled, end);
+    this.#filled = end;
   }
 
   /**
@@ -130,7 +139,8 @@ export class CacheWriter {
   /** Leaves alone what is ready: readers rely on it, and these bytes are not proven good yet. */
   async #write(buffer: IoBuffer, length: number, offset: number): Promise<void> {
     for (let at = 0; at < length;) {
-      const run = this.#map.readyRun(offset + at, length - at);
+      let run = this.#map.readyRun(offset + at, length - at);
+      if (offset + at + run === this.#map.size) run = length - at; // the padding goes with the last unit
       if (!this.#map.isReady(offset + at, run) && !(await this.#leaveOut(buffer, at, run, offset + at))) {
         await this.#file.write(buffer, at, run, offset + at);
       }

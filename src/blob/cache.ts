@@ -83,6 +83,7 @@ export class BlobCache {
     await fs.syncDirectory(dataDir);
     const lock = await fs.lockDirectory(dir);
     try {
+      await fs.syncDirectory(dir); // a blob whose creator was killed half-way may be found, and used
       const known = new Map<string, BlobMeta>();
       for (const id of await fs.readdir(dir)) {
         if (id.endsWith(TOMBSTONE)) await removeBlobDirectory(fs, join(dir, id));
