@@ -85,11 +85,30 @@ void test("a sink that takes its time holds the source back, and gets every byte
 
 void test("time that the sink takes is not held against the source", async () => {
   await using source = await startHttpSource({ content });
-  await using backend = httpBackend(source.url, { idleTimeoutMs: 150, minBytesPerSecond: 1 << 30 });
+  await using backend = httpBackend(source.url, { idleTimeoutMs: 1000, minBytesPerSecond: 1 << 30 });
   const { identity } = await backend.probe(1);
-  const slow = collect(() => new Promise((resolve) => setTimeout(resolve, 200)));
-  await backend.read(identity, 0, 200_000, slow.sink);
-  assert.deepEqual(slow.bytes(), content.subarray(0, 200_000));
+  // The source takes 2.3 s, of which the sink holds it back for 1.7 s.
+  source.inject({ kind: "trickle", bytes: 10, everyMs: 100 });
+  let pauseMs = 1700;
+  const slow = collect(async () => {
+    await new Promise((resolve) => setTimeout(resolve, pauseMs));
+    pauseMs = 0;
+  });
+  await backend.read(identity, 0, 230, slow.sink);
+  assert.deepEqual(slow.bytes(), content.subarray(0, 230));
+});
+
+void test("a read aborted while its connection is made sends nothing", async () => {
+  await using source = await startHttpSource({ content });
+  await using backend = httpBackend(source.url);
+  const controller = new AbortController();
+  const probing = backend.probe(1, controller.signal);
+  for (let n = 0; n < 10; n++) await Promise.resolve();
+  controller.abort(new Error("changed my mind"));
+  await assert.rejects(probing, /changed my mind/);
+  while (source.peakConnections === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(source.requestCount, 0);
 });
 
 void test("what the sink throws reaches the caller as it is, and the next read works", async () => {

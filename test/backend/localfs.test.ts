@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { chmod, mkdir, mkdtemp, open, rename, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, rename, rm, stat, symlink, truncate, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
@@ -94,14 +94,37 @@ void test("durability rule 31: a file changed in place while it is read fails th
   await failsWith("source-changed", backend.read(identity, 0, content.length, change));
 });
 
-void test("durability rule 31: a file changed in place between two reads fails the second, though its mtime was put back", async () => {
+void test("durability rule 31: a file changed between two reads fails the second, though its mtime was put back", async () => {
   const backend = new LocalFileBackend(path);
+  const old = new Date(2020, 1, 1);
+  await utimes(path, old, old);
   const { identity } = await backend.probe(0);
-  const before = await stat(path);
   await readBytes(backend, identity, 0, 4096);
   await writeFile(path, pattern(content.length, 2));
-  await utimes(path, before.atime, before.mtime);
+  await utimes(path, old, old);
   await failsWith("source-changed", readBytes(backend, identity, 0, 4096));
+});
+
+void test("durability rule 31: a link that points elsewhere during a read fails it, even if it points back at the end", async () => {
+  const link = join(directory, "link");
+  const other = join(directory, "other");
+  await writeFile(other, pattern(content.length, 2));
+  const point = async (to: string): Promise<void> => {
+    await symlink(to, `${link}.new`);
+    await rename(`${link}.new`, link);
+  };
+  await point(path);
+  const backend = new LocalFileBackend(link);
+  const { identity } = await backend.probe(0);
+  await failsWith(
+    "source-changed",
+    backend.read(identity, 0, 100, () => point(other)),
+  );
+  await failsWith(
+    "source-changed",
+    backend.read(identity, 0, 100, () => point(path)),
+  );
+  assert.deepEqual(await readBytes(backend, identity, 0, 100), content.subarray(0, 100));
 });
 
 void test("durability rule 31: a file replaced while it is read fails the read", async () => {
