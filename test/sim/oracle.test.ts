@@ -125,6 +125,15 @@ void test("a read settles what an undecided sector holds", () => {
   assert.deepEqual(allowed(make, [0, 1]), [1]);
 });
 
+void test("a read may show what was there when it began, whatever was flushed meanwhile", () => {
+  const oracle = newOracle();
+  write(oracle, 1);
+  const read = oracle.readStart(0, 512);
+  write(oracle, 2);
+  flush(oracle);
+  oracle.readDone(read, content(1));
+});
+
 void test("a write to a part of a sector keeps the rest", () => {
   const oracle = newOracle();
   write(oracle, 1);

@@ -145,7 +145,9 @@ export class Oracle {
   /** @param token what `flushStart` gave */
   flushDone(token: number): void {
     this.#durable = Math.max(this.#durable, token);
-    for (const sector of this.#unsettled) this.#prune(sector);
+    // A read that runs may still show what it found when it began.
+    const oldest = Math.min(...[...this.#reads].map((read) => read.started));
+    for (const sector of this.#unsettled) this.#prune(sector, Math.min(this.#durable, oldest));
   }
 
   readStart(offset: number, length: number): OracleRead {
@@ -196,6 +198,7 @@ export class Oracle {
     this.#reads.clear();
     const now = ++this.#time;
     if (loss === "nothing") return;
+    for (const sector of this.#unsettled) this.#prune(sector, this.#durable);
     for (const sector of this.#unsettled) {
       const versions = this.#sectors.get(sector)!;
       for (const version of versions) {
@@ -243,10 +246,10 @@ export class Oracle {
     }
   }
 
-  /** Forgets versions that neither the live volume nor a power cut can show. */
-  #prune(sector: number): void {
+  /** Forgets versions that what settled before `horizon` has replaced. */
+  #prune(sector: number, horizon: number): void {
     const versions = this.#sectors.get(sector)!;
-    const kept = this.#possible(versions, this.#durable);
+    const kept = this.#possible(versions, horizon);
     this.#sectors.set(sector, kept);
     if (kept.length === 1) this.#unsettled.delete(sector);
   }

@@ -18,7 +18,7 @@ export const profiles: readonly Profile[] = [
   },
   {
     name: "a failed sync never becomes a success",
-    ends: ["kill", "power", "remount", "close"],
+    ends: ["kill", "container", "power", "remount", "close"],
     crashInOpen: 0.3,
     faults: (random) => ({ syncErrors: random.pick([0.02, 0.1]) }),
   },
@@ -31,6 +31,13 @@ export const profiles: readonly Profile[] = [
       metadataErrors: random.pick([0, 0.05]),
       capacityPages: random.pick([1 << 29, 40, 100]),
     }),
+  },
+  {
+    name: "a full disk still takes trims and flushes",
+    ends: ["kill", "power", "close"],
+    crashInOpen: 0.1,
+    faults: (random) => ({ capacityPages: random.pick([0, 30, 60]) }),
+    alwaysTakes: ["trim", "flush"],
   },
   {
     name: "where nothing proves that the page cache survived, the last flush counts",

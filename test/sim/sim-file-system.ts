@@ -20,8 +20,8 @@ export class SimFileSystem implements FileSystem {
   readonly inFlight = new Set<PoolCall>();
   readonly files = new Set<SimFile>();
   dead = false;
-  /** The files of failed syncs that this process was told of. */
-  readonly syncErrorsTold: string[] = [];
+  /** Failed syncs that this process was told of: the file, and the number of the call. */
+  readonly syncErrorsTold: { path: string; call: number }[] = [];
 
   constructor(disk: SimDisk) {
     this.disk = disk;

@@ -79,7 +79,7 @@ export class SimFile implements File {
       if (this.#errorsSeen === this.inode.errorCount) return;
       this.#errorsSeen = this.inode.errorCount;
       this.inode.errorSeen = true;
-      this.#process.syncErrorsTold.push(this.path);
+      this.#process.syncErrorsTold.push({ path: this.path, call: this.#disk.calls });
       throw new IoError(this.inode.errno, `fdatasync ${this.path}: write-back failed with ${this.inode.errno}`);
     });
   }

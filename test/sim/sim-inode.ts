@@ -166,6 +166,7 @@ export class SimInode {
       this.#forgetIfHole(number, state);
     }
     this.lost.clear();
+    this.readSinceMount = false;
     return this.dirty.size === 0;
   }
 

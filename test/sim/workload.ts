@@ -22,14 +22,19 @@ type Kind =
   | "writeFlush"
   | "read"
   | "checkpoint"
+  | "loseUnit"
   | "wait";
 
 /** What the clients work on, for one life of the volume. */
 export interface WorkloadTarget {
   device: BlockDevice;
   checkpoint(): Promise<void>;
+  /** The cache loses a unit of the blob: it has to be fetched again. */
+  loseUnit(): void;
   /** The process was killed: nothing that follows counts as answered. */
   dead(): boolean;
+  /** The volume is being closed: its clients start nothing new. */
+  closing(): boolean;
   /** An operation failed. Throws when nothing explains it. */
   onError(what: string, error: unknown): void;
   note(text: string): void;
@@ -69,6 +74,7 @@ export class Workload {
       writeFlush: 3,
       read: 6,
       checkpoint: 1,
+      loseUnit: 1,
       wait: 1,
     };
     for (const [kind, weight] of Object.entries(usual) as [Kind, number][]) {
@@ -87,9 +93,9 @@ export class Workload {
   /** Runs several clients at once until each has done its operations. */
   async run(target: WorkloadTarget, clients: number, operations: number): Promise<void> {
     const work = Array.from({ length: clients }, async () => {
-      for (let done = 0; done < operations; done++) {
+      for (let done = 0; done < operations && !target.closing(); done++) {
         if (this.#random.chance(0.6)) await this.#scheduler.pause("a client's next request");
-        await this.#one(target);
+        if (!target.closing()) await this.#one(target);
       }
     });
     await Promise.all(work);
@@ -105,7 +111,7 @@ export class Workload {
         return this.write(target, ...this.#range(kind));
       case "writeFlush":
         await this.write(target, ...this.#range("writeBlocks"));
-        return this.flush(target);
+        return target.closing() ? undefined : this.flush(target);
       case "trim":
       case "trimLarge":
         return this.#trim(target, ...this.#range(kind));
@@ -121,6 +127,9 @@ export class Workload {
       case "checkpoint":
         target.note("checkpoint");
         await target.checkpoint().catch((error: unknown) => target.onError("checkpoint", error));
+        return;
+      case "loseUnit":
+        target.loseUnit();
         return;
       case "wait":
         return this.#scheduler.clock.sleep(this.#random.between(1, 2000));
