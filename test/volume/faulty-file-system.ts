@@ -19,16 +19,27 @@ export interface Call {
  */
 export class FaultyFileSystem {
   /** Called before each call: throws to let it fail, returns a promise to hold it (if it isn't `now`). */
-  before: (call: Call) => Promise<void> | void = () => undefined;
+  before: (call: Call) => Promise<void> | undefined = () => undefined;
   /** Called after each call that succeeded. */
   after: (call: Call) => void = () => undefined;
+  /** Called when cached pages were dropped. @returns false to claim that some stayed */
+  onDrop: (path: string) => boolean = () => true;
   #dead = false;
   readonly #files = new Set<File>();
   readonly #locks = new Set<DirectoryLock>();
 
+  readonly #running = new Set<Promise<unknown>>();
+
   /** Ends the life of whoever uses this: its pending and later calls never return. */
-  async kill(): Promise<void> {
+  kill(): Promise<void> {
     this.#dead = true;
+    this.#killed ??= this.#end();
+    return this.#killed;
+  }
+  #killed: Promise<void> | undefined;
+
+  async #end(): Promise<void> {
+    await Promise.allSettled(this.#running); // a process ends when its last system call has returned
     for (const lock of this.#locks) await lock.release();
     for (const file of this.#files) await file.close();
   }
@@ -41,7 +52,9 @@ export class FaultyFileSystem {
     if (this.#dead) return hang();
     await this.before({ ...call, now: false });
     if (this.#dead) return hang();
-    const result = await work();
+    const working = work();
+    this.#running.add(working);
+    const result = await working.finally(() => this.#running.delete(working));
     if (this.#dead) return hang();
     this.after({ ...call, now: false });
     return result;
@@ -82,7 +95,10 @@ export class FaultyFileSystem {
       size: () => file.size(),
       seekData: (offset) => file.seekData(offset),
       seekHole: (offset) => file.seekHole(offset),
-      dropCache: () => file.dropCache(),
+      dropCache: async () => {
+        const gone = await file.dropCache();
+        return this.onDrop(path) && gone;
+      },
       allocated: () => file.allocated(),
       binding: () => file.binding(),
       seal: () => file.seal(),
@@ -124,10 +140,10 @@ export class FaultyFileSystem {
 const hang = <T>(): Promise<T> => new Promise<T>(() => undefined);
 
 /** Fails the calls that match, so many times, with an errno. */
-export function failing(errno: string, matches: (call: Call) => boolean, times = Infinity): (call: Call) => void {
+export function failing(errno: string, matches: (call: Call) => boolean, times = Infinity): (call: Call) => undefined {
   let left = times;
   return (call) => {
-    if (left === 0 || !matches(call)) return;
+    if (left === 0 || !matches(call)) return undefined;
     left--;
     throw new IoError(errno, `injected ${errno} at ${call.name} of ${call.path}`);
   };
@@ -138,9 +154,26 @@ export const ofHead = (call: Call): boolean => /\/layers\/[0-9a-f]{32}$/.test(ca
 export const ofMap = (call: Call): boolean => /\/map\.\d+(\.tmp)?$/.test(call.path);
 
 /** A promise and its handle, for tests that hold calls. */
-export function gate(): { opened: Promise<void>; open(): void } {
+export function gate(): { opened: Promise<void>; open: () => void } {
   const { promise, resolve } = Promise.withResolvers<void>();
   return { opened: promise, open: resolve };
+}
+
+/** Holds the first call that matches; `reached` resolves when it has come. */
+export function holdOnce(
+  faulty: FaultyFileSystem,
+  matches: (call: Call) => boolean,
+): { reached: Promise<void>; open: () => void } {
+  const reached = gate();
+  const held = gate();
+  let armed = true;
+  faulty.before = (call) => {
+    if (!armed || call.now || !matches(call)) return undefined;
+    armed = false;
+    reached.open();
+    return held.opened;
+  };
+  return { reached: reached.opened, open: held.open };
 }
 
 /** Waits, turn by turn of the event loop, until `condition` holds; a test that waits for ever is ended by the runner. */
