@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { MemoryReader, gate, openBlob, openCache, randomContent, readCacheFile, until } from "./support.ts";
 
 const KiB = 1024;
@@ -90,4 +91,12 @@ void test("a blob opens from disk alone, and serves what is durable while its so
   assert.deepEqual(await readCacheFile(blob, 2 * UNIT, 2 * UNIT), reader.content.subarray(2 * UNIT, 4 * UNIT));
   await assert.rejects(blob.fetch(0, 1), /unreachable/);
   await assert.rejects(blob.fetch(0, 1), /unreachable/);
+});
+
+void test("the zeros behind a blob's end are written, whatever a crash has left there", async (t) => {
+  const reader = new MemoryReader(randomContent(UNIT + 1000));
+  const { blob } = await openBlob(t, reader);
+  blob.file.writeNow(IoBuffer.from(Buffer.alloc(4096, 0xee)), 0, 4096, UNIT);
+  await blob.fetch(UNIT, 1000);
+  assert.deepEqual((await readCacheFile(blob, UNIT, 4096)).subarray(1000), Buffer.alloc(3096));
 });

@@ -164,7 +164,7 @@ async function runSeed(seed: number): Promise<void> {
 
 void test("whatever happens, what is ready has the source's bytes, and what was durable stays (durability rule 12)", async () => {
   const only = process.env["ULLAGE_SEED"];
-  const count = only === undefined ? Number(process.env["ULLAGE_SEEDS"] ?? 400) : 1;
+  const count = only === undefined ? Number(process.env["ULLAGE_SEEDS"] ?? 1000) : 1;
   for (let n = 0; n < count; n++) {
     const seed = only === undefined ? n : Number(only);
     try {

@@ -199,6 +199,21 @@ for (const [name, { damage, reason }] of Object.entries(damages)) {
   });
 }
 
+void test("a range map that is seen is made durable before it is believed: its writer may have been killed too early", async (t) => {
+  const { dataDir, dir, id } = await prepare(t);
+  let synced = false;
+  const fs = withCalls({
+    syncDirectory: async (path) => {
+      await realFileSystem.syncDirectory(path);
+      synced ||= path === dir;
+    },
+  });
+  const { cache } = await openCache(t, { dataDir, fs });
+  const blob = await cache.open(id);
+  assert.equal(blob.isDurable(0, UNIT), true);
+  assert.equal(synced, true);
+});
+
 void test("repair says what an unbelievable map costs, and puts it aside", async (t) => {
   const { dir, dataDir, id } = await prepare(t);
   const { cache } = await openCache(t, { dataDir });

@@ -189,6 +189,49 @@ void test("durability rule 11: a volume whose flush, or whose blob's sync, fails
   assert.equal(reader.requests.length, 4);
 });
 
+void test("durability rule 11: what a failed sync took back after the last fetch is fetched again before it is detached", async (t) => {
+  let syncFails = false;
+  const fs = withFile(/data$/, (file) => ({
+    datasync: () => (syncFails ? Promise.reject(new IoError("EIO", "write-back failed")) : file.datasync()),
+  }));
+  const reader = new MemoryReader(randomContent(2 * MiB));
+  const { blob } = await openBlob(t, reader, { fs, clock: new ManualClock() });
+  let syncs = 0;
+  const sync = async (): Promise<void> => {
+    if (++syncs === 1) {
+      syncFails = true;
+      await assert.rejects(blob.sync()); // another volume's
+      syncFails = false;
+    }
+    await blob.sync();
+  };
+  const shared = new Proxy<Blob>(blob, {
+    get(_target, key) {
+      if (key === "sync") return sync;
+      const value: unknown = Reflect.get(blob, key, blob);
+      return typeof value === "function" ? (value.bind(blob) as unknown) : value;
+    },
+  });
+  const { hydration } = await open(t, new FakeVolume([shared]));
+  hydration.start();
+  await hydration.wait();
+  assert.equal(blob.isDurable(0, blob.size), true);
+  assert.equal(reader.requests.length, 4);
+});
+
+void test("needed runs in neighbouring units are one request", async (t) => {
+  const reader = new MemoryReader(randomContent(2 * MiB));
+  const { blob } = await openBlob(t, reader);
+  const needed = Array.from({ length: 32 }, (_, unit) => ({ offset: unit * UNIT + 8192, length: 4096 }));
+  const { hydration } = await open(t, new FakeVolume([blob], needed));
+  hydration.start();
+  await hydration.wait();
+  assert.deepEqual(
+    reader.requests.map(({ length }) => length),
+    [MiB, MiB],
+  );
+});
+
 void test("a detached volume is recognised when it is opened again, with its source gone", async (t) => {
   const first = await openBlob(t, new MemoryReader(randomContent(2 * MiB)));
   const volume = new FakeVolume([first.blob]);
