@@ -24,6 +24,8 @@ export class FaultyFileSystem {
   after: (call: Call) => void = () => undefined;
   /** Called when cached pages were dropped. @returns false to claim that some stayed */
   onDrop: (path: string) => boolean = () => true;
+  /** false: as on a file system that has no holes. */
+  punches = true;
   #dead = false;
   readonly #files = new Set<File>();
   readonly #locks = new Set<DirectoryLock>();
@@ -88,8 +90,12 @@ export class FaultyFileSystem {
         this.#call(call("write", offset, length), () => file.write(buffer, at, length, offset)),
       datasync: () => this.#call(call("datasync"), () => file.datasync()),
       startWriteback: (offset, length) => file.startWriteback(offset, length),
-      punch: (offset, length) => this.#call(call("punch", offset, length), () => file.punch(offset, length)),
-      punchNow: (offset, length) => this.#callNow(call("punch", offset, length), () => file.punchNow(offset, length)),
+      punch: (offset, length) =>
+        this.#call(call("punch", offset, length), () =>
+          this.punches ? file.punch(offset, length) : Promise.resolve(false),
+        ),
+      punchNow: (offset, length) =>
+        this.#callNow(call("punch", offset, length), () => this.punches && file.punchNow(offset, length)),
       truncate: (length) => this.#call(call("truncate", 0, length), () => file.truncate(length)),
       truncateNow: (length) => this.#callNow(call("truncate", 0, length), () => file.truncateNow(length)),
       size: () => file.size(),
