@@ -102,7 +102,12 @@ export const schemas = [
     ["size", "from", "settings"],
   ),
   object("VolumeChange", "what to change on a volume", { settings: ref("SettingsChange") }),
-  object("Reopen", "let writers in again after a failed sync or a power cut", { acceptLoss: { type: "boolean" } }),
+  object(
+    "Reopen",
+    "let writers in again after a failed sync or a power cut",
+    { acceptLoss: { type: "boolean", description: "go on from the last flush" } },
+    ["acceptLoss"],
+  ),
 
   object("MapRun", "a run of bytes with the same owner", {
     offset: bytes,

@@ -225,7 +225,8 @@ export class ManagedVolume {
 
   /** Opens the volume if that is possible, since only then its state is known. */
   async currentView(): Promise<VolumeView> {
-    if (this.record.state === "ready" && this.#opened === undefined) await this.device().catch(() => undefined);
+    const unknown = this.record.state === "ready" && this.#opened === undefined && this.#failure === undefined;
+    if (unknown) await this.device().catch(() => undefined); // the view tells of the failure
     return this.view();
   }
 

@@ -3,7 +3,8 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import type { HydrationView, VolumeView } from "../../src/daemon/views.ts";
-import { launchDaemon, run, temporaryDirectory } from "./support.ts";
+import { temporaryDirectory } from "../daemon/support.ts";
+import { launchDaemon, run } from "./support.ts";
 
 const commands = [
   ["run"],

@@ -1,19 +1,12 @@
 import { spawn, type ChildProcess } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import type { HealthView } from "../../src/daemon/views.ts";
+import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 
 const ullage = join(import.meta.dirname, "../../bin/ullage");
 /** Far more than anything here takes on a loaded machine. */
 const patienceMs = 60_000;
-
-export async function temporaryDirectory(t: TestContext): Promise<string> {
-  const directory = await mkdtemp(join(tmpdir(), "ullage-cli-"));
-  t.after(() => rm(directory, { recursive: true, force: true }));
-  return directory;
-}
 
 export interface Result {
   code: number | null;
@@ -66,7 +59,7 @@ export async function launch<T>(
 ): Promise<Running<T>> {
   const child = start([...args, "--json"], options);
   const result = ended(child);
-  t.after(async () => {
+  atEnd(t, async () => {
     child.kill("SIGKILL");
     await result;
   });

@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
-import { cp, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, readdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
@@ -9,6 +8,7 @@ import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts"
 import { Ullage } from "../../src/daemon/ullage.ts";
 import { describeLayer } from "../../src/daemon/volume-files.ts";
 import type { VolumeEnvironment } from "../../src/volume/types.ts";
+import { temporaryDirectory } from "./support.ts";
 import { CrashingWorld } from "./crashing-world.ts";
 
 const content = Buffer.alloc(300_000, "ullage");
@@ -22,8 +22,7 @@ async function dieEverywhere(
     names: string[][];
   },
 ): Promise<void> {
-  const directory = await mkdtemp(join(tmpdir(), "ullage-crash-"));
-  t.after(() => rm(directory, { recursive: true }));
+  const directory = await temporaryDirectory(t);
   const image = join(directory, "image.raw");
   await writeFile(image, content);
   const template = join(directory, "template");

@@ -1,0 +1,288 @@
+import assert from "node:assert/strict";
+import { readdir, rm, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { test } from "node:test";
+import { ApiListener } from "../../src/api/api-listener.ts";
+import type { ConnectionView, HydrationView, VolumeView } from "../../src/daemon/views.ts";
+import type { Client } from "../../src/export/block-device.ts";
+import { startHttpSource } from "../support/http-source.ts";
+import { startApi, type TestApi } from "./support.ts";
+
+const create = (
+  body: object,
+  headers: Record<string, string> = {},
+): { method: string; body: object; headers: Record<string, string> } => ({
+  method: "POST",
+  body,
+  headers,
+});
+
+function client(writable: boolean): Client & { closed: string | undefined } {
+  return {
+    protocol: "nbd",
+    address: "unix",
+    remote: false,
+    writable,
+    closed: undefined,
+    close(reason) {
+      this.closed = reason;
+    },
+  };
+}
+
+void test("a volume is answered as one object, the same after making, showing and listing", async (t) => {
+  const api = await startApi(t);
+  const made = await api.call<VolumeView>("/v1/volumes", create({ name: "v", from: { source: api.image } }));
+  assert.equal(made.status, 201);
+  assert.equal(made.headers["location"], "/v1/volumes/v");
+  const { id, createdAt, hydration, fetchedBytes, ...rest } = made.body;
+  assert.match(id, /^[0-9a-f]{32}$/);
+  assert.equal(new Date(createdAt).toISOString(), createdAt);
+  assert.ok(fetchedBytes >= 0);
+  assert.deepEqual(rest, {
+    name: "v",
+    size: 1_000_448,
+    state: "ok",
+    reason: null,
+    source: api.image,
+    format: "raw",
+    writtenBytes: rest.writtenBytes,
+    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" },
+    connections: 0,
+  });
+  assert.deepEqual(Object.keys(hydration).sort(), [
+    "etaSeconds",
+    "limitBytesPerSecond",
+    "priority",
+    "rateBytesPerSecond",
+    "readyBytes",
+    "reason",
+    "state",
+    "totalBytes",
+  ]);
+  const shown = await api.call<VolumeView>("/v1/volumes/v");
+  assert.deepEqual([shown.status, shown.body.id, Object.keys(shown.body)], [200, id, Object.keys(made.body)]);
+  const listed = await api.call<{ volumes: VolumeView[]; next: null }>("/v1/volumes");
+  assert.deepEqual([listed.body.volumes.map((volume) => volume.id), listed.body.next], [[id], null]);
+});
+
+void test("lists go on where `next` says, in the order of names", async (t) => {
+  const api = await startApi(t);
+  for (const name of ["b", "d", "a", "c", "e"]) await api.call("/v1/volumes", create({ name, size: 4096 }));
+  const names: string[][] = [];
+  let next: string | null = "";
+  while (next !== null) {
+    const query: string = next === "" ? "" : `&cursor=${next}`;
+    const page: { body: { volumes: VolumeView[]; next: string | null } } = await api.call(
+      `/v1/volumes?limit=2${query}`,
+    );
+    names.push(page.body.volumes.map(({ name }) => name));
+    next = page.body.next;
+  }
+  assert.deepEqual(names, [["a", "b"], ["c", "d"], ["e"]]);
+  assert.equal((await api.refused("/v1/volumes?cursor=%21")).code, "bad-cursor");
+});
+
+void test("errors are problem documents with a stable code", async (t) => {
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "v", size: 4096 }));
+  const cases: [string, Parameters<TestApi["refused"]>[1], number, string][] = [
+    ["/v1/volumes/none", {}, 404, "not-found"],
+    ["/v1/volumes/none", { method: "DELETE" }, 404, "not-found"],
+    ["/v1/nothing", {}, 404, "no-such-path"],
+    ["/v1/volumes", create({ name: "v", size: 4096 }), 409, "name-taken"],
+    ["/v1/volumes", create({ name: "-v", size: 4096 }), 400, "bad-request"],
+    ["/v1/volumes", create({ name: "w" }), 400, "bad-size"],
+    ["/v1/volumes", create({ name: "w", size: "4096" }), 400, "bad-request"],
+    ["/v1/volumes", create({ name: "w", size: 1000 }), 400, "bad-size"],
+    ["/v1/volumes", create({ name: "w", size: 4096, colour: "red" }), 400, "bad-request"],
+    ["/v1/volumes", create({ name: "w", from: { source: "/x", url: "/x" } }), 400, "bad-request"],
+    ["/v1/volumes", create({ name: "w", from: { source: join(api.image, "no") } }), 422, "source-not-found"],
+    ["/v1/volumes", create({ name: "w", from: { source: "ftp://x/y" } }), 422, "source-unsupported"],
+    ["/v1/volumes", create({ name: "w", from: { source: api.image, format: "zap" } }), 422, "format-unknown"],
+    ["/v1/volumes", { method: "POST", body: "{", headers: { "content-type": "application/json" } }, 400, "bad-request"],
+    ["/v1/volumes", { method: "POST", body: "x", headers: { "content-type": "text/plain" } }, 400, "bad-request"],
+    ["/v1/volumes?limit=0", {}, 400, "bad-request"],
+    ["/v1/volumes?size=1", {}, 400, "bad-request"],
+    ["/v1/volumes/v", { method: "PATCH", body: { size: 8192 } }, 400, "bad-request"],
+    ["/v1/volumes/v", { method: "PATCH", body: { settings: { sync: "never" } } }, 400, "bad-request"],
+    ["/v1/volumes/v/hydration", { method: "PATCH", body: { state: "running" } }, 409, "no-source"],
+    ["/v1/volumes/v/hydration", { method: "PATCH", body: { state: "detached" } }, 400, "bad-request"],
+  ];
+  for (const [path, options, status, code] of cases) {
+    const problem = await api.refused(path, options);
+    const what = `${path} ${JSON.stringify(options)}: ${problem.detail}`;
+    assert.deepEqual([problem.status, problem.code], [status, code], what);
+    assert.equal(typeof problem.title, "string", what);
+  }
+  const sized = await api.refused("/v1/volumes", create({ name: "w", size: 1000 }));
+  assert.equal(sized.hint, "the nearest valid size is 1024 (1k)");
+  assert.deepEqual(
+    (await api.ullage.listVolumes()).map(({ name }) => name),
+    ["v"],
+  );
+});
+
+void test("a repeated request with the same key makes one volume, and a key is for one request only", async (t) => {
+  const api = await startApi(t);
+  const key = { "idempotency-key": "k1" };
+  const answers = await Promise.all(
+    Array.from({ length: 5 }, () =>
+      api.call<VolumeView>("/v1/volumes", create({ name: "v", from: { source: api.image } }, key)),
+    ),
+  );
+  assert.deepEqual(new Set(answers.map(({ status }) => status)), new Set([201]));
+  assert.equal(new Set(answers.map(({ body }) => body.id)).size, 1);
+  const later = await api.call<VolumeView>("/v1/volumes", create({ name: "v", from: { source: api.image } }, key));
+  assert.equal(later.body.id, answers[0].body.id);
+  const other = await api.refused("/v1/volumes", create({ name: "w", size: 4096 }, key));
+  assert.deepEqual([other.status, other.code], [422, "request-key-reused"]);
+  await api.ullage.removeVolume("v");
+  const again = await api.call<VolumeView>("/v1/volumes", create({ name: "v", from: { source: api.image } }, key));
+  assert.notEqual(again.body.id, later.body.id);
+});
+
+void test("of two requests for one name at once, one wins", async (t) => {
+  const api = await startApi(t);
+  const answers = await Promise.all(
+    [1, 2, 3].map(() => api.call("/v1/volumes", create({ name: "v", from: { source: api.image } }))),
+  );
+  assert.deepEqual(answers.map(({ status }) => status).sort(), [201, 409, 409]);
+});
+
+void test("a volume with writers is removed only by force, which ends their connections", async (t) => {
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "v", size: 4096 }));
+  const device = await api.ullage.getDevice("v");
+  const writer = client(true);
+  const stay = await device.attach(writer);
+  const connections = await api.call<{ connections: ConnectionView[]; next: null }>("/v1/volumes/v/connections");
+  assert.deepEqual(connections.body, {
+    connections: [{ protocol: "nbd", address: "unix", remote: false, writable: true }],
+    next: null,
+  });
+  const refused = await api.refused("/v1/volumes/v", { method: "DELETE" });
+  assert.deepEqual([refused.status, refused.code], [409, "in-use"]);
+  assert.equal(writer.closed, undefined);
+  writer.close = (reason) => {
+    writer.closed = reason;
+    stay.release(false);
+  };
+  assert.equal((await api.call("/v1/volumes/v?force=true", { method: "DELETE" })).status, 204);
+  assert.equal(writer.closed, "the volume is being removed");
+  assert.equal((await api.refused("/v1/volumes/v")).code, "not-found");
+});
+
+void test("removing the last volume of an image frees its cache, an earlier one does not", async (t) => {
+  const api = await startApi(t);
+  for (const name of ["a", "b"]) await api.call("/v1/volumes", create({ name, from: { source: api.image } }));
+  const blobs = async (): Promise<number> => (await readdir(join(api.ullage.health().dataDirectory, "blobs"))).length;
+  assert.equal(await blobs(), 1);
+  await api.ullage.removeVolume("a");
+  assert.equal(await blobs(), 1);
+  await api.ullage.removeVolume("b");
+  assert.equal(await blobs(), 0);
+});
+
+void test("hydration is paused, limited, preferred and resumed", async (t) => {
+  await using source = await startHttpSource({ content: Buffer.alloc(4 * 2 ** 20, "x"), bytesPerSecond: 64 * 1024 });
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "v", from: { source: source.url } }));
+  const path = "/v1/volumes/v/hydration";
+  const steer = async (body: object): Promise<HydrationView> =>
+    (await api.call<HydrationView>(path, { method: "PATCH", body })).body;
+  assert.equal((await steer({ state: "paused" })).state, "paused");
+  const limited = await steer({ limitBytesPerSecond: 1000, priority: 5 });
+  assert.deepEqual([limited.state, limited.limitBytesPerSecond, limited.priority], ["paused", 1000, 5]);
+  const resumed = await steer({ state: "running", limitBytesPerSecond: null });
+  assert.deepEqual([resumed.limitBytesPerSecond, resumed.priority], [null, 5]);
+  assert.notEqual(resumed.state, "paused");
+  assert.equal((await api.call<HydrationView>(path)).body.totalBytes, 4 * 2 ** 20);
+});
+
+void test("settings change one by one and stay", async (t) => {
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "v", size: 4096, settings: { sync: "always" } }));
+  const changed = await api.call<VolumeView>("/v1/volumes/v", {
+    method: "PATCH",
+    body: { settings: { remoteAfterPowerLoss: "serve" } },
+  });
+  assert.deepEqual(changed.body.settings, { hydrate: "auto", sync: "always", remoteAfterPowerLoss: "serve" });
+});
+
+void test("the map comes in pages", async (t) => {
+  const api = await startApi(t);
+  await api.call(
+    "/v1/volumes",
+    create({ name: "v", from: { source: api.image }, size: 2 ** 20, settings: { hydrate: "off" } }),
+  );
+  const first = await api.call<{ runs: { offset: number; length: number; kind: string }[]; next: number }>(
+    "/v1/volumes/v/map?limit=1",
+  );
+  assert.equal(first.body.runs.length, 1);
+  assert.deepEqual([first.body.runs[0].offset, first.body.runs[0].kind], [0, "remote"]);
+  let end = first.body.runs[0].length;
+  for (let next: number | null = first.body.next; next !== null;) {
+    assert.equal(next, end);
+    const page: typeof first = await api.call(`/v1/volumes/v/map?limit=1&offset=${next}`);
+    end += page.body.runs[0].length;
+    next = page.body.next;
+  }
+  assert.equal(end, 2 ** 20);
+});
+
+void test("reopening a healthy volume changes nothing", async (t) => {
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "v", size: 4096 }));
+  const { status, body } = await api.call<VolumeView>("/v1/volumes/v/reopen", { method: "POST", body: {} });
+  assert.deepEqual([status, body.state], [200, "ok"]);
+});
+
+void test("the socket is for its owner only; a stale one is replaced, a live one is not", async (t) => {
+  const api = await startApi(t);
+  assert.equal((await stat(api.socketPath)).mode & 0o777, 0o600);
+  const address = { kind: "unix", path: api.socketPath } as const;
+  await assert.rejects(
+    ApiListener.listen(address, () => undefined),
+    { code: "listen-in-use" },
+  );
+  assert.equal((await api.call("/v1/health")).status, 200);
+  await rm(api.socketPath);
+});
+
+void test("OpenAPI 3.1 describes every path with the schemas that are checked", async (t) => {
+  const api = await startApi(t);
+  interface OpenApi {
+    openapi: string;
+    paths: Record<string, Record<string, { operationId: string }>>;
+    components: { schemas: Record<string, { additionalProperties: boolean }> };
+  }
+  const { body } = await api.call<OpenApi>("/openapi.json");
+  assert.equal(body.openapi, "3.1.0");
+  assert.deepEqual(Object.keys(body.paths).sort(), [
+    "/v1/health",
+    "/v1/stats",
+    "/v1/volumes",
+    "/v1/volumes/{name}",
+    "/v1/volumes/{name}/connections",
+    "/v1/volumes/{name}/hydration",
+    "/v1/volumes/{name}/map",
+    "/v1/volumes/{name}/reopen",
+  ]);
+  assert.equal(body.components.schemas["VolumeCreate"].additionalProperties, false);
+  const references = JSON.stringify(body).match(/"\$ref":"[^"]*"/g)!;
+  for (const reference of new Set(references)) {
+    const name = /#\/components\/schemas\/(\w+)"$/.exec(reference)?.[1];
+    assert.ok(name !== undefined && name in body.components.schemas, reference);
+  }
+});
+
+void test("health and stats tell how the process is", async (t) => {
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "v", size: 4096 }));
+  const { body: health } = await api.call<{ status: string; pid: number }>("/v1/health");
+  assert.deepEqual([health.status, health.pid], ["ok", process.pid]);
+  const { body: stats } = await api.call<{ volumes: object; eventLoopDelay: Record<string, number> }>("/v1/stats");
+  assert.deepEqual(stats.volumes, { known: 1, open: 1 });
+  assert.deepEqual(Object.keys(stats.eventLoopDelay), ["p50Ms", "p99Ms", "maxMs"]);
+});
