@@ -48,7 +48,7 @@ export interface Probe {
 export interface Identity {
   /** Bytes of the object. */
   size: number;
-  /** `etag:"abc"`, `last-modified:…`, `file:dev:ino:mtimeNs:ctimeNs`; "" when the source offers nothing */
+  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:dev:ino:mtimeNs:ctimeNs`; "" when the source offers nothing */
   version: string;
   /** False: a change could go unnoticed (no validator, or a weak one); needs `--unpinned`. */
   strong: boolean;

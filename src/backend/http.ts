@@ -154,7 +154,7 @@ export class HttpBackend implements Backend {
   }
 
   async close(): Promise<void> {
-    this.#closing.abort(backendClosed(shown(this.#source.url)));
+    this.#closing.abort(backendClosed());
     await this.#agent.destroy();
   }
 

@@ -75,7 +75,7 @@ export class LocalFileBackend implements Backend {
   }
 
   close(): Promise<void> {
-    this.#closing.abort(backendClosed(this.#path));
+    this.#closing.abort(backendClosed());
     return Promise.resolve();
   }
 

@@ -87,7 +87,7 @@ export class RetryBackend implements Backend {
   }
 
   async close(): Promise<void> {
-    this.#closing.abort(backendClosed(this.url));
+    this.#closing.abort(backendClosed());
     await this.#inner.close();
   }
 

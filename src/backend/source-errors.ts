@@ -59,6 +59,6 @@ export function timedOut(message: string, cause?: unknown): SourceError {
   return new SourceError("source-timeout", message, { transient: true, cause });
 }
 
-export function backendClosed(where: string): SourceError {
-  return new SourceError("source-closed", `${where} was closed`, { transient: false });
+export function backendClosed(): SourceError {
+  return new SourceError("source-closed", "the source was closed while it was read", { transient: false });
 }

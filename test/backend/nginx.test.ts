@@ -11,12 +11,24 @@ import { collect, failsWith, httpBackend, pattern, readBytes } from "./support.t
 
 const content = pattern(5_000_003);
 
+type Nginx = { url: string; root: string } & AsyncDisposable;
+
 /** An nginx of its own in a temporary directory; its documents are in `root`. */
-async function startNginx(): Promise<{ url: string; root: string } & AsyncDisposable> {
+async function startNginx(): Promise<Nginx> {
+  // It cannot choose a port for itself, and somebody may be faster to take the one that was free.
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await startNginxAt(await freePort());
+    } catch (error) {
+      if (attempt === 3) throw error;
+    }
+  }
+}
+
+async function startNginxAt(port: number): Promise<Nginx> {
   const directory = await mkdtemp(join(tmpdir(), "ullage-nginx-"));
   const root = join(directory, "root");
   await mkdir(root);
-  const port = await freePort();
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     .map((name) => `${name}_temp_path ${directory}/${name};`)
     .join("\n");
