@@ -24,6 +24,8 @@ export class FaultyFileSystem {
   after: (call: Call) => void = () => undefined;
   /** Called when cached pages were dropped. @returns false to claim that some stayed */
   onDrop: (path: string) => boolean = () => true;
+  /** true: nothing is in the page cache. */
+  cold = false;
   /** false: as on a file system that has no holes. */
   punches = true;
   #dead = false;
@@ -81,7 +83,7 @@ export class FaultyFileSystem {
     return {
       path,
       tryRead: (buffer, at, length, offset) =>
-        this.#callNow(call("read", offset, length), () => file.tryRead(buffer, at, length, offset)),
+        this.cold ? 0 : this.#callNow(call("read", offset, length), () => file.tryRead(buffer, at, length, offset)),
       read: (buffer, at, length, offset) =>
         this.#call(call("read", offset, length), () => file.read(buffer, at, length, offset)),
       writeNow: (buffer, at, length, offset) =>
