@@ -10,6 +10,7 @@ import { Random } from "./random.ts";
 import { SimBlob, SimSource, unitBytes } from "./sim-blob.ts";
 import { SimDisk, type SimDiskOptions } from "./sim-disk.ts";
 import type { SimFileSystem } from "./sim-file-system.ts";
+import { SimInode } from "./sim-inode.ts";
 import { SimScheduler } from "./sim-scheduler.ts";
 import { Workload, type WorkloadTarget } from "./workload.ts";
 
@@ -40,6 +41,8 @@ export interface Profile {
   remote?: boolean;
 }
 
+/** Where the header of a log has its flags (docs/FORMAT.md). */
+const strayByte = 84;
 const dataDir = "/data";
 const runtimeDir = "/run";
 const idOf = (random: Random): string => random.bytes(16).toString("hex");
@@ -244,8 +247,9 @@ class World {
     this.#setFaults(false);
     const failed = this.#disk.failures > this.#failuresForgiven;
     const { bootIdHidden, mountIdHidden, fileSystem, punches } = this.#disk.options;
-    // Where nothing can be punched, only an unchanged mount proves that the page cache survived.
-    const weak = bootIdHidden || fileSystem === "zfs" || (!punches && (mountIdHidden || end === "container"));
+    // Where blocks without an owner may have data, only an unchanged mount proves that the page cache survived.
+    const remounted = mountIdHidden || end === "container";
+    const weak = bootIdHidden || fileSystem === "zfs" || (remounted && (!punches || this.#straysPossible()));
     let loss: Loss;
     switch (end) {
       case "kill":
@@ -270,9 +274,19 @@ class World {
     else if (blind) return false;
     this.#oracle.crash(loss);
     if (end === "power" && this.#remoteAttached) this.#refusalDue = true;
-    if (end === "remount" || (end === "power" ? this.#remoteWriter : weak)) this.#lossPossible = true;
+    const clientsLive = end !== "power" || this.#remoteWriter || bootIdHidden;
+    if (clientsLive && loss !== "nothing") this.#lossPossible = true;
     this.#start();
     return true;
+  }
+
+  /** Whether a log says that blocks without an owner may have data: it began after a kill and they are not swept yet. */
+  #straysPossible(): boolean {
+    const directory = this.#disk.namespace.directory(volumeDir(dataDir, this.#id));
+    return [...directory.entries].some(([name, node]) => {
+      const page = node instanceof SimInode ? node.pages.get(0)?.cached : undefined;
+      return name.startsWith("intent.") && page !== undefined && (page[strayByte] & 1) === 1;
+    });
   }
 
   /**

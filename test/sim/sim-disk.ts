@@ -21,7 +21,10 @@ export interface SimDiskOptions {
   coldReads: number;
   /** false: punch answers false, as where fallocate is not supported */
   punches: boolean;
-  /** ext4 data=writeback: extents that were never synced may hold old bytes of anyone after a power cut */
+  /**
+   * Extents that were never synced may hold old bytes of anyone after a power cut, where the page never had a durable
+   * extent before. (ext4 data=writeback does it after a punch, too: there a volume warns that it can promise nothing.)
+   */
   staleExtents: boolean;
   /** XFS: once a file was read, SEEK_DATA claims what was reserved and lost */
   seekClaimsReserved: boolean;
