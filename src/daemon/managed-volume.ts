@@ -62,7 +62,7 @@ export class ManagedVolume {
     return (await this.#turns.run(() => this.#open())).volume;
   }
 
-  async #open(acceptLoss = false): Promise<Opened> {
+  async #open(acceptLoss = false, distrustCache = false): Promise<Opened> {
     if (this.#ending) throw new UllageError("stopping", `volume '${this.record.name}' is being closed`);
     if (this.#opened !== undefined) return this.#opened;
     const { env, sources } = this.#host;
@@ -75,6 +75,7 @@ export class ManagedVolume {
         name,
         settings,
         acceptLoss,
+        distrustCache,
         openBlob: async (blobId) => {
           const blob = await sources.cache.open(blobId);
           blobs.push(blob);
@@ -177,7 +178,7 @@ export class ManagedVolume {
         }
         await this.#disconnect("the volume is being reopened");
         await this.#close();
-        await this.#open(true);
+        await this.#open(true, state === "poisoned");
       } else if (this.#opened === undefined) {
         await this.#open(acceptLoss);
       }

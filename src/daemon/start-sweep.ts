@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { UllageError } from "../base/errors.ts";
 import type { MetadataStore, VolumeRecord } from "../catalog/metadata-store.ts";
-import { layerPath, layersDir } from "../volume/paths.ts";
+import { layerPath, layersDir, numbered, volumeDir } from "../volume/paths.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Warning } from "./health.ts";
 import { describeLayer, isComplete, readDescription, removeVolumeFiles } from "./volume-files.ts";
@@ -29,6 +29,7 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
   const strangers = (await env.fs.readdir(join(env.dataDir, "volumes"))).filter((id) => !known.has(id));
   await refuseLostCatalog(env, strangers);
   const unfinished = rows.filter(({ state }) => state !== "ready");
+  await refuseOldCatalog(env, unfinished);
   for (const { id } of unfinished) await removeVolumeFiles(env, id);
   const orphans = strangers.map((id) => join("volumes", id));
   // Only an interrupted start or end of a volume leaves layers behind: otherwise they need not be looked at.
@@ -64,6 +65,25 @@ async function refuseLostCatalog(env: VolumeEnvironment, strangers: string[]): P
         "which rebuilds it from the volumes",
     },
   );
+}
+
+/**
+ * A volume is opened, and gets a second log, only after its row says `ready`. So one that is still `creating` and has been
+ * open comes from an older copy of the catalog, and removing it would destroy data.
+ */
+async function refuseOldCatalog(env: VolumeEnvironment, unfinished: VolumeRecord[]): Promise<void> {
+  for (const { id, name, state } of unfinished) {
+    if (state !== "creating") continue;
+    const logs = numbered(await env.fs.readdir(volumeDir(env.dataDir, id)), "intent");
+    if (logs.every((number) => number === 1)) continue;
+    throw new UllageError(
+      "catalog-lost",
+      `catalog.db says that volume '${name}' is being made, but it has been in use`,
+      {
+        hint: "catalog.db is older than the volumes: put the newer one back, or run `ullage repair DATA`",
+      },
+    );
+  }
 }
 
 /**

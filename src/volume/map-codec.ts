@@ -1,5 +1,5 @@
 import { CorruptionError } from "../base/errors.ts";
-import { chunkBlocks, type OwnerMap } from "./owner-map.ts";
+import { chunkBlocks, maxOwner, type OwnerMap } from "./owner-map.ts";
 import type { OwnerTable } from "./owner-table.ts";
 
 /*
@@ -129,8 +129,11 @@ export class MapDecoder {
       const at = 4 + index * ownerBytes;
       const kind = frame.readUInt8(at + 2);
       if (kind !== 1 && kind !== 2) this.#refuse(`has an owner of unknown kind ${kind}`);
+      const owner = frame.readUInt16LE(at);
+      if (owner === 0 || owner > maxOwner || this.#table.has(owner))
+        this.#refuse(`has an impossible owner id ${owner}`);
       const id = frame.toString("hex", at + 8, at + 24);
-      this.#table.put(frame.readUInt16LE(at), { kind: kind === 1 ? "layer" : "blob", id });
+      this.#table.put(owner, { kind: kind === 1 ? "layer" : "blob", id });
     }
   }
 

@@ -126,9 +126,7 @@ export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOpti
     const distrustCache = poison !== undefined || options.distrustCache === true;
     const recovered = await recover(env, dir, options.id, { distrustCache });
     try {
-      const opened = await begin(env, options, dir, lock, recovered);
-      if (poison !== undefined) await clearPoison(env, dir, options.id);
-      return opened;
+      return await begin(env, options, dir, lock, recovered, poison !== undefined);
     } catch (error) {
       for (const log of recovered.logs) await log.close();
       await recovered.head.file.close();
@@ -151,6 +149,7 @@ async function begin(
   dir: string,
   lock: DirectoryLock,
   recovered: Recovered,
+  wasPoisoned: boolean,
 ): Promise<OpenedVolume> {
   const { checkpoint, map, table, head } = recovered;
   if (recovered.unused.length > 0) {
@@ -158,6 +157,8 @@ async function begin(
     for (const path of recovered.unused) await env.fs.unlink(path);
     await env.fs.syncDirectory(dir);
   }
+  // An empty log may come from a life that ended while it was created: as a part of the chain it must be durable.
+  await syncAll(recovered.emptyLogs);
   const blobs = new Map<number, Blob>();
   for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
   const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
@@ -197,6 +198,7 @@ async function begin(
   try {
     if (keepsLogs) head.dirty = true;
     else await beginWithCheckpoint(env, options, recovered, opened);
+    if (wasPoisoned) await clearPoison(env, dir, options.id);
   } catch (error) {
     await opened.log.file.close();
     throw error;
@@ -223,12 +225,10 @@ async function beginWithCheckpoint(
   opened: OpenedVolume,
 ): Promise<void> {
   const { map, table, head } = opened;
-  if (recovered.rule === "all") {
-    await syncAll(recovered.logs);
-    head.dirty = true;
-  }
+  if (recovered.rule === "all") await syncAll(recovered.logs);
   await punchStrays(map, head, opened.headOwner); // so that holes mean something (rule 7)
-  if (head.dirty) await syncAll([head.file]);
+  // Whatever the rule: what is read from now on must be what the next flush calls durable.
+  await syncAll([head.file]);
   head.dirty = false;
   opened.mapBytes = await writeMapFile(
     env,

@@ -14,7 +14,8 @@ import type { VolumeEnvironment } from "./types.ts";
  *
  *   all     the log's boot, file and mount are those of now: the page cache survived (kill -9). Every record counts.
  *   sparse  same boot and file, another mount: the cache may be gone. After a sync, a record above the last cut counts
- *           only where the layer really has data; one missing block means that acknowledged writes were lost.
+ *           only where the layer really has data; one missing block means that acknowledged writes were lost. Where holes
+ *           prove nothing, `cut` is taken instead.
  *   cut     anything else (power cut, restored copy, poisoned): only records up to the last commit's cut count.
  *
  * Nothing that was found is appended to. The caller starts a new log, and removes old files after its next checkpoint.
@@ -45,6 +46,8 @@ export interface Recovered extends LoadedMap {
   committedCut: number;
   /** The logs whose records count, open for syncing; the caller closes them. */
   logs: File[];
+  /** Those of them that have no records. */
+  emptyLogs: File[];
   /** Bytes of records in them. */
   logBytes: number;
   /** Logs without a record that counts, and without a place in the chain: to be removed before there is a new one. */
@@ -62,7 +65,7 @@ interface ScannedLog {
 }
 
 /**
- * Reads a volume's files and builds its map. Changes nothing on disk.
+ * Reads a volume's files and builds its map. Changes nothing, but may sync what it found.
  * @param options.distrustCache drop cached pages first and go by the last commit: a sync had failed (rule 6)
  * @param options.onDamage what to do about proven damage: by default it is refused; `repair` notes it and goes on with
  *   what stands before it
@@ -110,6 +113,7 @@ export async function recover(
       lastLsn,
       committedCut,
       logs: logs.map((log) => log.file),
+      emptyLogs: logs.filter((log) => log.contents.lastLsn === log.before).map((log) => log.file),
       unused,
       nextNumber: Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
       head,
@@ -214,6 +218,16 @@ function provenCut({ header, contents }: ScannedLog): number {
   return Math.max(contents.cut, header.predecessor?.durable ? header.predecessor.lsn : -1);
 }
 
+/**
+ * Whether the head's holes tell which blocks were lost with the page cache. Not where blocks without an owner may have
+ * data. What survived is synced, and cached pages are dropped, because on XFS what was read once counts as data.
+ */
+async function holesCanTell(logs: ScannedLog[], head: Layer): Promise<boolean> {
+  if (logs.some(({ header }) => header.strays)) return false;
+  await syncAll(logs.map((log) => log.file).concat(head.file));
+  return (await head.canPunch()) && (await head.file.dropCache());
+}
+
 /** The rule for a set of logs is that of the one that can be trusted least. */
 async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule> {
   let worst: RecoveryRule = "all";
@@ -222,8 +236,7 @@ async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule>
     if (rule === "cut") return "cut";
     if (rule === "sparse") worst = "sparse";
   }
-  // Where blocks without an owner may have data, a block's having data proves nothing.
-  if (worst === "sparse" && (logs.some(({ header }) => header.strays) || !(await head.canPunch()))) return "cut";
+  if (worst === "sparse" && !(await holesCanTell(logs, head))) return "cut";
   return worst;
 }
 
@@ -299,7 +312,6 @@ async function replay(
     await apply(loaded, logs, rule === "all" ? Infinity : cut, -1);
     return false;
   }
-  await syncAll(logs.map((log) => log.file).concat(head.file));
   await apply(loaded, logs, cut, -1);
   const asOfCut = loaded.map.freeze();
   await apply(loaded, logs, Infinity, cut);

@@ -235,13 +235,15 @@ export class Volume implements BlockDevice {
     }
   }
 
-  flush(): Promise<void> {
-    return this.#journal.flush();
+  async flush(): Promise<void> {
+    this.#checkOpen();
+    await this.#journal.flush();
   }
 
   /** Writes a checkpoint now. */
-  checkpoint(): Promise<void> {
-    return this.#journal.checkpoint(false);
+  async checkpoint(): Promise<void> {
+    this.#checkOpen();
+    await this.#journal.checkpoint(false);
   }
 
   // ---- state --------------------------------------------------------------------------------------------------------
@@ -273,8 +275,12 @@ export class Volume implements BlockDevice {
     );
   }
 
-  #checkWritable(): void {
+  #checkOpen(): void {
     if (this.#closing) throw new IoError("ESHUTDOWN", `volume ${this.id} is being closed`);
+  }
+
+  #checkWritable(): void {
+    this.#checkOpen();
     if (this.#volumeState === "poisoned") throw new IoError("EIO", `volume ${this.id} is poisoned: ${this.#reason}`);
   }
 
