@@ -119,7 +119,7 @@ async function lock(fs: FileSystem, root: string, directory: string): Promise<Di
     if (!(error instanceof UllageError) || error.code !== "locked") throw error;
     const holder = await readFile(join(root, "lock"), "utf8").catch(() => "");
     throw new UllageError("data-in-use", `${root} is in use by ${describeHolder(holder)}`, {
-      hint: "stop that process first, or give this one another directory with --data",
+      hint: "stop that process first, or use another directory",
     });
   }
 }

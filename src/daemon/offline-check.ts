@@ -2,7 +2,7 @@ import { join } from "node:path";
 import { checkBlob } from "../blob/check-blob.ts";
 import { checkVolume } from "../volume/check-volume.ts";
 import type { OfflineData } from "./offline-data.ts";
-import { isComplete } from "./volume-files.ts";
+import { hasBeenOpen, isComplete } from "./volume-files.ts";
 
 export interface Problem {
   /** damage: something is lost or can't be served; note: worth knowing */
@@ -20,6 +20,13 @@ async function checkCatalog({ env, rows, volumeIds, blobIds, catalogProblem }: O
   if (catalogProblem !== undefined) problems.push({ severity: "damage", message: catalogProblem });
   const known = new Set(rows.map(({ id }) => id));
   for (const { id, name, state, blobId } of rows) {
+    if (state === "creating" && (await hasBeenOpen(env.fs, env.dataDir, id))) {
+      problems.push({
+        severity: "damage",
+        message: `volume '${name}' is in use, but the catalog says that it is made`,
+      });
+      continue;
+    }
     if (state !== "ready") {
       problems.push({ severity: "note", message: `volume '${name}' is ${state}: the next start removes what is left` });
       continue;

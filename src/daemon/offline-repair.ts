@@ -3,7 +3,7 @@ import { checkBlob } from "../blob/check-blob.ts";
 import { defaultSettings, type Settings, type VolumeRecord } from "../catalog/metadata-store.ts";
 import { repairVolume } from "../volume/check-volume.ts";
 import type { OfflineData } from "./offline-data.ts";
-import { isComplete, readDescription } from "./volume-files.ts";
+import { hasBeenOpen, isComplete, readDescription } from "./volume-files.ts";
 
 /** One thing that `repair` would do. */
 export interface RepairStep {
@@ -50,6 +50,16 @@ async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
       run: () => data.store.insertVolume(record),
     });
   }
+  for (const { id, name } of await inUseThoughCreating(data)) {
+    const { blobId = null } = await readDescription(env.fs, env.dataDir, id);
+    steps.push({
+      action: `believe that volume '${name}' is complete: it has been in use, the catalog is older`,
+      losses: [],
+      run: async () => {
+        await data.store.updateVolume(id, { state: "ready", blobId });
+      },
+    });
+  }
   for (const { id, name, state } of rows) {
     if (state !== "ready" || volumeIds.includes(id)) continue;
     steps.push({
@@ -59,6 +69,16 @@ async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
     });
   }
   return steps;
+}
+
+/** Volumes that an older copy of the catalog takes for half made. */
+async function inUseThoughCreating({ env, rows, volumeIds }: OfflineData): Promise<VolumeRecord[]> {
+  const found: VolumeRecord[] = [];
+  for (const row of rows) {
+    if (row.state !== "creating" || !volumeIds.includes(row.id)) continue;
+    if (await hasBeenOpen(env.fs, env.dataDir, row.id)) found.push(row);
+  }
+  return found;
 }
 
 /** The row of a volume that has none, from what the volume says about itself. */

@@ -1,10 +1,10 @@
 import { join } from "node:path";
 import { UllageError } from "../base/errors.ts";
 import type { MetadataStore, VolumeRecord } from "../catalog/metadata-store.ts";
-import { layerPath, layersDir, numbered, volumeDir } from "../volume/paths.ts";
+import { layerPath, layersDir } from "../volume/paths.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Warning } from "./health.ts";
-import { describeLayer, isComplete, readDescription, removeVolumeFiles } from "./volume-files.ts";
+import { describeLayer, hasBeenOpen, isComplete, readDescription, removeVolumeFiles } from "./volume-files.ts";
 
 /*
  * What every start does before anything is served (durability rule 17). Only what a durable row says was on its way in or
@@ -73,9 +73,7 @@ async function refuseLostCatalog(env: VolumeEnvironment, strangers: string[]): P
  */
 async function refuseOldCatalog(env: VolumeEnvironment, unfinished: VolumeRecord[]): Promise<void> {
   for (const { id, name, state } of unfinished) {
-    if (state !== "creating") continue;
-    const logs = numbered(await env.fs.readdir(volumeDir(env.dataDir, id)), "intent");
-    if (logs.every((number) => number === 1)) continue;
+    if (state !== "creating" || !(await hasBeenOpen(env.fs, env.dataDir, id))) continue;
     throw new UllageError(
       "catalog-lost",
       `catalog.db says that volume '${name}' is being made, but it has been in use`,

@@ -36,6 +36,11 @@ export async function isComplete(fs: FileSystem, dataDir: string, id: string): P
   return numbered(await fs.readdir(volumeDir(dataDir, id)), "map").length > 0;
 }
 
+/** Whether a volume was ever opened: each opening begins a new log. */
+export async function hasBeenOpen(fs: FileSystem, dataDir: string, id: string): Promise<boolean> {
+  return numbered(await fs.readdir(volumeDir(dataDir, id)), "intent").some((number) => number > 1);
+}
+
 /** Removes everything that belongs to a volume; may be repeated. Durable when it resolves. */
 export async function removeVolumeFiles(env: VolumeEnvironment, id: string): Promise<void> {
   const { fs, dataDir, runtimeDir } = env;

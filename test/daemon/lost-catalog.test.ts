@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 import { checkData } from "../../src/daemon/offline-check.ts";
 import { OfflineData } from "../../src/daemon/offline-data.ts";
 import { planRepair } from "../../src/daemon/offline-repair.ts";
@@ -84,6 +85,21 @@ void test("a damaged catalog is put aside, not deleted", async (t) => {
   await repair(dataDir);
   assert.deepEqual(await names(dataDir), ["a", "b"]);
   assert.ok((await readdir(dataDir)).includes("catalog.db.damaged"));
+});
+
+void test("durability rule 17: an older catalog that takes a volume in use for half made removes nothing", async (t) => {
+  const dataDir = await prepare(t);
+  const ullage = await Ullage.open({ dataDir });
+  const before = await ullage.listVolumes();
+  await ullage.close();
+  const store = await SqliteMetadataStore.open(join(dataDir, "catalog.db"));
+  await store.updateVolume(before[1].id, { state: "creating", blobId: null });
+  await store.close();
+  await assert.rejects(Ullage.open({ dataDir }), { code: "catalog-lost", message: /'b' .* has been in use/ });
+  assert.match((await check(dataDir)).join(), /damage: volume 'b' is in use/);
+  await repair(dataDir);
+  const repaired = await openUllage(t, { dataDir });
+  assert.deepEqual(await repaired.listVolumes(), before);
 });
 
 void test("durability rule 17: what nothing explains is moved to orphans, reported and kept", async (t) => {

@@ -52,11 +52,12 @@ async function serve(options: Options): Promise<void> {
 }
 
 function announce(ullage: Ullage, json: boolean): void {
-  const { dataDirectory, listeners, warnings, version } = ullage.health();
+  const health = ullage.health();
   if (json) {
-    printJson({ version, dataDirectory, listeners, warnings });
+    printJson(health);
     return;
   }
+  const { dataDirectory, listeners, version } = health;
   const uris = listeners.flatMap(({ uri }) => uri ?? []);
   const api = listeners.filter(({ protocol }) => protocol === "api").map(({ address }) => address);
   const program = import.meta.url.endsWith(".ts") ? "bin/ullage" : "ullage";
