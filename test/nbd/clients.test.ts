@@ -14,7 +14,7 @@ interface NbdInfo {
   exports: (Record<string, unknown> & { contexts: string[] })[];
 }
 
-test("nbdinfo --json shows size, sizes of blocks, flags and contexts of an export", async (t) => {
+void test("nbdinfo --json shows size, sizes of blocks, flags and contexts of an export", async (t) => {
   if (!requireTool(t, "nbdinfo")) return;
   const { uri } = await serve(t);
   const info = JSON.parse(await succeed("nbdinfo", ["--json", uri])) as NbdInfo;
@@ -46,7 +46,7 @@ test("nbdinfo --json shows size, sizes of blocks, flags and contexts of an expor
   );
 });
 
-test("nbdinfo --can finds every flag on a writable export", async (t) => {
+void test("nbdinfo --can finds every flag on a writable export", async (t) => {
   if (!requireTool(t, "nbdinfo")) return;
   const { uri } = await serve(t);
   for (const flag of ["cache", "df", "fast-zero", "flush", "fua", "multi-conn", "trim", "zero", "connect"]) {
@@ -57,7 +57,7 @@ test("nbdinfo --can finds every flag on a writable export", async (t) => {
   assert.equal((await run("nbdinfo", ["--is", "read-only", uri])).code, 2);
 });
 
-test("a read-only export says so, offers nothing that writes, and refuses writes with EPERM", async (t) => {
+void test("a read-only export says so, offers nothing that writes, and refuses writes with EPERM", async (t) => {
   if (!requireTool(t, "nbdinfo", "nbdsh")) return;
   const device = new MemoryDevice({ size: MiB });
   const { uri } = await serve(t, { device, exports: oneExport(device, true) });
@@ -78,7 +78,7 @@ print(h.pread(3, 0))
   assert.equal(printed, "EPERM\nEPERM\nEPERM\nbytearray(b'\\x00\\x00\\x00')\n");
 });
 
-test("nbdinfo --list names every export, --size and an unknown name answer", async (t) => {
+void test("nbdinfo --list names every export, --size and an unknown name answer", async (t) => {
   if (!requireTool(t, "nbdinfo")) return;
   const device = new MemoryDevice({ size: MiB });
   const { listening } = await serve(t, {
@@ -105,7 +105,7 @@ test("nbdinfo --list names every export, --size and an unknown name answer", asy
   assert.match(unknown.stderr, /server replied with error to opt_go|No such file|not available|unknown/i);
 });
 
-test("nbdinfo --map shows both contexts, and asking fetches nothing", async (t) => {
+void test("nbdinfo --map shows both contexts, and asking fetches nothing", async (t) => {
   if (!requireTool(t, "nbdinfo")) return;
   const device = new MemoryDevice({ size: MiB });
   device.states.fill(ExtentState.local, 0, 16);
@@ -131,7 +131,7 @@ test("nbdinfo --map shows both contexts, and asking fetches nothing", async (t) 
   assert.equal(device.counts.read + device.counts.prefetch, 0);
 });
 
-test("nbdcopy brings a file in and out again unchanged, over several connections", async (t) => {
+void test("nbdcopy brings a file in and out again unchanged, over several connections", async (t) => {
   if (!requireTool(t, "nbdcopy")) return;
   const { uri, device } = await serve(t, { device: new MemoryDevice({ size: 48 * MiB }) });
   const dir = tempDir(t);
@@ -147,7 +147,7 @@ test("nbdcopy brings a file in and out again unchanged, over several connections
 
 for (const slow of [false, true]) {
   const how = slow ? "when nothing can be done at once" : "on the fast path";
-  test(`qemu-img converts in and out, compares and maps, ${how}`, async (t) => {
+  void test(`qemu-img converts in and out, compares and maps, ${how}`, async (t) => {
     if (!requireTool(t, "qemu-img")) return;
     const { uri, device } = await serve(t, { device: new MemoryDevice({ size: 24 * MiB }) });
     device.slow = slow;
@@ -173,7 +173,7 @@ for (const slow of [false, true]) {
     assert.equal(info["virtual-size"], 24 * MiB);
   });
 
-  test(`qemu-io patterns with write -z, discard, FUA and unaligned ranges read back, ${how}`, async (t) => {
+  void test(`qemu-io patterns with write -z, discard, FUA and unaligned ranges read back, ${how}`, async (t) => {
     if (!requireTool(t, "qemu-io")) return;
     const { uri, device } = await serve(t);
     device.slow = slow;
@@ -213,7 +213,7 @@ for (const slow of [false, true]) {
   });
 }
 
-test("a FLUSH on one connection covers what was answered on the others", async (t) => {
+void test("a FLUSH on one connection covers what was answered on the others", async (t) => {
   if (!requireTool(t, "nbdsh")) return;
   const { uri, device } = await serve(t);
   device.trackDurable();
@@ -230,7 +230,7 @@ b.flush()
   assert.equal(device.durable!.toString("latin1", 100000, 100006), "second");
 });
 
-test("CACHE brings a range into the local cache", async (t) => {
+void test("CACHE brings a range into the local cache", async (t) => {
   if (!requireTool(t, "nbdsh")) return;
   const { uri, device } = await serve(t);
   device.states.fill(ExtentState.remote);

@@ -12,7 +12,7 @@ const ERR_INVALID = 0x80000003;
 const ERR_UNKNOWN = 0x80000006;
 const ERR_TOO_BIG = 0x80000009;
 
-test("the greeting is fixed newstyle with NO_ZEROES", async (t) => {
+void test("the greeting is fixed newstyle with NO_ZEROES", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   const greeting = await client.greet();
@@ -20,14 +20,14 @@ test("the greeting is fixed newstyle with NO_ZEROES", async (t) => {
   assert.equal(greeting.readUInt16BE(16), 3);
 });
 
-test("unknown client flags end the connection", async (t) => {
+void test("unknown client flags end the connection", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet(7);
   await client.end();
 });
 
-test("a client without fixed newstyle may choose an export and nothing else", async (t) => {
+void test("a client without fixed newstyle may choose an export and nothing else", async (t) => {
   const { path } = await serve(t);
   const other = await RawClient.connect(path);
   await other.greet(0);
@@ -41,7 +41,7 @@ test("a client without fixed newstyle may choose an export and nothing else", as
   assert.ok(reply.subarray(10).every((byte) => byte === 0));
 });
 
-test("EXPORT_NAME leaves the zeroes out when both sides agreed, and ends the session on an unknown name", async (t) => {
+void test("EXPORT_NAME leaves the zeroes out when both sides agreed, and ends the session on an unknown name", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet(3);
@@ -57,7 +57,7 @@ test("EXPORT_NAME leaves the zeroes out when both sides agreed, and ends the ses
   await other.end();
 });
 
-test("unknown options, EXTENDED_HEADERS among them, are refused politely and the session goes on", async (t) => {
+void test("unknown options, EXTENDED_HEADERS among them, are refused politely and the session goes on", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -70,7 +70,7 @@ test("unknown options, EXTENDED_HEADERS among them, are refused politely and the
   await client.expectAck(8);
 });
 
-test("options that take no data refuse it", async (t) => {
+void test("options that take no data refuse it", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -80,7 +80,7 @@ test("options that take no data refuse it", async (t) => {
   }
 });
 
-test("malformed option data is refused and the session goes on", async (t) => {
+void test("malformed option data is refused and the session goes on", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -105,7 +105,7 @@ test("malformed option data is refused and the session goes on", async (t) => {
   assert.equal((await client.optionReplies()).at(-1)!.type, ACK);
 });
 
-test("an option that is too big is skipped and answered, one that never ends is not waited for", async (t) => {
+void test("an option that is too big is skipped and answered, one that never ends is not waited for", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -116,7 +116,7 @@ test("an option that is too big is skipped and answered, one that never ends is 
   await client.end();
 });
 
-test("ABORT is acknowledged, its data ignored, and nothing stays behind", async (t) => {
+void test("ABORT is acknowledged, its data ignored, and nothing stays behind", async (t) => {
   const { path, server, device } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -127,7 +127,7 @@ test("ABORT is acknowledged, its data ignored, and nothing stays behind", async 
   assert.equal(device.stays.length, 0);
 });
 
-test("INFO answers without attaching, GO attaches once, and DF is announced only with structured replies", async (t) => {
+void test("INFO answers without attaching, GO attaches once, and DF is announced only with structured replies", async (t) => {
   const { path, device } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -150,7 +150,7 @@ test("INFO answers without attaching, GO attaches once, and DF is announced only
   assert.equal(device.counts.attach, 1);
 });
 
-test("GO on an unknown export, and on one that refuses to be attached, is an error with the reason", async (t) => {
+void test("GO on an unknown export, and on one that refuses to be attached, is an error with the reason", async (t) => {
   const device = new MemoryDevice({ size: MiB });
   const { path } = await serve(t, { device });
   const client = await RawClient.connect(path);
@@ -169,7 +169,7 @@ test("GO on an unknown export, and on one that refuses to be attached, is an err
   assert.equal((await client.optionReplies()).at(-1)!.type, ACK);
 });
 
-test("an export that can't be opened is not available, with the reason", async (t) => {
+void test("an export that can't be opened is not available, with the reason", async (t) => {
   const { path } = await serve(t, {
     exports: {
       list: () => [],
@@ -184,7 +184,7 @@ test("an export that can't be opened is not available, with the reason", async (
   assert.match(reply.data.toString(), /the map is damaged/);
 });
 
-test("metadata contexts: structured replies first, wildcards only to list, unknown ones ignored", async (t) => {
+void test("metadata contexts: structured replies first, wildcards only to list, unknown ones ignored", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();
@@ -209,7 +209,7 @@ test("metadata contexts: structured replies first, wildcards only to list, unkno
   assert.equal((await client.optionReply()).type, ERR_UNKNOWN);
 });
 
-test("contexts chosen for another name, or dropped by a failed choice, do not count", async (t) => {
+void test("contexts chosen for another name, or dropped by a failed choice, do not count", async (t) => {
   const { path } = await serve(t);
   for (const [chosen, then] of [
     ["", []],
@@ -231,7 +231,7 @@ test("contexts chosen for another name, or dropped by a failed choice, do not co
   }
 });
 
-test("a handshake that stalls is ended, one that waits for the device is not", async (t) => {
+void test("a handshake that stalls is ended, one that waits for the device is not", async (t) => {
   const device = new MemoryDevice({ size: MiB });
   let open: () => void = () => undefined;
   const opened = new Promise<void>((resolve) => (open = resolve));
@@ -258,7 +258,7 @@ test("a handshake that stalls is ended, one that waits for the device is not", a
   assert.equal((await waiting.optionReplies()).at(-1)!.type, ACK);
 });
 
-test("pipelined options and requests are answered in order", async (t) => {
+void test("pipelined options and requests are answered in order", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.connect(path);
   await client.greet();

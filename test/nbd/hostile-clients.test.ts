@@ -22,7 +22,7 @@ async function works(target: string): Promise<void> {
   client.destroy();
 }
 
-test("256 connections work at once and are all released", async (t) => {
+void test("256 connections work at once and are all released", async (t) => {
   const { path, device, server } = await serve(t);
   const clients: RawClient[] = [];
   for (let i = 0; i < 256; i++) clients.push(await RawClient.open(path));
@@ -47,7 +47,7 @@ test("256 connections work at once and are all released", async (t) => {
 for (const slow of [false, true]) {
   const how = slow ? ", with a device that takes its time" : "";
 
-  test(`clients that never read cost a bounded amount of memory and hurt nobody${how}`, async (t) => {
+  void test(`clients that never read cost a bounded amount of memory and hurt nobody${how}`, async (t) => {
     const { path, server, device } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
     device.slow = slow;
     const mutes = await Promise.all(Array.from({ length: 16 }, () => RawClient.open(path)));
@@ -79,7 +79,7 @@ for (const slow of [false, true]) {
     await until(() => server.bufferBytes === 0, "all buffers are back");
   });
 
-  test(`clients that stop in the middle of a write hold nothing but their buffer, and hurt nobody${how}`, async (t) => {
+  void test(`clients that stop in the middle of a write hold nothing but their buffer, and hurt nobody${how}`, async (t) => {
     const { path, server, device } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
     device.slow = slow;
     const half = requestBytes(WRITE, { payload: Buffer.alloc(MiB, 0xee) }).subarray(0, MiB / 2);
@@ -98,7 +98,7 @@ for (const slow of [false, true]) {
   });
 }
 
-test("payloads that need the common budget take turns: the last in the queue is served when the first are done", async (t) => {
+void test("payloads that need the common budget take turns: the last in the queue is served when the first are done", async (t) => {
   const { path, server, device } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
   const payload = Buffer.alloc(32 * MiB, 3);
   const bytes = requestBytes(WRITE, { payload });
@@ -115,7 +115,7 @@ test("payloads that need the common budget take turns: the last in the queue is 
   await until(() => server.bufferBytes === 0, "all buffers are back");
 });
 
-test("who holds the budget, stalls and is waited for is cut off", async (t) => {
+void test("who holds the budget, stalls and is waited for is cut off", async (t) => {
   const { path, server, log } = await serve(t, {
     device: new MemoryDevice({ size: SIZE }),
     limits: { payloadStallMs: 300 },
@@ -132,7 +132,7 @@ test("who holds the budget, stalls and is waited for is cut off", async (t) => {
   for (const left of stalled) left.destroy();
 });
 
-test("one connection's flood does not keep another waiting for its end", async (t) => {
+void test("one connection's flood does not keep another waiting for its end", async (t) => {
   const { path } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
   const flooder = await RawClient.open(path);
   const other = await RawClient.open(path);
@@ -149,7 +149,7 @@ test("one connection's flood does not keep another waiting for its end", async (
   await flood;
 });
 
-test("a write's payload that never comes does not stop the connection's other replies", async (t) => {
+void test("a write's payload that never comes does not stop the connection's other replies", async (t) => {
   const { path, device } = await serve(t);
   device.slow = true;
   device.delayMs = 30;
@@ -159,7 +159,7 @@ test("a write's payload that never comes does not stop the connection's other re
   assert.equal((await client.reply()).cookie, 1n);
 });
 
-test("operations in flight are bounded per connection", async (t) => {
+void test("operations in flight are bounded per connection", async (t) => {
   const { path, device } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
   let open: () => void = () => undefined;
   device.slow = true;

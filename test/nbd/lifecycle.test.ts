@@ -19,7 +19,7 @@ function gated(device: MemoryDevice): { open: () => void } {
   return { open: () => open() };
 }
 
-test("a client is attached with what is known of it, and a goodbye releases it cleanly", async (t) => {
+void test("a client is attached with what is known of it, and a goodbye releases it cleanly", async (t) => {
   const { path, device, server } = await serve(t);
   const tcp = await server.listen("127.0.0.1:0");
   assert.ok(tcp.address.kind === "tcp");
@@ -38,14 +38,14 @@ test("a client is attached with what is known of it, and a goodbye releases it c
   for (const stay of [first, second]) assert.deepEqual([stay.released, stay.clean, stay.broken], [true, true, false]);
 });
 
-test("read-only clients are attached as such", async (t) => {
+void test("read-only clients are attached as such", async (t) => {
   const device = new MemoryDevice({ size: MiB, readOnly: true });
   const { path } = await serve(t, { device });
   await RawClient.open(path);
   assert.equal(device.stays[0].client.writable, false);
 });
 
-test("a goodbye is honoured after everything before it was answered", async (t) => {
+void test("a goodbye is honoured after everything before it was answered", async (t) => {
   const { path, device } = await serve(t);
   const { open } = gated(device);
   const client = await RawClient.open(path);
@@ -66,12 +66,12 @@ test("a goodbye is honoured after everything before it was answered", async (t) 
     if (reply.done) cookies.add(reply.cookie);
   }
   await client.end();
-  assert.deepEqual([...cookies].sort(), [1n, 2n, 3n]);
+  assert.deepEqual(cookies, new Set([1n, 2n, 3n]));
   assert.equal(device.data[0], 1);
   assert.equal(device.stays[0].clean, true);
 });
 
-test("a client that vanishes is broken at once and released when its last operation has ended", async (t) => {
+void test("a client that vanishes is broken at once and released when its last operation has ended", async (t) => {
   const { path, device } = await serve(t);
   const { open } = gated(device);
   const client = await RawClient.open(path);
@@ -92,7 +92,7 @@ test("a client that vanishes is broken at once and released when its last operat
   assert.equal(device.stays[0].clean, false);
 });
 
-test("requests of a dead connection that had not started never start", async (t) => {
+void test("requests of a dead connection that had not started never start", async (t) => {
   const { path, device, server } = await serve(t);
   const { open } = gated(device);
   const client = await RawClient.open(path);
@@ -110,7 +110,7 @@ test("requests of a dead connection that had not started never start", async (t)
   assert.ok(write < 2048, `${write} writes`);
 });
 
-test("a client that leaves while it is being attached is released", async (t) => {
+void test("a client that leaves while it is being attached is released", async (t) => {
   const device = new MemoryDevice({ size: MiB });
   let open: () => void = () => undefined;
   const opened = new Promise<void>((resolve) => (open = resolve));
@@ -130,7 +130,7 @@ test("a client that leaves while it is being attached is released", async (t) =>
   await until(() => server.connections().length === 0, "it is gone");
 });
 
-test("stop answers what has arrived, then closes, and the client sees no reset", async (t) => {
+void test("stop answers what has arrived, then closes, and the client sees no reset", async (t) => {
   for (const slow of [false, true]) {
     const { path, device, server } = await serve(t);
     device.slow = slow;
@@ -152,7 +152,7 @@ test("stop answers what has arrived, then closes, and the client sees no reset",
   }
 });
 
-test("stop cuts who does not finish in time", async (t) => {
+void test("stop cuts who does not finish in time", async (t) => {
   const { path, device, server } = await serve(t);
   const { open } = gated(device);
   const client = await RawClient.open(path);
@@ -169,7 +169,7 @@ test("stop cuts who does not finish in time", async (t) => {
   mute.destroy();
 });
 
-test("the device can end a connection: what has started is finished first", async (t) => {
+void test("the device can end a connection: what has started is finished first", async (t) => {
   const { path, device, log } = await serve(t);
   const { open } = gated(device);
   const client = await RawClient.open(path);
@@ -184,7 +184,7 @@ test("the device can end a connection: what has started is finished first", asyn
   assert.match(log.join("\n"), /the volume is being removed/);
 });
 
-test("connections are listed with what they have done", async (t) => {
+void test("connections are listed with what they have done", async (t) => {
   const { path, server } = await serve(t);
   const handshaking = await RawClient.connect(path);
   const client = await RawClient.open(path);
@@ -219,7 +219,7 @@ test("connections are listed with what they have done", async (t) => {
   handshaking.destroy();
 });
 
-test("two exports at once are separate", async (t) => {
+void test("two exports at once are separate", async (t) => {
   const devices = new Map(["a", "b"].map((name) => [name, new MemoryDevice({ size: MiB })]));
   const { path } = await serve(t, {
     exports: {

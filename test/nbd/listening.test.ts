@@ -13,7 +13,7 @@ import { MiB, run, serve, succeed, tempDir, until } from "./support.ts";
 const fixture = new URL("serve-inherited.ts", import.meta.url).pathname;
 const node = new URL("../../bin/node", import.meta.url).pathname;
 
-test("addresses are parsed strictly and format back", () => {
+void test("addresses are parsed strictly and format back", () => {
   for (const text of [
     "127.0.0.1:10809",
     "localhost:0",
@@ -56,14 +56,14 @@ test("addresses are parsed strictly and format back", () => {
   }
 });
 
-test("a unix socket is private from birth, and its file goes when the server stops", async (t) => {
+void test("a unix socket is private from birth, and its file goes when the server stops", async (t) => {
   const { server, path } = await serve(t);
   assert.equal(lstatSync(path).mode & 0o7777, 0o600);
   await server.stop(100);
   assert.equal(existsSync(path), false);
 });
 
-test("a stale socket file is replaced, a live one is an error that names it, another file is left alone", async (t) => {
+void test("a stale socket file is replaced, a live one is an error that names it, another file is left alone", async (t) => {
   if (!requireTool(t, "python3")) return;
   const dir = tempDir(t);
   const stale = join(dir, "stale.sock");
@@ -81,7 +81,7 @@ test("a stale socket file is replaced, a live one is an error that names it, ano
   await assert.rejects(server.listen(`unix:${join(dir, "none", "x.sock")}`), { code: "listen", message: /ENOENT/ });
 });
 
-test("TCP: port 0 is chosen and reported, IPv6 works, a port in use is an error with a hint", async (t) => {
+void test("TCP: port 0 is chosen and reported, IPv6 works, a port in use is an error with a hint", async (t) => {
   const { server, listening } = await serve(t, { address: "localhost:0" });
   assert.ok(listening.address.kind === "tcp" && listening.address.port > 0);
   assert.equal(listening.uri("a b"), `nbd://127.0.0.1:${listening.address.port}/a%20b`);
@@ -103,7 +103,7 @@ test("TCP: port 0 is chosen and reported, IPv6 works, a port in use is an error 
   socket.destroy();
 });
 
-test("a listener that is closed accepts no more, while connections and other listeners live on", async (t) => {
+void test("a listener that is closed accepts no more, while connections and other listeners live on", async (t) => {
   const { server, path, listening } = await serve(t);
   const other = await server.listen("127.0.0.1:0");
   assert.ok(other.address.kind === "tcp");
@@ -115,7 +115,7 @@ test("a listener that is closed accepts no more, while connections and other lis
   (await RawClient.open(other.address.port)).destroy();
 });
 
-test("connections beyond the maximum are told why, others are not disturbed", async (t) => {
+void test("connections beyond the maximum are told why, others are not disturbed", async (t) => {
   const { path, server } = await serve(t, { limits: { maxConnections: 3 } });
   const clients = await Promise.all([1, 2, 3].map(() => RawClient.open(path)));
   const refused = await RawClient.connect(path);
@@ -131,7 +131,7 @@ test("connections beyond the maximum are told why, others are not disturbed", as
   assert.equal((await clients[1].reply()).error, 0);
 });
 
-test("a process out of descriptors backs off, says so once, and accepts when there are some again", async (t) => {
+void test("a process out of descriptors backs off, says so once, and accepts when there are some again", async (t) => {
   const dir = tempDir(t);
   const path = join(dir, "nbd.sock");
   const child = spawn("sh", ["-c", `ulimit -n 60; exec sh "${node}" "${fixture}" "unix:${path}"`], {
@@ -150,13 +150,13 @@ test("a process out of descriptors backs off, says so once, and accepts when the
   assert.equal(stderr.split("EMFILE").length - 1, 1);
 });
 
-test("socket activation: libnbd starts the server with a socket and reaches it", async (t) => {
+void test("socket activation: libnbd starts the server with a socket and reaches it", async (t) => {
   if (!requireTool(t, "nbdinfo")) return;
   const printed = await succeed("nbdinfo", ["--size", "--", "[", "sh", node, fixture, "]"]);
   assert.equal(printed, `${16 * MiB}\n`);
 });
 
-test("inherited sockets are taken only by the process they are for, and the variables do not go on", () => {
+void test("inherited sockets are taken only by the process they are for, and the variables do not go on", () => {
   const mine = { LISTEN_FDS: "2", LISTEN_PID: String(process.pid), LISTEN_FDNAMES: "nbd:api", OTHER: "x" };
   assert.deepEqual(takeInheritedSockets(mine), [
     { fd: 3, name: "nbd" },
@@ -168,18 +168,18 @@ test("inherited sockets are taken only by the process they are for, and the vari
   assert.deepEqual(takeInheritedSockets({ LISTEN_FDS: "x", LISTEN_PID: String(process.pid) }), []);
 });
 
-test("a descriptor that does not listen is not adopted", async (t) => {
+void test("a descriptor that does not listen is not adopted", async (t) => {
   const { server } = await serve(t);
   assert.throws(() => server.adopt(0), { code: "listen" });
 });
 
-test("a process that ends without closing its listeners is not held up by the accepting thread", async (t) => {
+void test("a process that ends without closing its listeners is not held up by the accepting thread", async (t) => {
   const path = join(tempDir(t), "nbd.sock");
   const { code } = await run("sh", [node, fixture, `unix:${path}`, "exit"], 20_000);
   assert.equal(code, 7);
 });
 
-test("the accepting thread ends with the last listener, starts again with the next, and leaks no descriptors", async (t) => {
+void test("the accepting thread ends with the last listener, starts again with the next, and leaks no descriptors", async (t) => {
   const { server, listening } = await serve(t);
   await listening.close();
   const descriptors = (): number => readdirSync("/proc/self/fd").length;

@@ -145,14 +145,19 @@ export class RawClient {
     this.write(requestBytes(command, request));
   }
 
-  /** One reply, or one chunk of a structured reply. @param length of the data behind a successful simple reply */
-  async reply(length = 0): Promise<ReplyChunk> {
+  /**
+   * One reply, or one chunk of a structured reply.
+   * @param length of the data behind a successful simple reply, or how to find it by the cookie
+   */
+  async reply(length: number | ((cookie: bigint) => number) = 0): Promise<ReplyChunk> {
     const magic = (await this.read(4)).readUInt32BE(0);
     if (magic === 0x67446698) {
       const rest = await this.read(12);
       const error = rest.readUInt32BE(0);
       const cookie = rest.readBigUInt64BE(4);
-      const payload = Buffer.from(error === 0 ? await this.read(length) : []);
+      const payload = Buffer.from(
+        error === 0 ? await this.read(typeof length === "number" ? length : length(cookie)) : [],
+      );
       return { cookie, error, structured: false, type: 0, done: true, payload };
     }
     if (magic !== 0x668e33ef) throw new Error(`reply magic 0x${magic.toString(16)}`);

@@ -30,7 +30,7 @@ const SIZE = 16 * MiB;
 for (const structured of [true, false]) {
   const form = structured ? "structured" : "simple";
 
-  test(`reads of every alignment and length are exact with ${form} replies`, async (t) => {
+  void test(`reads of every alignment and length are exact with ${form} replies`, async (t) => {
     const { path, device } = await serve(t);
     randomBytes(SIZE).copy(device.data);
     for (const slow of [false, true]) {
@@ -70,7 +70,7 @@ for (const structured of [true, false]) {
     }
   });
 
-  test(`errors are replies, and the connection goes on, with ${form} replies`, async (t) => {
+  void test(`errors are replies, and the connection goes on, with ${form} replies`, async (t) => {
     const { path, device, log } = await serve(t);
     for (const slow of [false, true]) {
       device.slow = slow;
@@ -121,7 +121,7 @@ for (const structured of [true, false]) {
     assert.match(log.join("\n"), /warn: nbd: unix: .* of export "disk" failed: injected/);
   });
 
-  test(`the gate refuses what is out of bounds, malformed or unknown with ${form} replies`, async (t) => {
+  void test(`the gate refuses what is out of bounds, malformed or unknown with ${form} replies`, async (t) => {
     const { path, device } = await serve(t);
     const client = await RawClient.open(path, { structured });
     const cases: [number, Parameters<typeof requestBytes>[1] & object, number][] = [
@@ -173,7 +173,7 @@ for (const structured of [true, false]) {
   });
 }
 
-test("an error chunk names the reason", async (t) => {
+void test("an error chunk names the reason", async (t) => {
   const { path } = await serve(t);
   const client = await RawClient.open(path);
   client.request(READ, { offset: SIZE, length: 4096 });
@@ -183,7 +183,7 @@ test("an error chunk names the reason", async (t) => {
   assert.match(reply.payload.toString("utf8", 6), /read of 4096 bytes at 16777216 is beyond the end of the export/);
 });
 
-test("a refused write's payload is skipped, however long it is", async (t) => {
+void test("a refused write's payload is skipped, however long it is", async (t) => {
   const { path, device } = await serve(t);
   const client = await RawClient.open(path);
   const payload = Buffer.alloc(33 * MiB, 7);
@@ -197,7 +197,7 @@ test("a refused write's payload is skipped, however long it is", async (t) => {
   assert.equal(device.data[0], 0);
 });
 
-test("writes of every length arrive, in one piece or in drops, and are done only when complete", async (t) => {
+void test("writes of every length arrive, in one piece or in drops, and are done only when complete", async (t) => {
   const { path, device } = await serve(t, { device: new MemoryDevice({ size: 40 * MiB }) });
   for (const slow of [false, true]) {
     device.slow = slow;
@@ -227,7 +227,7 @@ test("writes of every length arrive, in one piece or in drops, and are done only
   }
 });
 
-test("a full 32 MiB goes in and out in one request, in simple and structured replies", async (t) => {
+void test("a full 32 MiB goes in and out in one request, in simple and structured replies", async (t) => {
   const { path, device } = await serve(t, { device: new MemoryDevice({ size: 32 * MiB }) });
   const payload = randomBytes(32 * MiB);
   for (const structured of [true, false]) {
@@ -248,7 +248,7 @@ test("a full 32 MiB goes in and out in one request, in simple and structured rep
   }
 });
 
-test("DF brings one content chunk, whatever the length", async (t) => {
+void test("DF brings one content chunk, whatever the length", async (t) => {
   const { path, device } = await serve(t);
   randomBytes(SIZE).copy(device.data);
   const client = await RawClient.open(path);
@@ -261,7 +261,7 @@ test("DF brings one content chunk, whatever the length", async (t) => {
   }
 });
 
-test("FUA is durable when it is answered: write, trim and write-zeroes; and harmless elsewhere", async (t) => {
+void test("FUA is durable when it is answered: write, trim and write-zeroes; and harmless elsewhere", async (t) => {
   const { path, device } = await serve(t);
   for (const slow of [false, true]) {
     device.slow = slow;
@@ -290,7 +290,7 @@ test("FUA is durable when it is answered: write, trim and write-zeroes; and harm
   }
 });
 
-test("write-zeroes hands on NO_HOLE and FAST_ZERO, and ENOTSUP is told only to who asked for fast", async (t) => {
+void test("write-zeroes hands on NO_HOLE and FAST_ZERO, and ENOTSUP is told only to who asked for fast", async (t) => {
   const { path, device } = await serve(t);
   const client = await RawClient.open(path);
   client.request(ZEROES, { length: 4096 });
@@ -305,7 +305,7 @@ test("write-zeroes hands on NO_HOLE and FAST_ZERO, and ENOTSUP is told only to w
   assert.equal((await client.reply()).error, ENOTSUP);
 });
 
-test("trim and write-zeroes may be longer than any payload", async (t) => {
+void test("trim and write-zeroes may be longer than any payload", async (t) => {
   const device = new MemoryDevice({ size: 80 * MiB });
   const { path } = await serve(t, { device });
   const client = await RawClient.open(path);
@@ -315,7 +315,7 @@ test("trim and write-zeroes may be longer than any payload", async (t) => {
   }
 });
 
-test("block status merges what looks alike in a context, honours REQ_ONE, and is bounded", async (t) => {
+void test("block status merges what looks alike in a context, honours REQ_ONE, and is bounded", async (t) => {
   const device = new MemoryDevice({ size: 64 * MiB });
   const { path } = await serve(t, { device });
   device.states.fill(ExtentState.local, 0, 1);
@@ -363,7 +363,7 @@ test("block status merges what looks alike in a context, honours REQ_ONE, and is
   assert.equal(failed.done, true);
 });
 
-test("libnbd sees unaligned, oversize and zero-length requests answered, and goes on", async (t) => {
+void test("libnbd sees unaligned, oversize and zero-length requests answered, and goes on", async (t) => {
   if (!requireTool(t, "nbdsh")) return;
   const { uri } = await serve(t);
   const printed = await nbdsh(`
@@ -402,7 +402,7 @@ h.shutdown()
   ]);
 });
 
-test("structured reads through libnbd report data chunks inside the request, once each", async (t) => {
+void test("structured reads through libnbd report data chunks inside the request, once each", async (t) => {
   if (!requireTool(t, "nbdsh")) return;
   const { uri, device } = await serve(t);
   randomBytes(SIZE).copy(device.data);
@@ -426,7 +426,7 @@ print(one)
   assert.equal(printed, `${4096 + 5 * MiB}\n[${5 * MiB}]\n`);
 });
 
-test("garbage instead of a request ends that connection and no other", async (t) => {
+void test("garbage instead of a request ends that connection and no other", async (t) => {
   const { path, log } = await serve(t);
   const healthy = await RawClient.open(path);
   const broken = await RawClient.open(path);

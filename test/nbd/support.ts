@@ -9,7 +9,6 @@ import type { NbdLimits } from "../../src/export/nbd/limits.ts";
 import { type Listening, NbdServer } from "../../src/export/nbd/nbd-server.ts";
 import type { TlsSettings } from "../../src/export/nbd/tls.ts";
 import { MemoryDevice } from "../support/memory-device.ts";
-import "../support/tools.ts";
 
 export const MiB = 1024 * 1024;
 
@@ -73,7 +72,7 @@ export interface Ran {
   stderr: string;
 }
 
-/** Runs a program to its end; a time limit kills it, which the exit code shows. */
+/** Runs a program of PATH to its end; a time limit kills it, which the exit code shows. */
 export function run(command: string, args: readonly string[], timeoutMs = 60_000): Promise<Ran> {
   return new Promise((resolve) => {
     execFile(

@@ -32,8 +32,13 @@ async function makePki(name: string): Promise<string> {
   const common = ["expiration_days = 30"];
   const ca = template("ca.info", [`cn = ${name} authority`, "ca", "cert_signing_key", "crl_signing_key", ...common]);
   await succeed("certtool", [
-    ...["--generate-self-signed", "--load-privkey", file("ca-key.pem")],
-    ...["--template", ca, "--outfile", file("ca-cert.pem")],
+    "--generate-self-signed",
+    "--load-privkey",
+    file("ca-key.pem"),
+    "--template",
+    ca,
+    "--outfile",
+    file("ca-cert.pem"),
   ]);
   const server = ["cn = localhost", "dns_name = localhost", "ip_address = 127.0.0.1", "tls_www_server", "signing_key"];
   const client = ["cn = client", "tls_www_client", "signing_key"];
@@ -42,9 +47,17 @@ async function makePki(name: string): Promise<string> {
     ["client", client],
   ] as const) {
     await succeed("certtool", [
-      ...["--generate-certificate", "--load-ca-certificate", file("ca-cert.pem"), "--load-ca-privkey"],
-      ...[file("ca-key.pem"), "--load-privkey", file(`${who}-key.pem`)],
-      ...["--template", template(`${who}.info`, [...lines, ...common]), "--outfile", file(`${who}-cert.pem`)],
+      "--generate-certificate",
+      "--load-ca-certificate",
+      file("ca-cert.pem"),
+      "--load-ca-privkey",
+      file("ca-key.pem"),
+      "--load-privkey",
+      file(`${who}-key.pem`),
+      "--template",
+      template(`${who}.info`, [...lines, ...common]),
+      "--outfile",
+      file(`${who}-cert.pem`),
     ]);
   }
   return pki;
@@ -84,7 +97,7 @@ function secureUri(served: Served, certs: string): string {
 }
 
 for (const address of ["127.0.0.1:0", "unix"] as const) {
-  test(`X.509 over ${address}: nbdinfo verifies the server and sees the export`, async (t) => {
+  void test(`X.509 over ${address}: nbdinfo verifies the server and sees the export`, async (t) => {
     if (!requireTool(t, "nbdinfo", "certtool")) return;
     const target = address === "unix" ? `unix:${join(tempDir(t), "tls.sock")}` : address;
     const served = await serveTls(t, await x509("require"), target);
@@ -96,7 +109,7 @@ for (const address of ["127.0.0.1:0", "unix"] as const) {
   });
 }
 
-test("data goes both ways under TLS, at every size", async (t) => {
+void test("data goes both ways under TLS, at every size", async (t) => {
   if (!requireTool(t, "nbdcopy", "certtool")) return;
   const served = await serveTls(t, await x509("require"));
   for (const slow of [false, true]) {
@@ -112,20 +125,23 @@ test("data goes both ways under TLS, at every size", async (t) => {
   }
 });
 
-test("qemu-img works under TLS", async (t) => {
+void test("qemu-img works under TLS", async (t) => {
   if (!requireTool(t, "qemu-img", "certtool")) return;
   const served = await serveTls(t, await x509("require", true));
   const { address } = served.listening;
   assert.ok(address.kind === "tcp");
   const printed = await succeed("qemu-img", [
-    ...["info", "--output=json", "--object", `tls-creds-x509,id=tls0,endpoint=client,dir=${join(dir, "ours")}`],
-    ...["--image-opts"],
+    "info",
+    "--output=json",
+    "--object",
+    `tls-creds-x509,id=tls0,endpoint=client,dir=${join(dir, "ours")}`,
+    "--image-opts",
     `driver=nbd,host=localhost,port=${address.port},export=disk,tls-creds=tls0`,
   ]);
   assert.equal((JSON.parse(printed) as Record<string, unknown>)["virtual-size"], 16 * MiB);
 });
 
-test("a server that verifies its peers lets in its own clients only", async (t) => {
+void test("a server that verifies its peers lets in its own clients only", async (t) => {
   if (!requireTool(t, "nbdinfo", "certtool")) return;
   const served = await serveTls(t, await x509("require", true));
   assert.equal((await run("nbdinfo", ["--size", secureUri(served, "ours")])).code, 0);
@@ -137,28 +153,36 @@ test("a server that verifies its peers lets in its own clients only", async (t) 
   assert.equal(served.device.stays.length, 1);
 });
 
-test("a revoked client certificate is refused", async (t) => {
+void test("a revoked client certificate is refused", async (t) => {
   if (!requireTool(t, "nbdinfo", "certtool")) return;
   const pki = await makePki("revoking");
   const config = join(pki, "crl.info");
   writeFileSync(config, "crl_next_update = 30\ncrl_number = 1\n");
   await succeed("certtool", [
-    ...["--generate-crl", "--load-ca-privkey", join(pki, "ca-key.pem"), "--load-ca-certificate"],
-    ...[join(pki, "ca-cert.pem"), "--load-certificate", join(pki, "client-cert.pem"), "--template", config],
-    ...["--outfile", join(pki, "ca-crl.pem")],
+    "--generate-crl",
+    "--load-ca-privkey",
+    join(pki, "ca-key.pem"),
+    "--load-ca-certificate",
+    join(pki, "ca-cert.pem"),
+    "--load-certificate",
+    join(pki, "client-cert.pem"),
+    "--template",
+    config,
+    "--outfile",
+    join(pki, "ca-crl.pem"),
   ]);
   const served = await serveTls(t, await loadTls({ mode: "require", certsDir: pki, verifyPeer: true }));
   assert.notEqual((await run("nbdinfo", ["--size", secureUri(served, "revoking")])).code, 0);
 });
 
-test("a client that expects another server's certificate leaves, and the server goes on", async (t) => {
+void test("a client that expects another server's certificate leaves, and the server goes on", async (t) => {
   if (!requireTool(t, "nbdinfo", "certtool")) return;
   const served = await serveTls(t, await x509("require"));
   assert.notEqual((await run("nbdinfo", ["--size", secureUri(served, "foreign")])).code, 0);
   assert.equal((await run("nbdinfo", ["--size", secureUri(served, "bare")])).code, 0);
 });
 
-test("PSK: the right key works, a wrong key and an unknown identity do not", async (t) => {
+void test("PSK: the right key works, a wrong key and an unknown identity do not", async (t) => {
   if (!requireTool(t, "nbdinfo", "psktool")) return;
   const keys = join(tempDir(t), "keys");
   const others = join(tempDir(t), "others");
@@ -178,7 +202,7 @@ test("PSK: the right key works, a wrong key and an unknown identity do not", asy
   assert.equal(served.device.stays.length, 2);
 });
 
-test("PSK works with a client that speaks TLS 1.2 at most", async (t) => {
+void test("PSK works with a client that speaks TLS 1.2 at most", async (t) => {
   if (!requireTool(t, "qemu-img", "psktool")) return;
   const keyDir = tempDir(t);
   await succeed("psktool", ["-u", "qemu", "-p", join(keyDir, "keys.psk")]);
@@ -187,7 +211,8 @@ test("PSK works with a client that speaks TLS 1.2 at most", async (t) => {
   assert.ok(address.kind === "tcp");
   for (const priority of ["NORMAL", "NORMAL:-VERS-TLS1.3"]) {
     await succeed("qemu-img", [
-      ...["info", "--object"],
+      "info",
+      "--object",
       `tls-creds-psk,id=tls0,endpoint=client,dir=${keyDir},username=qemu,priority=${priority}`,
       "--image-opts",
       `driver=nbd,host=127.0.0.1,port=${address.port},export=disk,tls-creds=tls0`,
@@ -195,7 +220,7 @@ test("PSK works with a client that speaks TLS 1.2 at most", async (t) => {
   }
 });
 
-test("when TLS is required, nothing but STARTTLS and ABORT is answered in the clear", async (t) => {
+void test("when TLS is required, nothing but STARTTLS and ABORT is answered in the clear", async (t) => {
   if (!requireTool(t, "certtool", "nbdinfo")) return;
   const served = await serveTls(t, await x509("require"));
   const { address } = served.listening;
@@ -226,7 +251,7 @@ test("when TLS is required, nothing but STARTTLS and ABORT is answered in the cl
   assert.notEqual(plain.code, 0);
 });
 
-test("when TLS is offered, clients may do without; when it is off, STARTTLS is refused by policy", async (t) => {
+void test("when TLS is offered, clients may do without; when it is off, STARTTLS is refused by policy", async (t) => {
   if (!requireTool(t, "certtool", "nbdinfo")) return;
   const served = await serveTls(t, await x509("on"));
   const { address } = served.listening;
@@ -241,20 +266,20 @@ test("when TLS is offered, clients may do without; when it is off, STARTTLS is r
   await client.expectAck(8);
 });
 
-test("bytes sent in the clear behind STARTTLS end the connection: no command can be injected", async (t) => {
+void test("bytes sent in the clear behind STARTTLS end the connection: no command can be injected", async (t) => {
   if (!requireTool(t, "certtool")) return;
   const served = await serveTls(t, await x509("on"));
   const { address } = served.listening;
   assert.ok(address.kind === "tcp");
   const client = await RawClient.connect(address.port);
   await client.greet();
-  const injected = Buffer.concat([option(STARTTLS), option(8)]);
+  const injected = Buffer.concat([optionBytes(STARTTLS), optionBytes(8)]);
   client.write(injected);
   await client.end();
   assert.match(served.log.join("\n"), /bytes behind STARTTLS/);
 });
 
-test("STARTTLS forgets what was negotiated before, and can't be repeated", async (t) => {
+void test("STARTTLS forgets what was negotiated before, and can't be repeated", async (t) => {
   if (!requireTool(t, "certtool")) return;
   const served = await serveTls(t, await x509("on"));
   const { address } = served.listening;
@@ -280,16 +305,16 @@ test("STARTTLS forgets what was negotiated before, and can't be repeated", async
     return header.readUInt32BE(12);
   };
   // Metadata contexts need structured replies, which were agreed on in the clear and must be forgotten.
-  socket.write(option(10, Buffer.alloc(8)));
+  socket.write(optionBytes(10, Buffer.alloc(8)));
   assert.equal(await refusal(), ERR_INVALID);
-  socket.write(option(STARTTLS));
+  socket.write(optionBytes(STARTTLS));
   assert.equal(await refusal(), ERR_INVALID);
-  socket.write(option(8));
+  socket.write(optionBytes(8));
   assert.equal(await refusal(), 1);
   socket.destroy();
 });
 
-test("a TLS handshake that stalls is ended", async (t) => {
+void test("a TLS handshake that stalls is ended", async (t) => {
   if (!requireTool(t, "certtool")) return;
   const settings = await x509("on");
   const served = await serve(t, { tls: settings, limits: { handshakeTimeoutMs: 200 } });
@@ -299,7 +324,7 @@ test("a TLS handshake that stalls is ended", async (t) => {
   await client.end();
 });
 
-test("loadTls says what is missing", async (t) => {
+void test("loadTls says what is missing", async (t) => {
   if (!requireTool(t, "certtool")) return;
   const empty = tempDir(t);
   const bad = join(empty, "bad.psk");
@@ -315,7 +340,7 @@ test("loadTls says what is missing", async (t) => {
   await assert.rejects(loadTls({ mode: "on", pskFile: bad, verifyPeer: true }), { code: "tls-config" });
 });
 
-function option(number: number, data: Buffer = Buffer.alloc(0)): Buffer {
+function optionBytes(number: number, data: Buffer = Buffer.alloc(0)): Buffer {
   const header = Buffer.alloc(16);
   header.write("IHAVEOPT", "latin1");
   header.writeUInt32BE(number, 8);
