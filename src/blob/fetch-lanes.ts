@@ -20,14 +20,15 @@ const LANE_LIMIT: Record<Lane, number> = { foreground: 32, readahead: 8, backgro
  */
 const BEHIND_LIMIT = 16;
 
-/** What is left to the background lane while somebody waits for a foreground fetch. */
+/** What is left to the background lane while there is foreground traffic: enough to use what the line has to spare. */
 const BACKGROUND_LIMIT_WHEN_BUSY = 2;
 
 /**
- * A guest that boots reads, thinks for a moment, reads again: the background stays out of the way until nobody has
- * waited for the source for this long.
+ * A guest that boots reads, thinks for a moment, reads again: the background keeps back until nobody has waited for the
+ * source for this long. Requests that are under way can't be made shorter, so a read that meets sixteen of them waits
+ * several times as long as one that meets two.
  */
-const QUIET_MS = 50;
+const QUIET_MS = 500;
 
 /** The foreground traffic of all blobs of the host. */
 export class FetchTraffic {
