@@ -247,7 +247,8 @@ export class Journal {
   }
 
   async #checkpoint(clean: boolean): Promise<void> {
-    const number = (await this.#highestNumber()) + 1;
+    await this.#removeLaterLogs();
+    const number = this.#log.number + 1;
     const next = await IntentLog.create(
       this.#env,
       this.#dir,
@@ -286,9 +287,12 @@ export class Journal {
     if (clean) await this.#log.release();
   }
 
-  async #highestNumber(): Promise<number> {
-    const entries = await this.#env.fs.readdir(this.#dir);
-    return Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent"));
+  /** What an earlier attempt may have left: a log without a place in the chain must never stand in the middle of it. */
+  async #removeLaterLogs(): Promise<void> {
+    const later = numbered(await this.#env.fs.readdir(this.#dir), "intent").filter((n) => n > this.#log.number);
+    if (later.length === 0) return;
+    for (const number of later) await this.#env.fs.unlink(logPath(this.#dir, number));
+    await this.#env.fs.syncDirectory(this.#dir);
   }
 
   /** Closes the descriptors; nothing may be running. */
