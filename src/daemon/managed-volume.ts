@@ -189,9 +189,11 @@ export class ManagedVolume {
     const settings = { ...this.record.settings, ...change };
     const hydration = { ...this.record.hydration };
     if (change.hydrate !== undefined) hydration.wanted = change.hydrate === "auto";
+    // The row promises only what holds already: towards `always` the volume comes first, back to `normal` the row.
+    if (settings.sync === "always") await this.#opened?.volume.changeSettings(settings);
     await this.#host.store.updateVolume(this.record.id, { settings, hydration });
     this.record = { ...this.record, settings, hydration };
-    this.#opened?.volume.changeSettings(settings);
+    await this.#opened?.volume.changeSettings(settings);
     this.#applyWish();
   }
 

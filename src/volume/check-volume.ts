@@ -3,8 +3,8 @@ import { IntentLog } from "./intent-log.ts";
 import { volumeLimits } from "./limits.ts";
 import { writeMapFile } from "./map-file.ts";
 import { logPath, mapPath, numbered, volumeDir } from "./paths.ts";
-import { readPoison } from "./poison.ts";
-import { recover, type Recovered, syncAll } from "./recovery.ts";
+import { markPoisoned, readPoison } from "./poison.ts";
+import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 /*
@@ -20,9 +20,7 @@ export interface VolumeProblem {
 
 /** @throws `locked` when a daemon has the volume open */
 export async function checkVolume(env: VolumeEnvironment, id: string): Promise<VolumeProblem[]> {
-  const dir = volumeDir(env.dataDir, id);
-  const lock = await env.fs.lockDirectory(dir);
-  try {
+  return locked(env, id, async (dir) => {
     const problems: VolumeProblem[] = [];
     const poison = await readPoison(env, dir, id);
     if (poison !== undefined) problems.push({ severity: "note", message: `volume ${id} is poisoned: ${poison}` });
@@ -37,9 +35,7 @@ export async function checkVolume(env: VolumeEnvironment, id: string): Promise<V
       if (!problems.some((problem) => problem.message === error.message)) problems.push(damage(error));
     }
     return problems;
-  } finally {
-    await lock.release();
-  }
+  });
 }
 
 /**
@@ -50,9 +46,7 @@ export async function checkVolume(env: VolumeEnvironment, id: string): Promise<V
  * @throws CorruptionError when there is nothing left to go back to
  */
 export async function repairVolume(env: VolumeEnvironment, id: string, apply: boolean): Promise<string[]> {
-  const dir = volumeDir(env.dataDir, id);
-  const lock = await env.fs.lockDirectory(dir);
-  try {
+  return locked(env, id, async (dir) => {
     const losses: string[] = [];
     const recovered = await recover(quiet(env), dir, id, { onDamage: (error) => losses.push(error.message) });
     try {
@@ -63,6 +57,18 @@ export async function repairVolume(env: VolumeEnvironment, id: string, apply: bo
     } finally {
       await closeFiles(recovered);
     }
+  });
+}
+
+/** Runs under the volume's lock. A sync that fails here is told only once, too: it poisons (rule 6). */
+async function locked<T>(env: VolumeEnvironment, id: string, work: (dir: string) => Promise<T>): Promise<T> {
+  const dir = volumeDir(env.dataDir, id);
+  const lock = await env.fs.lockDirectory(dir);
+  try {
+    return await work(dir);
+  } catch (error) {
+    if (error instanceof RecoverySyncError) await markPoisoned(env, dir, id, error.message);
+    throw error;
   } finally {
     await lock.release();
   }

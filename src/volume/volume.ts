@@ -307,7 +307,7 @@ export class Volume implements BlockDevice {
       state: this.#volumeState,
       reason: this.#reason,
       lineage: this.lineage,
-      writtenBytes: this.#head.file.allocated(),
+      writtenBytes: this.#head.writtenBytes,
       logBytes: this.#journal.logBytes,
       connections: this.#attachments.clients().map(({ protocol, address, remote, writable }) => ({
         protocol,
@@ -322,9 +322,11 @@ export class Volume implements BlockDevice {
     return this.#settings;
   }
 
-  changeSettings(settings: VolumeSettings): void {
+  /** When it resolves, the settings hold for everything that was ever answered: `sync: always` flushes first. */
+  async changeSettings(settings: VolumeSettings): Promise<void> {
     this.#settings = settings;
     this.#writesBlocked = settings.sync === "always" || this.#closing || this.#volumeState === "poisoned";
+    if (settings.sync === "always") await this.flush();
   }
 
   /** The blobs that the map may refer to. */
