@@ -60,6 +60,13 @@ export function flushWarnings(mount: MountPoint | undefined, preload: string | u
     if (lazy !== undefined) {
       warn("flush-meaningless", `${path} (${type}) is mounted with '${lazy}': flushed data may be lost in a power cut`);
     }
+    if (options.includes("data=writeback")) {
+      warn(
+        "stale-after-power-loss",
+        `${path} (${type}) is mounted with 'data=writeback': after a power cut, blocks that were trimmed and written again ` +
+          "without a flush may hold what deleted files left there",
+      );
+    }
   }
   if (preload?.includes("eatmydata") === true) {
     warn("flush-meaningless", "libeatmydata is loaded: nothing is ever flushed to the disk");
