@@ -19,6 +19,7 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
     // A volume made with `download` answers when all of it is here, which may take hours.
     requestTimeout: 0,
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
+    schemaErrorFormatter: (errors, part) => new Error(describeInvalid(errors[0], part)),
     routerOptions: { querystringParser: parseQuery },
   });
   await app.register(swagger, {
@@ -51,6 +52,20 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
   app.get("/openapi.json", { schema: { hide: true } }, () => app.swagger());
   await app.ready();
   return app;
+}
+
+interface Invalid {
+  instancePath: string;
+  params: Record<string, unknown>;
+  message?: string;
+}
+
+/** `body: there is no key 'colour'`, `body/name must match …` */
+function describeInvalid(error: Invalid | undefined, part: string): string {
+  if (error === undefined) return `${part} is not valid`;
+  const where = `${part}${error.instancePath}`;
+  const unknown = error.params["additionalProperty"];
+  return typeof unknown === "string" ? `${where}: there is no key '${unknown}'` : `${where} ${error.message}`;
 }
 
 /** `limit=10&force=true` as numbers and booleans, since nothing is coerced: a body must have the right types already. */

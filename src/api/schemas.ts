@@ -83,7 +83,12 @@ export const schemas = [
     "VolumeSource",
     "the image to start from",
     {
-      source: { type: "string", minLength: 1, maxLength: 4096, description: "URL or absolute path" },
+      source: {
+        type: "string",
+        pattern: "^(/|[A-Za-z][A-Za-z0-9+.-]*://)",
+        maxLength: 4096,
+        description: "URL or absolute path",
+      },
       format: { type: "string", description: "auto (the default): by its first bytes" },
       download: { type: "boolean", description: "fetch all of it first; the answer comes when that is done" },
       unpinned: { type: "boolean", description: "accept a source whose changes can't be noticed" },

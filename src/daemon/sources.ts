@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import type { Backend, Identity } from "../backend/backend.ts";
 import { canonicalSource, openBackend } from "../backend/open.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
@@ -29,14 +30,18 @@ export interface FillOptions {
   onProgress?: (bytes: number) => void;
 }
 
+type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
+
 /** Turns sources as users write them into blobs of the local cache. One backend per blob stays open while it is used. */
 export class Sources {
   readonly cache: BlobCache;
+  readonly #place: Place;
   readonly #backends: Map<string, Backend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
 
-  private constructor(cache: BlobCache, backends: Map<string, Backend>) {
+  private constructor(place: Place, cache: BlobCache, backends: Map<string, Backend>) {
+    this.#place = place;
     this.cache = cache;
     this.#backends = backends;
   }
@@ -44,7 +49,7 @@ export class Sources {
   static async open(options: Omit<BlobCacheOptions, "openSource">): Promise<Sources> {
     const backends = new Map<string, Backend>();
     const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends) });
-    return new Sources(cache, backends);
+    return new Sources(options, cache, backends);
   }
 
   /**
@@ -100,6 +105,12 @@ export class Sources {
       blob.attach(reader);
     }
     return blob;
+  }
+
+  /** Whether a volume is detached and therefore keeps this blob. Opens nothing. */
+  isPinned(blobId: string, volumeId: string): Promise<boolean> {
+    const { fs, dataDir } = this.#place;
+    return fs.exists(join(dataDir, "blobs", blobId, "pins", volumeId));
   }
 
   /** Ends a detached volume's claim on a blob. */

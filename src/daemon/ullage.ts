@@ -227,9 +227,9 @@ export class Ullage {
     await this.#nbd.stop(graceMs);
   }
 
-  /** Opens all volumes in the background, so that hydration goes on where it was. */
+  /** Opens, in the background, the volumes that have something to do: hydration goes on where it was. */
   resume(): void {
-    this.#opening = this.#volumes.openAll().catch((error: unknown) => this.#log("error", describeError(error)));
+    this.#opening = this.#volumes.openBusy().catch((error: unknown) => this.#log("error", describeError(error)));
   }
 
   /** An API listener was opened beside this; for `health`. */

@@ -2,6 +2,8 @@ import { IoError, UllageError, describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
 import { defaultSettings, type VolumeRecord } from "../catalog/metadata-store.ts";
+import { volumeDir } from "../volume/paths.ts";
+import { readPoison } from "../volume/poison.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
 import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
@@ -32,6 +34,8 @@ export class Volumes implements VolumeNames {
   readonly #byName = new Map<string, ManagedVolume>();
   /** Requests under way, so that a repeated one waits for the first. */
   readonly #requests = new Map<string, { digest: string; made: Promise<ManagedVolume> }>();
+  /** Creations and removals under way. */
+  readonly #underWay = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
 
   /** @param records complete volumes, as the catalog has them after the sweep at start */
@@ -73,8 +77,22 @@ export class Volumes implements VolumeNames {
    * Makes a volume that can be used when the promise resolves.
    * @throws UllageError `bad-name`, `bad-size`, `name-taken`, `request-key-reused`, `too-large`; SourceError
    */
-  async create(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<ManagedVolume> {
-    if (requestKey === undefined) return this.#create(request, undefined);
+  create(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<ManagedVolume> {
+    return this.#track(
+      requestKey === undefined ? this.#create(request, undefined) : this.#createOnce(request, requestKey),
+    );
+  }
+
+  async #track<T>(work: Promise<T>): Promise<T> {
+    this.#underWay.add(work);
+    try {
+      return await work;
+    } finally {
+      this.#underWay.delete(work);
+    }
+  }
+
+  async #createOnce(request: CreateVolumeRequest, requestKey: RequestKey): Promise<ManagedVolume> {
     const before = this.#earlier(requestKey.key);
     if (before !== undefined) {
       if (before.digest === requestKey.digest) return before.made;
@@ -199,7 +217,11 @@ export class Volumes implements VolumeNames {
   }
 
   /** @throws UllageError `not-found`, `creating`, `in-use` */
-  async remove(name: string, force: boolean): Promise<void> {
+  remove(name: string, force: boolean): Promise<void> {
+    return this.#track(this.#remove(name, force));
+  }
+
+  async #remove(name: string, force: boolean): Promise<void> {
     const { env, store } = this.#host;
     const volume = this.getReady(name);
     const { id, blobId } = volume.record;
@@ -220,26 +242,34 @@ export class Volumes implements VolumeNames {
     if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
   }
 
-  /** Opens what is not open yet, so that hydration goes on after a restart. A failure shows in the volume's state. */
-  async openAll(): Promise<void> {
+  /**
+   * At start: opens the volumes that have something to do by themselves, so that hydration goes on, and those that are
+   * poisoned, so that it shows. All others are opened on first use.
+   */
+  async openBusy(): Promise<void> {
     const waiting = this.ready();
     const next = async (): Promise<void> => {
       for (let volume = waiting.shift(); volume !== undefined; volume = waiting.shift()) {
         if (this.#stopping.signal.aborted) return;
-        await volume.device().catch(() => undefined);
+        if (await this.#isBusy(volume.record)) await volume.device().catch(() => undefined); // its state tells why
       }
     };
     await Promise.all(Array.from({ length: openingAtOnce }, next));
   }
 
+  async #isBusy({ id, blobId, hydration }: VolumeRecord): Promise<boolean> {
+    const { env, sources } = this.#host;
+    if ((await readPoison(env, volumeDir(env.dataDir, id), id)) !== undefined) return true;
+    if (blobId === null || !hydration.wanted || hydration.paused) return false;
+    return !(await sources.isPinned(blobId, id));
+  }
+
   /** Flushes, checkpoints and closes all. @throws the first failure, after everything is closed */
   async close(): Promise<void> {
     this.#stopping.abort(new UllageError("stopping", "Ullage is being stopped"));
-    const results = await Promise.allSettled([
-      ...[...this.#requests.values()].map(({ made }) => made),
-      ...this.all().map((volume) => volume.stop()),
-    ]);
-    const failed = results.slice(this.#requests.size).find((result) => result.status === "rejected");
+    await Promise.allSettled(this.#underWay);
+    const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
+    const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;
   }
 }

@@ -146,3 +146,26 @@ void test("Ctrl-C that arrives twice at once, as below npm, is one request to st
   daemon.child.kill("SIGINT");
   assert.equal((await daemon.result).code, 0);
 });
+
+void test("TLS needs keys, and with `require` the URI says so", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const data = ["serve", "--data", join(directory, "data"), "--nbd", "127.0.0.1:0"];
+  const keyless = await run([...data, "--tls", "require"]);
+  assert.equal(keyless.code, 1);
+  assert.match(keyless.stderr, /^ullage: TLS is require but there is no key\n.*--tls-certs DIR or --tls-psk FILE/);
+  await writeFile(join(directory, "keys.psk"), `alice:${"ab".repeat(32)}\n`);
+  const args = [...data, "--tls", "require", "--tls-psk", join(directory, "keys.psk")];
+  const { announced } = await launch<HealthView>(t, args);
+  assert.match(announced.listeners.find(({ protocol }) => protocol === "nbd")!.uri!, /^nbds:\/\/127\.0\.0\.1:\d+\/$/);
+});
+
+void test("a download is shown while it runs", async (t) => {
+  const { startHttpSource } = await import("../support/http-source.ts");
+  await using source = await startHttpSource({ content: Buffer.alloc(2 ** 20, 1), bytesPerSecond: 400 * 1024 });
+  source.onRequest = () => ({ kind: "ignore-range" });
+  const daemon = await launchDaemon(t);
+  const { code, stdout } = await daemon.cli(["volume", "create", "v", "--from", source.url, "--download"]);
+  assert.equal(code, 0);
+  assert.match(stdout, /^\[#* *\] \d+% {2}.* of 1M.*\n/);
+  assert.match(stdout, /v is ready: 1M, NBD export 'v'\n$/);
+});

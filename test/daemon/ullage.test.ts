@@ -228,3 +228,39 @@ void test("more than the file system's files can hold is refused, and leaves not
   assert.deepEqual(await ullage.listVolumes(), []);
   await ullage.createVolume({ name: "v", size: 2 ** 20 });
 });
+
+void test("a stop in the middle of making a volume leaves nothing of it", async (t) => {
+  const source = await startHttpSource({ content: Buffer.alloc(2 ** 20, "x"), bytesPerSecond: 64 * 1024 });
+  source.onRequest = () => ({ kind: "ignore-range" });
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const first = await Ullage.open({ dataDir });
+  const making = first.createVolume({ name: "v", from: { source: source.url, download: true } });
+  const failed = assert.rejects(making, { code: "stopping" });
+  while ((await first.listVolumes())[0]?.state !== "creating") await new Promise((next) => setTimeout(next, 5));
+  await first.close();
+  await failed;
+  await source[Symbol.asyncDispose]();
+  const second = await openUllage(t, { dataDir });
+  assert.deepEqual(await second.listVolumes(), []);
+  assert.deepEqual(second.health().warnings, []);
+});
+
+void test("a start opens only volumes that have something to do", async (t) => {
+  await using source = await startHttpSource({ content: Buffer.alloc(2 ** 20, "x"), bytesPerSecond: 64 * 1024 });
+  const image = join(await temporaryDirectory(t), "image.raw");
+  await writeFile(image, Buffer.alloc(4096, 1));
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const first = await Ullage.open({ dataDir });
+  await first.createVolume({ name: "empty", size: 4096 });
+  await first.createVolume({ name: "off", from: { source: image }, settings: { hydrate: "off" } });
+  await first.createVolume({ name: "detached", from: { source: image } });
+  while ((await first.showVolume("detached")).hydration.state !== "detached") {
+    await new Promise((next) => setTimeout(next, 5));
+  }
+  await first.createVolume({ name: "filling", from: { source: source.url } });
+  await first.close();
+  const second = await openUllage(t, { dataDir });
+  second.resume();
+  while (second.stats().volumes.open === 0) await new Promise((next) => setTimeout(next, 5));
+  assert.deepEqual(second.stats().volumes, { known: 4, open: 1 });
+});
