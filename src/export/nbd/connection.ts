@@ -236,6 +236,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
       received: this.#received,
       writer,
       setReading: (reading) => this.#setReading(reading),
+      defect: (error) => this.#defect(error),
       violation: (reason) => {
         log("info", `nbd: ${this.address}: connection ended: ${reason}`);
         this.destroy();
@@ -261,18 +262,25 @@ export class Connection implements HandshakeChannel, PayloadHolder {
 
   /** @returns false to stop reading */
   #arrived(length: number): boolean {
-    if (this.#phase === "closing" || this.#phase === "closed") return true;
-    this.#received.filled(length);
-    const reading = this.#phase === "transmission" ? this.#transmission!.arrived() : this.#arrivedInHandshake();
+    const reading = this.#take(() => this.#received.filled(length));
     this.#paused = !reading;
     return reading;
   }
 
   #arrivedSecurely(bytes: Buffer): void {
-    if (this.#phase === "closing" || this.#phase === "closed") return;
-    this.#received.append(bytes);
-    const reading = this.#phase === "transmission" ? this.#transmission!.arrived() : this.#arrivedInHandshake();
-    this.#setReading(reading);
+    this.#setReading(this.#take(() => this.#received.append(bytes)));
+  }
+
+  /** @param receive puts what arrived into the receive buffer @returns whether to read on */
+  #take(receive: () => void): boolean {
+    if (this.#phase === "closing" || this.#phase === "closed") return true;
+    try {
+      receive();
+      return this.#phase === "transmission" ? this.#transmission!.arrived() : this.#arrivedInHandshake();
+    } catch (error) {
+      this.#defect(error);
+      return false;
+    }
   }
 
   #arrivedInHandshake(): boolean {
@@ -331,6 +339,13 @@ export class Connection implements HandshakeChannel, PayloadHolder {
   #disarm(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
+  }
+
+  /** An error of ours, not of the client or the device: it must not reach the others. */
+  #defect(error: unknown): void {
+    const stack = error instanceof Error ? error.stack : String(error);
+    this.#options.log("error", `nbd: ${this.address}: connection ended by a defect in the server: ${stack}`);
+    this.destroy();
   }
 
   #logFailure(what: string, error: unknown): void {

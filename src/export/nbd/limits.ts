@@ -30,6 +30,8 @@ export const PAYLOAD_PROGRESS_BYTES = 1 * MiB;
 
 /** Reads above this are answered in fragments of this size, each sent when the client took the ones before. */
 export const FRAGMENT_BYTES = 1 * MiB;
+/** Larger operations are not done on the event loop even if the device could: copying 2 MiB takes a good part of 1 ms. */
+export const SYNC_BYTES = 2 * MiB;
 /** Replies are handed to the kernel when so many bytes are ready, so that the client starts while we go on. */
 export const SEND_BYTES = 512 * KiB;
 /** Segments of one sendmsg(2). */

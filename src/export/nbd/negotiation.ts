@@ -167,13 +167,14 @@ export class Negotiation {
 
   async #list(data: Buffer): Promise<undefined> {
     if (data.length > 0) return this.#refuse(Option.list, OptionReply.invalid, "the option takes no data");
-    for (const { name, description } of this.#options.exports.list()) {
+    const replies = this.#options.exports.list().map(({ name, description }) => {
       const bytes = Buffer.from(name, "utf8");
       const length = Buffer.alloc(4);
       length.writeUInt32BE(bytes.length);
-      await this.#reply(Option.list, OptionReply.server, Buffer.concat([length, bytes, text(description ?? "")]));
-    }
-    return this.#reply(Option.list, OptionReply.ack);
+      return optionReply(Option.list, OptionReply.server, Buffer.concat([length, bytes, text(description ?? "")]));
+    });
+    await this.#channel.write(Buffer.concat([...replies, optionReply(Option.list, OptionReply.ack)]));
+    return undefined;
   }
 
   async #startTls(data: Buffer): Promise<undefined> {

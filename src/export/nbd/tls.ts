@@ -54,9 +54,9 @@ export async function loadTls(source: {
   if (certsDir === undefined) {
     throw configError(`TLS is ${mode} but there is no key`, "give --tls-certs DIR or --tls-psk FILE");
   }
-  const [ca, cert, key] = await Promise.all(
-    ["ca-cert.pem", "server-cert.pem", "server-key.pem"].map((name) => read(path.join(certsDir, name))),
-  );
+  const ca = await read(path.join(certsDir, "ca-cert.pem"));
+  const cert = await read(path.join(certsDir, "server-cert.pem"));
+  const key = await read(path.join(certsDir, "server-key.pem"));
   const options: tls.TlsOptions = { ca, cert, key, minVersion: "TLSv1.2" };
   if (verifyPeer) {
     options.requestCert = true;

@@ -1,12 +1,12 @@
 import type { BlockDevice, Extent } from "../block-device.ts";
-import type { BudgetWaiter, BufferPool, Chunk } from "./buffer-pool.ts";
+import type { BudgetWaiter, BufferPool } from "./buffer-pool.ts";
 import {
   BLOCK_STATUS_EXTENTS,
-  CHUNK_DATA_BYTES,
   FRAGMENT_BYTES,
   INFLIGHT_BYTES,
   INFLIGHT_REQUESTS,
   SEND_BYTES,
+  SYNC_BYTES,
   TURN_BYTES,
   TURN_REQUESTS,
 } from "./limits.ts";
@@ -14,26 +14,18 @@ import { type MetaContext, writeDescriptors } from "./meta-context.ts";
 import {
   Command,
   CommandFlag,
-  OFFSET_DATA_BYTES,
   REPLY_FLAG_DONE,
   ReplyType,
   REQUEST_BYTES,
   REQUEST_MAGIC,
-  SIMPLE_REPLY_BYTES,
   STRUCTURED_REPLY_BYTES,
 } from "./protocol.ts";
 import type { ReceiveBuffer } from "./receive-buffer.ts";
-import {
-  putOffsetDataHeader,
-  putReadHeader,
-  putSimpleReply,
-  putStructuredHeader,
-  writeDone,
-  writeError,
-} from "./reply-format.ts";
+import { putStructuredHeader, writeDone, writeError } from "./reply-format.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
+import { Reads } from "./reads.ts";
 import { refuse } from "./request-gate.ts";
-import { LongRead, SlowOperations } from "./slow-operations.ts";
+import { SlowOperations } from "./slow-operations.ts";
 
 /** What was negotiated, and where a connection's parts are. */
 export interface TransmissionContext {
@@ -48,6 +40,8 @@ export interface TransmissionContext {
   setReading(reading: boolean): void;
   /** The client broke the protocol: the connection ends at once. */
   violation(reason: string): void;
+  /** The connection ends at once because of an error that is ours. */
+  defect(error: unknown): void;
   /** Everything started has ended and every reply is handed over. @param clean after NBD_CMD_DISC */
   finished(clean: boolean): void;
   /** The connection was abandoned, and the last operation that it had started has ended. */
@@ -79,10 +73,8 @@ export class Transmission implements BudgetWaiter {
   readonly #received: ReceiveBuffer;
   readonly #writer: ReplyWriter;
   readonly #structured: boolean;
-  readonly #readHeaderBytes: number;
   readonly #slow: SlowOperations;
-  /** A read above FRAGMENT_BYTES that is being answered piece by piece. */
-  #longRead: LongRead | undefined;
+  readonly #reads: Reads;
   /** Payload bytes of refused writes that are still to come. */
   #discard = 0;
   #turnRequests = 0;
@@ -104,8 +96,8 @@ export class Transmission implements BudgetWaiter {
     this.#received = context.received;
     this.#writer = context.writer;
     this.#structured = context.structured;
-    this.#readHeaderBytes = context.structured ? OFFSET_DATA_BYTES : SIMPLE_REPLY_BYTES;
     this.#slow = new SlowOperations(context, () => this.#slowEnded());
+    this.#reads = new Reads(context, this.#slow);
   }
 
   get size(): number {
@@ -172,9 +164,17 @@ export class Transmission implements BudgetWaiter {
     this.#resume();
   }
 
-  /** Takes all complete requests, or as many as it may. */
+  /** Takes all complete requests, or as many as it may. A defect in here ends this connection and no other. */
   run(): void {
     if (this.#state === "ended" || this.#state === "disconnecting") return;
+    try {
+      this.#run();
+    } catch (error) {
+      this.#context.defect(error);
+    }
+  }
+
+  #run(): void {
     const received = this.#received;
     this.#turnRequests = 0;
     this.#turnBytes = 0;
@@ -186,19 +186,19 @@ export class Transmission implements BudgetWaiter {
         blocked = true;
         break;
       }
-      need = this.#longRead === undefined ? this.#next() : this.#nextFragment(this.#longRead);
+      if (this.#reads.pending === undefined) need = this.#next();
+      else this.#turnBytes += this.#reads.nextFragment(this.#reads.pending);
       if (this.#writer.readyBytes >= SEND_BYTES) this.#writer.send();
     }
     this.#writer.send();
     // The device or the socket may have ended the connection meanwhile.
     if (this.#ended()) return;
     if (blocked) need = received.end - received.start;
+    // While draining nothing more is read: an incomplete request never will be complete.
+    const hopeless = this.#state === "draining" && !blocked && this.budgetWanted === 0;
+    if (!hopeless && this.budgetWanted === 0 && !received.settle(need)) this.budgetWanted = received.budgetWanted;
     if (this.budgetWanted > 0) {
       blocked = true;
-      this.#pool.wait(this);
-    } else if (!received.settle(need)) {
-      blocked = true;
-      this.budgetWanted = received.budgetWanted;
       this.#pool.wait(this);
     }
     const wasBlocked = this.#blocked;
@@ -274,28 +274,11 @@ export class Transmission implements BudgetWaiter {
       return 0;
     }
     if (command === Command.read) {
-      const whole = length > FRAGMENT_BYTES && (!this.#structured || (flags & CommandFlag.df) !== 0);
-      let chunk: Chunk | undefined;
-      if (whole) {
-        chunk = this.#pool.payload(this.#readHeaderBytes + length);
-        if (chunk === undefined) {
-          this.budgetWanted = this.#readHeaderBytes + length;
-          return REQUEST_BYTES;
-        }
-      }
+      this.budgetWanted = this.#reads.start(cookieHigh, cookieLow, flags, offset, length);
+      if (this.budgetWanted > 0) return REQUEST_BYTES;
       received.start += REQUEST_BYTES;
       this.readBytes += length;
-      if (chunk !== undefined) {
-        this.#countRequest(length);
-        void this.#slow.readInto(chunk, 0, cookieHigh, cookieLow, offset, length);
-      } else if (length > FRAGMENT_BYTES) {
-        this.#countRequest(0);
-        this.#longRead = new LongRead(cookieHigh, cookieLow, offset, length);
-      } else {
-        this.#countRequest(length);
-        if (length <= CHUNK_DATA_BYTES) this.#read(cookieHigh, cookieLow, offset, length);
-        else this.#readPieces(cookieHigh, cookieLow, offset, length);
-      }
+      this.#countRequest(Math.min(length, FRAGMENT_BYTES));
       return 0;
     }
     received.start += REQUEST_BYTES;
@@ -311,88 +294,6 @@ export class Transmission implements BudgetWaiter {
     this.#turnBytes += bytes;
   }
 
-  #read(cookieHigh: number, cookieLow: number, offset: number, length: number): void {
-    const header = this.#readHeaderBytes;
-    const writer = this.#writer;
-    const chunk = writer.reserve(header + length);
-    const at = writer.at;
-    try {
-      if (this.#device.tryRead(offset, length, chunk.io, at + header)) {
-        putReadHeader(chunk.view, at, this.#structured, cookieHigh, cookieLow, offset, length);
-        writer.commit(header + length);
-        return;
-      }
-    } catch (error) {
-      this.#slow.fail(Command.read, cookieHigh, cookieLow, 0, offset, length, error);
-      return;
-    }
-    void this.#slow.read(cookieHigh, cookieLow, offset, length);
-  }
-
-  /** A read whose data fills several chunks. */
-  #readPieces(cookieHigh: number, cookieLow: number, offset: number, length: number): void {
-    try {
-      if (this.#tryPieces(cookieHigh, cookieLow, offset, length, REPLY_FLAG_DONE)) return;
-    } catch (error) {
-      this.#slow.fail(Command.read, cookieHigh, cookieLow, 0, offset, length, error);
-      return;
-    }
-    void this.#slow.read(cookieHigh, cookieLow, offset, length);
-  }
-
-  /** @returns 0 always: there is something to do until the read is through */
-  #nextFragment(read: LongRead): 0 {
-    const length = Math.min(FRAGMENT_BYTES, read.remaining);
-    const offset = read.offset;
-    read.offset += length;
-    read.remaining -= length;
-    this.#turnBytes += length;
-    const last = read.remaining === 0;
-    try {
-      const flags = last && read.pending === 0 ? REPLY_FLAG_DONE : 0;
-      if (!this.#tryPieces(read.cookieHigh, read.cookieLow, offset, length, flags)) {
-        void this.#slow.readFragment(read, offset, length);
-      } else if (flags === REPLY_FLAG_DONE) {
-        this.#longRead = undefined;
-        return 0;
-      }
-    } catch (error) {
-      read.failure = { error, offset, length };
-    }
-    if (last || read.failure !== undefined) {
-      this.#longRead = undefined;
-      read.issued = true;
-      this.#slow.finishLongRead(read);
-    }
-    return 0;
-  }
-
-  /** Reads into as many chunks as it takes and sends them as one reply chunk, or does nothing and returns false. */
-  #tryPieces(cookieHigh: number, cookieLow: number, offset: number, length: number, flags: number): boolean {
-    const pieces: Chunk[] = [];
-    let complete = false;
-    try {
-      for (let done = 0; done < length; done += CHUNK_DATA_BYTES) {
-        const piece = this.#pool.chunk();
-        pieces.push(piece);
-        const bytes = Math.min(CHUNK_DATA_BYTES, length - done);
-        if (!this.#device.tryRead(offset + done, bytes, piece.io, 0)) return false;
-      }
-      complete = true;
-    } finally {
-      if (!complete) for (const piece of pieces) this.#pool.release(piece);
-    }
-    const writer = this.#writer;
-    const header = writer.reserve(OFFSET_DATA_BYTES);
-    if (this.#structured) putOffsetDataHeader(header.view, writer.at, flags, cookieHigh, cookieLow, offset, length);
-    else putSimpleReply(header.view, writer.at, 0, cookieHigh, cookieLow);
-    writer.commit(this.#readHeaderBytes);
-    for (let i = 0; i < pieces.length; i++) {
-      writer.add(pieces[i], 0, Math.min(CHUNK_DATA_BYTES, length - i * CHUNK_DATA_BYTES));
-    }
-    return true;
-  }
-
   #write(
     cookieHigh: number,
     cookieLow: number,
@@ -402,7 +303,7 @@ export class Transmission implements BudgetWaiter {
     payloadAt: number,
   ): void {
     try {
-      if (this.#device.tryWrite(offset, length, this.#received.chunk.io, payloadAt)) {
+      if (length <= SYNC_BYTES && this.#device.tryWrite(offset, length, this.#received.chunk.io, payloadAt)) {
         if ((flags & CommandFlag.fua) === 0) writeDone(this.#writer, cookieHigh, cookieLow);
         else this.#slow.persist(Command.write, cookieHigh, cookieLow, flags, offset, length);
         return;
@@ -442,12 +343,9 @@ export class Transmission implements BudgetWaiter {
       return;
     }
     this.#resume();
-    if (this.#writer.readyBytes > 0) {
-      // Operations that end in the same turn are answered together.
-      if (this.#slow.count === 0) this.#writer.send();
-      else this.#sendLater();
-    }
-    this.#finishWhenIdle();
+    // Operations that end in the same turn are answered together.
+    if (this.#slow.count === 0) this.#send();
+    else if (this.#writer.readyBytes > 0) this.#sendLater();
   }
 
   #sendLater(): void {
@@ -455,9 +353,17 @@ export class Transmission implements BudgetWaiter {
     this.#sendScheduled = true;
     setImmediate(() => {
       this.#sendScheduled = false;
+      this.#send();
+    });
+  }
+
+  #send(): void {
+    try {
       this.#writer.send();
       this.#finishWhenIdle();
-    });
+    } catch (error) {
+      this.#context.defect(error);
+    }
   }
 
   #resume(): void {
