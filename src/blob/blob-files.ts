@@ -129,3 +129,12 @@ export async function putMapAside(fs: FileSystem, dir: string): Promise<void> {
   await fs.rename(join(dir, "map"), join(dir, "map.rejected"));
   await fs.syncDirectory(dir);
 }
+
+/** Removes the directory and everything in it; can be done again when it was interrupted. */
+export async function removeBlobDirectory(fs: FileSystem, dir: string): Promise<void> {
+  const pins = join(dir, "pins");
+  for (const name of await fs.readdir(dir)) if (name !== "pins") await fs.unlink(join(dir, name));
+  for (const pin of await fs.readdir(pins)) await fs.unlink(join(pins, pin));
+  if (await fs.exists(pins)) await fs.rmdir(pins);
+  await fs.rmdir(dir);
+}

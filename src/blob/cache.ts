@@ -4,7 +4,7 @@ import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
-import { readBlobMeta } from "./blob-files.ts";
+import { readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
 import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
@@ -199,6 +199,7 @@ export class BlobCache {
     this.#open.clear();
     await Promise.all(open.map(([id, entry]) => this.#leave(id, async () => (await entry.blob).close())));
     await Promise.all(this.#leaving.values());
+    this.#environment.traffic.close();
     await this.#lock.release();
   }
 
@@ -219,11 +220,4 @@ export class BlobCache {
     await fs.syncDirectory(this.#dir);
     await removeBlobDirectory(fs, tombstone);
   }
-}
-
-async function removeBlobDirectory(fs: FileSystem, dir: string): Promise<void> {
-  for (const name of await fs.readdir(dir)) if (name !== "pins") await fs.unlink(join(dir, name));
-  for (const pin of await fs.readdir(join(dir, "pins"))) await fs.unlink(join(dir, "pins", pin));
-  if (await fs.exists(join(dir, "pins"))) await fs.rmdir(join(dir, "pins"));
-  await fs.rmdir(dir);
 }

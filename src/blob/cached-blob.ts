@@ -377,7 +377,10 @@ export class CachedBlob implements Blob {
     this.#closing.abort(new UllageError("closed", "the blob is being closed"));
     await this.#queue.close();
     await this.#persist();
-    await this.file.close();
-    await this.#lock.release();
+    try {
+      await this.file.close();
+    } finally {
+      await this.#lock.release();
+    }
   }
 }

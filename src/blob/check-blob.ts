@@ -1,7 +1,14 @@
 import { basename, join } from "node:path";
 import { describeError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
-import { consequence, inspectData, putMapAside, readBlobMeta, readRangeMap } from "./blob-files.ts";
+import {
+  consequence,
+  inspectData,
+  putMapAside,
+  readBlobMeta,
+  removeBlobDirectory,
+  readRangeMap,
+} from "./blob-files.ts";
 
 /** Something wrong with a blob's directory, found offline. */
 export interface BlobProblem {
@@ -38,8 +45,15 @@ export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProble
     });
   }
   if (!names.includes("meta.json")) {
-    const what = pins.length > 0 ? `, and volumes ${pins.join(", ")} rely on it` : "; its creation did not end";
-    problems.push({ severity, message: `blob ${basename(dir)} has no meta.json${what}`, repair: undefined });
+    // Without a map and a pin nothing in it was ever counted on.
+    const removal = { description: "remove it; nothing is lost", run: () => removeBlobDirectory(fs, dir) };
+    const halfMade = pins.length === 0 && !names.includes("map");
+    const why = halfMade ? "its creation did not end" : `volumes may rely on it: ${pins.join(", ") || "unknown ones"}`;
+    problems.push({
+      severity: halfMade ? "warning" : "error",
+      message: `${dir} has no meta.json; ${why}`,
+      repair: halfMade ? removal : undefined,
+    });
     return problems;
   }
   let found: Awaited<ReturnType<typeof inspectData>> | undefined;

@@ -34,6 +34,7 @@ const QUIET_MS = 500;
 export class FetchTraffic {
   readonly #clock: Clock;
   readonly #listeners = new Set<() => void>();
+  readonly #closing = new AbortController();
   #foreground = 0;
   #busyUntil = -Infinity;
   #watching = false;
@@ -64,9 +65,20 @@ export class FetchTraffic {
     return () => this.#listeners.delete(listener);
   }
 
+  /** When all blobs are closed: sleeps no longer. */
+  close(): void {
+    this.#closing.abort();
+  }
+
   async #watch(): Promise<void> {
     this.#watching = true;
-    while (this.#foreground === 0 && this.busy) await this.#clock.sleep(this.#busyUntil - this.#clock.now());
+    while (this.#foreground === 0 && this.busy) {
+      try {
+        await this.#clock.sleep(this.#busyUntil - this.#clock.now(), this.#closing.signal);
+      } catch {
+        return; // closed
+      }
+    }
     this.#watching = false;
     if (this.#foreground === 0) for (const listener of this.#listeners) listener();
   }
