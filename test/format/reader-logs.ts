@@ -1,0 +1,184 @@
+/** Part of the independent reader (reader.ts): FORMAT.md "intent.<n>: intent logs" and "Which records count". */
+import { readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import {
+  blockBytes,
+  crc32c,
+  Damaged,
+  demand,
+  demandHeader,
+  headerBytes,
+  hex,
+  numbers,
+  text,
+  u64,
+} from "./reader-bytes.ts";
+import type { OwnerMap } from "./reader-map.ts";
+
+const recordBytes = 40;
+/** File systems on which the rule `all` may be used. */
+const knownFileSystems = ["ext4", "xfs", "btrfs", "tmpfs", "overlay"];
+
+const recordTypes = { set: 1, commit: 2, end: 3, clients: 4 };
+
+export interface LogRecord {
+  crc: number;
+  link: number;
+  lsn: number;
+  type: number;
+  small: number;
+  a: number;
+  b: number;
+}
+
+export interface Log {
+  volumeId: string;
+  generation: Buffer;
+  number: number;
+  /** Fields 80 and 88. */
+  before: { how: number; lsn: number };
+  binding: { device: number; inode: number; bootId: string; mount: string; fileSystem: string };
+  file: Buffer;
+  path: string;
+  /** The good ones; empty until they are read. */
+  records: LogRecord[];
+  ended: boolean;
+  last: number;
+}
+
+export function parseLog(file: Buffer, path: string): Log {
+  demandHeader(file, "ULLAGELG");
+  return {
+    volumeId: hex(file, 16),
+    generation: file.subarray(32, 48),
+    number: u64(file, 72),
+    before: { how: file.readUInt32LE(80), lsn: u64(file, 88) },
+    binding: {
+      device: u64(file, 96),
+      inode: u64(file, 104),
+      bootId: text(file, 112, 40),
+      mount: text(file, 152, 24),
+      fileSystem: text(file, 176, 16),
+    },
+    file,
+    path,
+    records: [],
+    ended: false,
+    last: 0,
+  };
+}
+
+/** The record there, if its checksum and length are right. */
+function recordAt(log: Log, at: number): LogRecord | undefined {
+  const bytes = log.file.subarray(at, at + recordBytes);
+  if (bytes.length < recordBytes || bytes.readUInt16LE(16) !== recordBytes) return undefined;
+  const crc = bytes.readUInt32LE(0);
+  if (crc !== crc32c(bytes.subarray(4), crc32c(log.generation))) return undefined;
+  const [link, lsn, a, b] = [bytes.readUInt32LE(4), u64(bytes, 8), u64(bytes, 24), u64(bytes, 32)];
+  return { crc, link, lsn, type: bytes[18], small: bytes.readUInt16LE(20), a, b };
+}
+
+/** Every commit from there on whose checksum is right, wherever it stands. */
+function commitsBehind(log: Log, from: number): LogRecord[] {
+  const found: LogRecord[] = [];
+  for (let at = from; at + recordBytes <= log.file.length; at += recordBytes) {
+    const record = recordAt(log, at);
+    if (record?.type === recordTypes.commit) found.push(record);
+  }
+  return found;
+}
+
+/** Reads the good records of a log, from LSN `before` + 1 up to `until`. */
+export function readRecords(log: Log, before: number, until: number): void {
+  log.last = before;
+  for (let at = headerBytes, link = 0; !log.ended && log.last < until; at += recordBytes) {
+    const record = recordAt(log, at);
+    if (record === undefined || record.link !== link || record.lsn !== log.last + 1) {
+      const proof = commitsBehind(log, at + recordBytes).find(({ b }) => b > log.last);
+      demand(proof === undefined, `${log.path} is damaged at byte ${at}: LSN ${log.last + 1} had been durable`);
+      return;
+    }
+    demand(Object.values(recordTypes).includes(record.type), `${log.path} has a record of type ${record.type}`);
+    log.records.push(record);
+    log.last = record.lsn;
+    log.ended = record.type === recordTypes.end;
+    link = record.crc;
+  }
+}
+
+/** Those that count, with their good records. */
+export function readLogs(directory: string, id: string, map: OwnerMap): Log[] {
+  const opened = openLogs(directory, id, map.number);
+  let before = map.cut;
+  for (const [i, log] of opened.entries()) {
+    const next = opened[i + 1]?.before;
+    readRecords(log, before, next !== undefined && next.how !== 0 ? next.lsn : Infinity);
+    before = log.last;
+  }
+  const cut = cutOf(map, opened);
+  for (const [i, next] of opened.slice(1).entries()) {
+    const log = opened[i];
+    if (next.before.how === 0 ? log.ended : log.last === next.before.lsn) continue;
+    const committed = opened
+      .slice(i + 1)
+      .some(({ records }) => records.some(({ type }) => type === recordTypes.commit));
+    demand(cut <= log.last && !committed, `there is a gap between ${log.path} and ${next.path}`);
+    return opened.slice(0, i + 1);
+  }
+  return opened;
+}
+
+function openLogs(directory: string, id: string, first: number): Log[] {
+  const logs: Log[] = [];
+  const parsed = numbers(directory, "intent")
+    .filter((number) => number >= first)
+    .map((number) => {
+      const path = join(directory, `intent.${number}`);
+      try {
+        const log = parseLog(readFileSync(path), path);
+        demand(log.volumeId === id && log.number === number, `${path} is of another volume or number`);
+        return log;
+      } catch (error) {
+        if (error instanceof Damaged) return error;
+        throw error;
+      }
+    });
+  for (const [i, log] of parsed.entries()) {
+    if (!(log instanceof Damaged)) {
+      logs.push(log);
+      continue;
+    }
+    const committed = parsed
+      .slice(i + 1)
+      .some((o) => !(o instanceof Damaged) && commitsBehind(o, headerBytes).length > 0);
+    if (i === 0 || committed) throw log;
+    break;
+  }
+  demand(logs[0]?.number === first, `${directory} has no intent.${first}`);
+  return logs;
+}
+
+export function cutOf(map: OwnerMap, logs: Log[]): number {
+  const commits = logs.flatMap((log) => log.records.flatMap(({ type, a }) => (type === recordTypes.commit ? a : [])));
+  const starts = logs.flatMap(({ before }) => (before.how === 2 ? before.lsn : []));
+  return [...commits, ...starts].reduce((highest, lsn) => Math.max(highest, lsn), map.cut);
+}
+
+/** What can be seen from here of the rule `all`; that it is still the same mount is for the caller to know. */
+export function demandSameLife({ path, binding }: Log): void {
+  const { dev, ino } = statSync(path);
+  const bootId = readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim();
+  const same = binding.bootId === bootId && binding.device === dev && binding.inode === ino;
+  if (!same) throw new Error(`${path} was written in another boot or is a copy: only what was flushed counts`);
+  if (!knownFileSystems.includes(binding.fileSystem))
+    throw new Error(`on ${binding.fileSystem} only what was flushed counts`);
+}
+
+export function replay(map: OwnerMap, logs: Log[], cut: number): void {
+  const blocks = Math.ceil(map.size / blockBytes);
+  for (const { lsn, type, small, a, b } of logs.flatMap(({ records }) => records)) {
+    if (type !== recordTypes.set || lsn > cut) continue;
+    demand(a + b <= blocks && (small === 0 || map.table.has(small)), `LSN ${lsn} means no block or owner`);
+    map.owners.fill(small, a, a + b);
+  }
+}
