@@ -27,41 +27,62 @@ export const scale: Benchmark = {
   },
 };
 
-/** kill -9 with many records in the intent log: how long until the volume answers again. */
+/** ms */
+interface Reopening {
+  /** from the start of the process until it listens */
+  start: number;
+  /** from the start of the process to the first reply */
+  firstReply: number;
+}
+
+/**
+ * kill -9 with many records in the intent log: how long until the volume answers again. A daemon opens its volumes by
+ * itself once it listens, so a clock that starts at the client's connection would miss the recovery that it is for. The
+ * whole way counts, less what a daemon with an empty volume needs until it listens: at most too much, never too little.
+ */
 async function reopenTable(context: Context): Promise<Table> {
   const records = context.quick ? 20_000 : 1_000_000;
-  const opened: number[] = [];
-  const started: number[] = [];
+  const full: Reopening[] = [];
+  const empty: Reopening[] = [];
   for (let round = 0; round < context.rounds; round++) {
-    // A fresh volume each time: recovery writes a checkpoint, and blocks that the head owns need no record again.
-    const data = await mkdtemp(join(context.folder, "reopen-"));
-    const writer = await UllageServer.start(data);
-    await writer.create({ name: "disk", size: records * 2 * 4096 });
-    await scatter(writer.uri("disk"), records, 2 * 4096);
-    await writer.kill();
-    await settle();
-    const start = performance.now();
-    const ullage = await UllageServer.start(data);
-    started.push(performance.now() - start);
-    const client = await NbdClient.connect(ullage.nbdSocket);
-    const open = performance.now();
-    await client.go("disk");
-    await client.read(0, 4096);
-    opened.push(performance.now() - open);
-    client.close();
-    await ullage.stop();
-    await rm(data, { recursive: true });
+    empty.push(await reopen(context, records, 0));
+    full.push(await reopen(context, records, records));
   }
-  const seconds = median(opened) / 1000;
+  const middle = (all: readonly Reopening[], key: keyof Reopening): number =>
+    median(all.map((each) => each[key])) / 1000;
+  const seconds = middle(full, "firstReply") - middle(empty, "start");
+  const row = (count: number, all: readonly Reopening[]): string[] => {
+    return [count.toLocaleString("en"), short(middle(all, "start")), short(middle(all, "firstReply"))];
+  };
   return {
     title: "Reopen after kill -9",
     about:
-      `${records.toLocaleString("en")} writes of 4 KiB, every other block, one record each; then kill -9 and a new daemon; medians of ` +
-      `${context.rounds} rounds. Start: until the daemon listens. Open: from the client's choice of the export to its first 4 KiB.`,
-    columns: ["records", "start s", "open to first reply s"],
-    rows: [[records.toLocaleString("en"), short(median(started) / 1000), short(seconds)]],
+      `Writes of 4 KiB, every other block, one record each; then kill -9 and a new daemon; medians of ${context.rounds} rounds, each with a fresh ` +
+      "volume. The promise is judged by the first reply less the empty volume's time to listen, an upper bound of what opening takes.",
+    columns: ["records", "process start until it listens, s", "process start to first reply, s"],
+    rows: [row(0, empty), row(records, full)],
     targets: [atMost("reopen after kill -9 with 1,000,000 records, to the first reply", seconds, 1, "s")],
   };
+}
+
+async function reopen(context: Context, capacity: number, records: number): Promise<Reopening> {
+  const data = await mkdtemp(join(context.folder, "reopen-"));
+  const writer = await UllageServer.start(data);
+  await writer.create({ name: "disk", size: capacity * 2 * 4096 });
+  if (records > 0) await scatter(writer.uri("disk"), records, 2 * 4096);
+  const { writtenBytes } = (await writer.api("GET", "/v1/volumes/disk")) as { writtenBytes: number };
+  if (writtenBytes < records * 4096) throw new Error(`${writtenBytes} bytes written, expected ${records} blocks`);
+  await writer.kill();
+  await settle();
+  const begin = performance.now();
+  const ullage = await UllageServer.start(data);
+  const start = performance.now() - begin;
+  const client = await openVolume(ullage, "disk");
+  const firstReply = performance.now() - begin;
+  client.close();
+  await ullage.stop();
+  await rm(data, { recursive: true });
+  return { start, firstReply };
 }
 
 async function memoryTable(context: Context): Promise<Table> {
