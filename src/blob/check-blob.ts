@@ -1,5 +1,6 @@
 import { basename, join } from "node:path";
 import { describeError } from "../base/errors.ts";
+import { adoptableBits, adoptMap } from "./adopt-map.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import {
   consequence,
@@ -64,7 +65,17 @@ export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProble
     }
     found = await inspectData(fs, dir, meta, "read");
     const map = await readRangeMap(fs, dir, meta, found);
-    if (map !== undefined && "reason" in map) {
+    const copied = pins.length > 0 ? await adoptableBits(fs, dir, meta, found) : undefined;
+    if (copied !== undefined) {
+      problems.push({
+        severity: "error",
+        message: `${dir} is a copy, and nothing tells whether it is complete; detached volumes rely on it: ${pins.join(", ")}`,
+        repair: {
+          description: "believe that it is complete; if it is not, what is missing in it reads as zeros",
+          run: () => adoptMap(fs, dir, meta, copied),
+        },
+      });
+    } else if (map !== undefined && "reason" in map) {
       problems.push({
         severity,
         message: `${join(dir, "map")} can't be believed: ${map.reason}`,

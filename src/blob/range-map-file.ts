@@ -43,6 +43,13 @@ export function encodeRangeMap(meta: BlobMeta, inode: number, bits: Uint8Array):
 
 export type DecodedRangeMap = { bits: Uint8Array } | { reason: string };
 
+/** The inode number of the data file that a map was written for; undefined when this is no map. */
+export function rangeMapInode(file: Buffer): number | undefined {
+  return file.length >= HEADER_BYTES && file.subarray(0, 8).equals(MAGIC)
+    ? Number(file.readBigUInt64LE(80))
+    : undefined;
+}
+
 /**
  * @param path where the bytes came from, for messages
  * @returns the bits, or why the map can't be believed
