@@ -36,7 +36,7 @@ async function copiedBlob(folder: string): Promise<string> {
 }
 
 for (const served of [false, true]) {
-  test(`rule 12: a copied blob is believed only after repair (${served ? "after" : "before"} a start with it)`, async () => {
+  void test(`rule 12: a copied blob is believed only after repair (${served ? "after" : "before"} a start with it)`, async () => {
     const folder = await mkdtemp(join(tmpdir(), "ullage-adopt-"));
     try {
       const dir = await copiedBlob(folder);
@@ -59,7 +59,7 @@ for (const served of [false, true]) {
   });
 }
 
-test("a copied map with a damaged checksum is not offered for belief", async () => {
+void test("a copied map with a damaged checksum is not offered for belief", async () => {
   const folder = await mkdtemp(join(tmpdir(), "ullage-adopt-"));
   try {
     const dir = await copiedBlob(folder);

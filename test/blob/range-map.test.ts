@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import type { BlobMeta } from "../../src/blob/blob-meta.ts";
 import { RangeMap } from "../../src/blob/range-map.ts";
 import { decodeRangeMap, encodeRangeMap } from "../../src/blob/range-map-file.ts";
@@ -39,7 +39,7 @@ void test("readiness, runs and counts agree with a plain list of units", () => {
         let run = 0;
         while (run < length && ready(at + run) === ready(at)) {
           run = (Math.floor((at + run) / UNIT) + 1) * UNIT - at;
-          if (ready(at) === false) run = Math.min(run, size - at);
+          if (!ready(at)) run = Math.min(run, size - at);
         }
         assert.equal(map.readyRun(at, length), Math.min(run, length));
         let bytes = 0;
