@@ -65,7 +65,9 @@ export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProble
     }
     found = await inspectData(fs, dir, meta, "read");
     const map = await readRangeMap(fs, dir, meta, found);
-    const copied = pins.length > 0 ? await adoptableBits(fs, dir, meta, found) : undefined;
+    // A map that is believed knows better than one that was put aside before what it says was fetched.
+    const believed = map !== undefined && "bits" in map;
+    const copied = pins.length > 0 && !believed ? await adoptableBits(fs, dir, meta, found) : undefined;
     if (copied !== undefined) {
       problems.push({
         severity: "error",

@@ -59,6 +59,19 @@ for (const served of [false, true]) {
   });
 }
 
+void test("the map of a copy is not offered any more once the blob has one that is believed", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "ullage-adopt-"));
+  try {
+    const dir = await copiedBlob(folder);
+    const files = await loadBlobFiles({ fs: realFileSystem, log: () => undefined }, dir);
+    await writeFile(join(dir, "map"), encodeRangeMap(files.meta, files.data.binding().inode, Uint8Array.of(1)));
+    await files.data.close();
+    assert.deepEqual(await checkBlob(realFileSystem, dir), []);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+});
+
 void test("a copied map with a damaged checksum is not offered for belief", async () => {
   const folder = await mkdtemp(join(tmpdir(), "ullage-adopt-"));
   try {
