@@ -71,6 +71,7 @@ export class Ullage {
   readonly #apiListeners: ListenerView[] = [];
   readonly #eventLoop: ELDHistogram;
   #opening: Promise<void> = Promise.resolve();
+  #closed: Promise<void> | undefined;
 
   private constructor(parts: {
     directory: DataDirectory;
@@ -285,7 +286,12 @@ export class Ullage {
   }
 
   /** Flushes and checkpoints every volume, then lets go of the directory. @throws the first failure, when all is closed */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
     this.#eventLoop.disable();
     const failures: unknown[] = [];
     const steps = [

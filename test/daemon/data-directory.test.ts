@@ -22,6 +22,9 @@ void test("durability rule 20: a second holder is refused, told who is first, an
     code: "data-in-use",
     message: new RegExp(`process ${process.pid} \\(ullage test`),
   });
+  for (const locked of [path, join(path, "volumes")]) {
+    await assert.rejects(realFileSystem.lockDirectory(locked), { code: "locked" });
+  }
   await rm(join(path, "lock"));
   await assert.rejects(open(path), { code: "data-in-use" });
   await first.close();

@@ -15,7 +15,7 @@ async function prepare(t: TestContext): Promise<string> {
   const image = join(directory, "image.raw");
   await writeFile(image, Buffer.alloc(100_000, "x"));
   const dataDir = join(directory, "data");
-  const ullage = await Ullage.open({ dataDir });
+  const ullage = await openUllage(t, { dataDir });
   await ullage.createVolume({ name: "a", size: 1024 * 1024 });
   await ullage.createVolume({ name: "b", from: { source: image }, settings: { hydrate: "off", sync: "always" } });
   await ullage.close();
@@ -62,7 +62,7 @@ void test("durability rule 17: complete volumes without a row stop the start, an
 
 void test("a lost catalog is found by check, and rebuilt by repair from what the volumes say", async (t) => {
   const dataDir = await prepare(t);
-  const original = await Ullage.open({ dataDir });
+  const original = await openUllage(t, { dataDir });
   const before = await original.listVolumes();
   await original.close();
   await rm(join(dataDir, "catalog.db"));
@@ -72,7 +72,7 @@ void test("a lost catalog is found by check, and rebuilt by repair from what the
   assert.match(found[1], /damage: volumes\/[0-9a-f]{32} is a volume that the catalog does not know/);
   const steps = await repair(dataDir);
   assert.equal(steps.length, 3);
-  const repaired = await Ullage.open({ dataDir });
+  const repaired = await openUllage(t, { dataDir });
   assert.deepEqual(await repaired.listVolumes(), before);
   await repaired.close();
   assert.deepEqual(await check(dataDir), []);
@@ -89,7 +89,7 @@ void test("a damaged catalog is put aside, not deleted", async (t) => {
 
 void test("durability rule 17: an older catalog that takes a volume in use for half made removes nothing", async (t) => {
   const dataDir = await prepare(t);
-  const ullage = await Ullage.open({ dataDir });
+  const ullage = await openUllage(t, { dataDir });
   const before = await ullage.listVolumes();
   await ullage.close();
   const store = await SqliteMetadataStore.open(join(dataDir, "catalog.db"));
@@ -107,7 +107,7 @@ void test("durability rule 17: what nothing explains is moved to orphans, report
   const id = "0123456789abcdef".repeat(2);
   await mkdir(join(dataDir, "volumes", id));
   await writeFile(join(dataDir, "volumes", id, "intent.1"), "half a log");
-  const ullage = await Ullage.open({ dataDir });
+  const ullage = await openUllage(t, { dataDir });
   const warnings = ullage.health().warnings;
   await ullage.close();
   assert.deepEqual(
@@ -121,11 +121,11 @@ void test("durability rule 17: what nothing explains is moved to orphans, report
 
 void test("a volume whose files are gone does not keep the others from being served, and repair forgets it", async (t) => {
   const dataDir = await prepare(t);
-  const ullage = await Ullage.open({ dataDir });
+  const ullage = await openUllage(t, { dataDir });
   const { id } = await ullage.showVolume("a");
   await ullage.close();
   await rm(join(dataDir, "volumes", id), { recursive: true });
-  const again = await Ullage.open({ dataDir });
+  const again = await openUllage(t, { dataDir });
   const states = (await again.listVolumes()).map(({ name, state }) => [name, state]);
   assert.deepEqual(states, [
     ["a", "failed"],

@@ -6,7 +6,6 @@ import { IoError } from "../../src/base/errors.ts";
 import type { File, FileSystem } from "../../src/base/file-system.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
-import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice, Client } from "../../src/export/block-device.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";
@@ -50,7 +49,7 @@ void test("a volume from an image reads as the image, with zeros up to its own s
   const content = Buffer.alloc(300_001, "ullage");
   await writeFile(join(directory, "image.raw"), content);
   const dataDir = join(directory, "data");
-  const first = await Ullage.open({ dataDir });
+  const first = await openUllage(t, { dataDir });
   await first.createVolume({ name: "v", from: { source: join(directory, "image.raw") }, size: 2 ** 20 });
   const device = await first.getDevice("v");
   assert.deepEqual((await read(device, 0, 300_001)).equals(content), true);
@@ -110,7 +109,7 @@ void test("volumes start and serve what they have while the source is down, and 
   const content = Buffer.alloc(4 * 2 ** 20, "down");
   const source = await startHttpSource({ content });
   const dataDir = join(await temporaryDirectory(t), "data");
-  const first = await Ullage.open({ dataDir });
+  const first = await openUllage(t, { dataDir });
   await first.createVolume({ name: "v", from: { source: source.url }, settings: { hydrate: "off" } });
   await read(await first.getDevice("v"), 0, 4096);
   await first.close();
@@ -126,7 +125,7 @@ void test("volumes start and serve what they have while the source is down, and 
 void test("how hydration was steered is remembered over a restart", async (t) => {
   await using source = await startHttpSource({ content: Buffer.alloc(2 ** 20, "x"), bytesPerSecond: 64 * 1024 });
   const dataDir = join(await temporaryDirectory(t), "data");
-  const first = await Ullage.open({ dataDir });
+  const first = await openUllage(t, { dataDir });
   await first.createVolume({ name: "v", from: { source: source.url } });
   await first.steerHydration("v", { state: "paused", limitBytesPerSecond: 12_345, priority: 6 });
   await first.close();
@@ -138,7 +137,7 @@ void test("how hydration was steered is remembered over a restart", async (t) =>
 void test("hydration goes on by itself after a restart", async (t) => {
   await using source = await startHttpSource({ content: Buffer.alloc(2 ** 20, "x") });
   const dataDir = join(await temporaryDirectory(t), "data");
-  const first = await Ullage.open({ dataDir });
+  const first = await openUllage(t, { dataDir });
   await first.createVolume({ name: "v", from: { source: source.url }, settings: { hydrate: "off" } });
   await first.changeSettings("v", { hydrate: "auto" });
   await first.close();
@@ -151,7 +150,7 @@ void test("hydration goes on by itself after a restart", async (t) => {
 void test("durability rule 16: after a failed sync nobody writes until the loss is accepted, through restarts", async (t) => {
   const dataDir = join(await temporaryDirectory(t), "data");
   const { fs, fail } = failingSyncs();
-  const first = await Ullage.open({ dataDir, fs });
+  const first = await openUllage(t, { dataDir, fs });
   await first.createVolume({ name: "v", size: 2 ** 20 });
   await first.createVolume({ name: "healthy", size: 2 ** 20 });
   const device = await first.getDevice("v");
@@ -233,7 +232,7 @@ void test("a stop in the middle of making a volume leaves nothing of it", async 
   const source = await startHttpSource({ content: Buffer.alloc(2 ** 20, "x"), bytesPerSecond: 64 * 1024 });
   source.onRequest = () => ({ kind: "ignore-range" });
   const dataDir = join(await temporaryDirectory(t), "data");
-  const first = await Ullage.open({ dataDir });
+  const first = await openUllage(t, { dataDir });
   const making = first.createVolume({ name: "v", from: { source: source.url, download: true } });
   const failed = assert.rejects(making, { code: "stopping" });
   while ((await first.listVolumes())[0]?.state !== "creating") await new Promise((next) => setTimeout(next, 5));
@@ -250,7 +249,7 @@ void test("a start opens only volumes that have something to do", async (t) => {
   const image = join(await temporaryDirectory(t), "image.raw");
   await writeFile(image, Buffer.alloc(4096, 1));
   const dataDir = join(await temporaryDirectory(t), "data");
-  const first = await Ullage.open({ dataDir });
+  const first = await openUllage(t, { dataDir });
   await first.createVolume({ name: "empty", size: 4096 });
   await first.createVolume({ name: "off", from: { source: image }, settings: { hydrate: "off" } });
   await first.createVolume({ name: "detached", from: { source: image } });
