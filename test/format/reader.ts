@@ -15,7 +15,8 @@ import { cutOf, demandSameLife, readLogs, replay } from "./reader-logs.ts";
 import { newestMap, type OwnerMap } from "./reader-map.ts";
 import { openBlob, openLayer, type Owner } from "./reader-owners.ts";
 
-const copyBlocks = 256;
+/** At a time; as much as that is missing where a cache file is not complete. */
+const copyBlocks = 16;
 
 export interface ReadOptions {
   /**
