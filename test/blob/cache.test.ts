@@ -60,7 +60,7 @@ void test("a second process is refused the cache directory", async (t) => {
   await assert.rejects(openCache(t, { dataDir }), { code: "locked" });
 });
 
-void test("a blob in use is not removed; a removed one leaves nothing, even when the removal was interrupted", async (t) => {
+void test("durability rule 13: a blob in use is not removed; a removed one leaves nothing, even when the removal was interrupted", async (t) => {
   const { blob, cache, dataDir } = await openBlob(t, new MemoryReader(randomContent(UNIT)));
   await blob.fetch(0, 1);
   await assert.rejects(cache.remove(blob.id), { code: "in-use" });

@@ -211,7 +211,7 @@ void test("rule 8: a log that can neither take a record nor be cut back poisons 
   await assert.rejects(volume.flush(), { errno: "EIO" });
 });
 
-void test("much unsynced data starts a flush by itself", async (t) => {
+void test("rule 28: much unsynced data starts a flush by itself", async (t) => {
   const faulty = new FaultyFileSystem();
   const env = volumeEnvironment(t, { fs: faulty.fs, limits: { dirtyBytes: 1024 * 1024 } });
   const id = await createVolume(env, 4 * chunkBytes);
