@@ -117,8 +117,8 @@ export class IntentLog {
     try {
       this.#extend(needed + this.#limits.logReserveBytes + this.#limits.logExtendBytes);
     } catch (error) {
-      if (privileged && needed <= this.#extent) return;
-      throw error;
+      if (!privileged) throw error;
+      if (needed > this.#extent) this.#extend(needed); // a page may still be there
     }
   }
 

@@ -154,6 +154,14 @@ export class Journal {
     });
   }
 
+  /** Resolves when a checkpoint has emptied the log, or could not. */
+  async makeRoom(): Promise<void> {
+    await this.settled(); // it may have begun before most of what is in the log now
+    if (!this.full) return;
+    this.checkpointSoon();
+    await this.settled();
+  }
+
   /** Resolves when the running checkpoint, if any, has ended, one way or the other. */
   async settled(): Promise<void> {
     await this.#checkpointing?.catch(() => undefined);

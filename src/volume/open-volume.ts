@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { UllageError } from "../base/errors.ts";
+import { errnoOf, UllageError } from "../base/errors.ts";
 import type { DirectoryLock, File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
@@ -177,17 +177,7 @@ async function begin(
     head,
     headOwner: checkpoint.head,
     blobs,
-    log: await IntentLog.create(
-      env,
-      dir,
-      {
-        volumeId: options.id,
-        number: recovered.nextNumber,
-        predecessor: { lsn: recovered.lastLsn, durable: recovered.rule === "cut" },
-        strays,
-      },
-      volumeLimits(env.limits),
-    ),
+    log: await createNextLog(env, options, dir, recovered, strays),
     predecessors: recovered.logs,
     committedCut: recovered.committedCut,
     mapBytes: recovered.fileBytes,
@@ -207,6 +197,30 @@ async function begin(
     env.log("info", `volume ${options.name}: recovered to its last flush (LSN ${recovered.lastLsn})`);
   }
   return opened;
+}
+
+/** On a full disk the zeros that the last life wrote ahead in its log, which hold no records, are given up for it. */
+async function createNextLog(
+  env: VolumeEnvironment,
+  options: OpenVolumeOptions,
+  dir: string,
+  recovered: Recovered,
+  strays: boolean,
+): Promise<IntentLog> {
+  const fields = {
+    volumeId: options.id,
+    number: recovered.nextNumber,
+    predecessor: { lsn: recovered.lastLsn, durable: recovered.rule === "cut" },
+    strays,
+  };
+  const create = (): Promise<IntentLog> => IntentLog.create(env, dir, fields, volumeLimits(env.limits));
+  try {
+    return await create();
+  } catch (error) {
+    if (errnoOf(error) !== "ENOSPC") throw error;
+    for (const [index, log] of recovered.logs.entries()) await log.truncate(recovered.tails[index]);
+    return create();
+  }
 }
 
 /** Rule 16: whether somebody is left who believes that the lost writes are there. */

@@ -183,10 +183,7 @@ export class OwnerWriter {
     const edges = partialBlocks(offset, end);
     for (;;) {
       for (const edge of edges) await this.#reader.fetch(edge, blockBytes);
-      if (this.#journal.full) {
-        this.#journal.checkpointSoon();
-        await this.#journal.settled();
-      }
+      if (this.#journal.full) await this.#journal.makeRoom();
       const range = await this.#locks.acquire(Math.floor(offset / blockBytes), Math.ceil(end / blockBytes));
       if (edges.every((edge) => this.#reader.ready(edge, blockBytes))) return range;
       this.#locks.release(range); // while this waited, the block was lost from the cache (rule 15)

@@ -46,6 +46,8 @@ export interface Recovered extends LoadedMap {
   committedCut: number;
   /** The logs whose records count, open for syncing; the caller closes them. */
   logs: File[];
+  /** Where the records of each end; what is behind holds none that count. */
+  tails: number[];
   /** Those of them that have no records. */
   emptyLogs: File[];
   /** Bytes of records in them. */
@@ -113,6 +115,7 @@ export async function recover(
       lastLsn,
       committedCut,
       logs: logs.map((log) => log.file),
+      tails: logs.map((log) => log.contents.tail),
       emptyLogs: logs.filter((log) => log.contents.lastLsn === log.before).map((log) => log.file),
       unused,
       nextNumber: Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
