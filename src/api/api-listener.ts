@@ -6,6 +6,9 @@ import { formatListenAddress, type ListenAddress } from "../export/listen-addres
 import { adoptListeningSocket, openListeningSocket } from "../export/listening-socket.ts";
 import type { ListenTarget } from "../daemon/nbd-listeners.ts";
 
+/** More at once are dropped. */
+const maxConnections = 256;
+
 /** How long requests under way may hold up the end. */
 const graceMs = 1000;
 
@@ -29,7 +32,8 @@ export class ApiListener {
     refuseTcp(socket.address);
     const { path } = socket.address as { path: string };
     const inode = target.kind === "fd" ? undefined : lstatSync(path).ino;
-    const server = createServer({ requestTimeout: 0 }, handler);
+    const server = createServer(handler);
+    server.maxConnections = maxConnections;
     server.listen({ fd: socket.fd }); // the descriptor is the server's from here on
     await once(server, "listening");
     return new ApiListener(formatListenAddress(socket.address), server, () => {

@@ -16,8 +16,6 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
   const app = Fastify({
     logger: false,
     bodyLimit: maxBodyBytes,
-    // A volume made with `download` answers when all of it is here, which may take hours.
-    requestTimeout: 0,
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     schemaErrorFormatter: (errors, part) => new Error(describeInvalid(errors[0], part)),
     routerOptions: { querystringParser: parseQuery },

@@ -43,7 +43,7 @@ function shorten(text: string, width: number): string {
 }
 
 function terminalWidth(): number {
-  return process.stdout.isTTY ? process.stdout.columns : Infinity;
+  return process.stdout.isTTY ? process.stdout.columns || Infinity : Infinity;
 }
 
 export function print(text: string): void {

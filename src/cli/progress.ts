@@ -2,6 +2,8 @@ import { formatDuration, formatSize } from "../base/units.ts";
 import type { HydrationView } from "../daemon/views.ts";
 
 const barWidth = 24;
+/** Of a terminal that does not know its width. */
+const plainWidth = 80;
 /** Between two lines on anything but a terminal. */
 const plainIntervalMs = 5000;
 
@@ -41,7 +43,7 @@ export class ProgressLine {
 
   show(text: string): void {
     if (this.#out.isTTY) {
-      this.#out.write(`\r\x1b[K${text.slice(0, this.#out.columns - 1)}`);
+      this.#out.write(`\r\x1b[K${text.slice(0, (this.#out.columns || plainWidth) - 1)}`);
     } else if (text !== this.#shown && performance.now() - this.#shownAt >= plainIntervalMs) {
       this.#out.write(`${text}\n`);
       this.#shownAt = performance.now();

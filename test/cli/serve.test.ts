@@ -169,3 +169,36 @@ void test("a download is shown while it runs", async (t) => {
   assert.match(stdout, /^\[#* *\] \d+% {2}.* of 1M.*\n/);
   assert.match(stdout, /v is ready: 1M, NBD export 'v'\n$/);
 });
+
+const activate = `
+import fcntl, os, socket, sys
+high = []
+for path in sys.argv[1:3]:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    high.append(fcntl.fcntl(listener.detach(), fcntl.F_DUPFD, 100))
+os.dup2(high[0], 3)
+os.dup2(high[1], 4)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="api:nbd")
+os.execvp("sh", ["sh"] + sys.argv[3:])
+`;
+
+void test("systemd's sockets are told apart by their names", async (t) => {
+  if (!requireTool(t, "python3", "nbdinfo")) return;
+  const directory = await temporaryDirectory(t);
+  const [api, nbd] = [join(directory, "a.sock"), join(directory, "n.sock")];
+  const ullage = join(import.meta.dirname, "../../bin/ullage");
+  const args = ["-c", activate, api, nbd, ullage, "serve", "--data", join(directory, "data")];
+  const child = execFile("python3", args, { timeout });
+  atEnd(t, async () => {
+    child.kill("SIGKILL");
+    await new Promise((resolve) => child.once("close", resolve));
+  });
+  // The sockets accept before the daemon does: the command waits in the backlog until it is ready.
+  while ((await stat(nbd).catch(() => undefined)) === undefined) await new Promise((next) => setTimeout(next, 10));
+  const made = await run(["volume", "create", "v", "--size", "1M", "--api", `unix:${api}`]);
+  assert.equal(made.code, 0, made.stderr);
+  const { stdout } = await execute("nbdinfo", ["--size", `nbd+unix:///v?socket=${nbd}`], { timeout });
+  assert.equal(stdout.trim(), "1048576");
+});
