@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { writeFile } from "node:fs/promises";
+import { readdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { IoError } from "../../src/base/errors.ts";
@@ -105,7 +105,7 @@ void test("a source that changes unnoticed needs `unpinned`", async (t) => {
   await ullage.createVolume({ name: "v", from: { ...from, unpinned: true } });
 });
 
-void test("volumes start and serve what they have while the source is down, and go on when it is back", async (t) => {
+void test("volumes start and serve what they have while the source is down", async (t) => {
   const content = Buffer.alloc(4 * 2 ** 20, "down");
   const source = await startHttpSource({ content });
   const dataDir = join(await temporaryDirectory(t), "data");
@@ -262,4 +262,25 @@ void test("a start opens only volumes that have something to do", async (t) => {
   second.resume();
   while (second.stats().volumes.open === 0) await new Promise((next) => setTimeout(next, 5));
   assert.deepEqual(second.stats().volumes, { known: 4, open: 1 });
+});
+
+void test("a poisoned volume, and one whose files are gone, can be removed", async (t) => {
+  const { fs, fail } = failingSyncs();
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const first = await openUllage(t, { dataDir, fs });
+  await first.createVolume({ name: "poisoned", size: 2 ** 20 });
+  const { id } = await first.createVolume({ name: "gone", size: 2 ** 20 });
+  const device = await first.getDevice("poisoned");
+  await device.write(0, 4096, IoBuffer.from(Buffer.alloc(4096, "a")), 0);
+  fail(true);
+  await assert.rejects(device.flush());
+  fail(false);
+  await first.removeVolume("poisoned");
+  await first.close();
+  await rm(join(dataDir, "volumes", id), { recursive: true });
+  const second = await openUllage(t, { dataDir });
+  await assert.rejects(second.getDevice("gone"));
+  await second.removeVolume("gone");
+  assert.deepEqual(await second.listVolumes(), []);
+  assert.deepEqual(await readdir(join(dataDir, "layers")), []);
 });
