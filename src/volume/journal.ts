@@ -240,9 +240,8 @@ export class Journal {
    * @param clean nothing will be written any more: the next start finds everything durable
    */
   checkpoint(clean: boolean): Promise<void> {
-    if (this.#checkpointing) {
-      return clean ? this.#checkpointing.catch(() => undefined).then(() => this.checkpoint(true)) : this.#checkpointing;
-    }
+    // One that runs may have taken its cut before what the caller means.
+    if (this.#checkpointing) return this.settled().then(() => this.checkpoint(clean));
     this.#checkpointing = this.#checkpoint(clean)
       .catch((error: unknown) => {
         this.#checkpointFailedAt = this.#env.clock.now();
