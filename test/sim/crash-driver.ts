@@ -187,9 +187,12 @@ class World {
     this.#setFaults(true);
     if (this.#source) this.#source.errors = this.#random.pick([0, 0, 0.2]);
     const end = this.#random.pick(this.#profile.ends);
-    if (end !== "close" && this.#random.chance(0.85))
-      this.#disk.crashAfter(this.#random.between(1, this.#random.pick([40, 200, 600])));
-    const work = this.#workload.run(this.#target(), this.#random.between(1, 4), this.#random.between(3, 20));
+    // Mostly short; long enough at times for records to fill several pages of the log.
+    const long = this.#random.chance(0.12);
+    const callLimit = long ? 2500 : this.#random.pick([40, 200, 600]);
+    if (end !== "close" && this.#random.chance(0.85)) this.#disk.crashAfter(this.#random.between(1, callLimit));
+    const operations = long ? this.#random.between(40, 100) : this.#random.between(3, 20);
+    const work = this.#workload.run(this.#target(), this.#random.between(1, 4), operations);
     if (end === "close" && this.#random.chance(0.4)) {
       // the volume is closed in the middle of it
       await this.#settle(Promise.race([work, this.#steps(this.#random.between(1, 60))]));

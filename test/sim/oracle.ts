@@ -45,6 +45,8 @@ function newVersion(content: Buffer, issued: number): Version {
   return { content, issued, settled: Infinity, effective: false, ruledOut: Infinity };
 }
 
+/** Versions of a sector beyond which it is written as a whole only. */
+const maxVersions = 24;
 const zeroSector = Buffer.alloc(sectorBytes);
 
 /**
@@ -126,11 +128,15 @@ export class Oracle {
     this.#running.delete(operation);
   }
 
-  /** Whether the range and an operation that runs share a sector that one of them covers only in part. */
+  /**
+   * Whether the range and an operation that runs share a sector that one of them covers only in part, or the range covers
+   * a part of a sector about which too little is known: each failed write of a part doubles what the sector may hold.
+   */
   conflicts(offset: number, length: number): boolean {
     const first = Math.floor(offset / sectorBytes);
     const last = Math.ceil((offset + length) / sectorBytes) - 1;
     const partial = partialSectors(offset, length);
+    if (partial.some((sector) => (this.#sectors.get(sector)?.length ?? 0) > maxVersions)) return true;
     for (const operation of this.#running) {
       if (partial.some((sector) => operation.first <= sector && sector <= operation.last)) return true;
       if (operation.partial.some((sector) => first <= sector && sector <= last)) return true;

@@ -190,7 +190,7 @@ export class SimInode {
     for (const number of this.dirty) {
       const state = this.pages.get(number)!;
       let page = pickVersion(state.versions, random, survival).page;
-      if (survival === "mixed" && page && random.chance(0.3)) {
+      if (survival === "mixed" && page && random.chance(0.4)) {
         const other = random.pick(state.versions).page;
         if (other) page = tear(page, other, random);
       }

@@ -55,9 +55,12 @@ export class SimScheduler {
       // A tick started from a microtask runs when no microtask is left: all that the last task set off has happened.
       const afterMicrotasks = (): void => queueMicrotask(() => process.nextTick(step));
       let idle = 0;
+      let turns = 0;
       const step = (): void => {
         try {
           if (settled || this.#halted) return resolve();
+          if (++turns > maxTurns)
+            throw new Error(`no end after ${maxTurns} turns; runnable: ${this.runnable().join(", ")}`);
           if (this.#ready.length > 0) {
             idle = 0;
             this.#runOne();
@@ -138,6 +141,9 @@ export class SimScheduler {
     });
   }
 }
+
+/** Far more than any operation takes: something runs in circles. */
+const maxTurns = 200_000;
 
 interface Task {
   label: string;
