@@ -369,6 +369,7 @@ class World {
       this.#oracle.crash("unflushed, cache kept");
       await this.#open(true);
       this.#failuresForgiven = this.#disk.failures;
+      this.#process.syncErrorsTold.length = 0;
       this.#lossPossible = false;
       this.#refusalDue = false;
       await this.#attach();
