@@ -44,10 +44,6 @@ export class UllageServer {
     await this.api("POST", "/v1/volumes", volume);
   }
 
-  async remove(name: string): Promise<void> {
-    await this.api("DELETE", `/v1/volumes/${name}`);
-  }
-
   /** Waits until the volume needs its source no more. */
   async detached(name: string): Promise<void> {
     for (;;) {

@@ -1,5 +1,5 @@
 /** What is not warm: the first write to each block of a lazily filled disk, and reads that miss the page cache. */
-import { mkdir, rm } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Benchmark, Context } from "../context.ts";
 import { wants } from "../context.ts";
@@ -31,6 +31,7 @@ export const cold: Benchmark = {
     await mkdir(data);
     const ullage = wants(context, ourName) ? await UllageServer.start(data) : undefined;
     try {
+      // First touch goes first: hydrating the cold volume fills the cache that all volumes of the image share.
       return [await firstTouchTable(context, image, ullage), await coldReadTable(context, image, ullage)];
     } finally {
       await ullage?.stop();
@@ -49,18 +50,19 @@ async function firstTouchTable(context: Context, image: string, ullage: UllageSe
   };
   const ours = async (round: number): Promise<void> => {
     if (ullage === undefined) return;
-    await ullage.create({ name: "touched", from: { source: image }, settings: { hydrate: "off" } });
-    await measure(ullage.disk("touched", ourName), round);
-    await ullage.remove("touched");
+    // Nothing is removed before all rounds are over: freeing so many small extents can go on for minutes (`discard` mounts)
+    // and would fall into the peer's turn.
+    const name = `touched-${round}`;
+    await ullage.create({ name, from: { source: image }, settings: { hydrate: "off" } });
+    await measure(ullage.disk(name, ourName), round);
   };
   const theirs = async (round: number): Promise<void> => {
     if (!wants(context, overlayName)) return;
-    const overlay = join(context.folder, "touched.qcow2");
+    const overlay = join(context.folder, `touched-${round}.qcow2`);
     await makeOverlay(overlay, image);
     const server = await qemuNbd(context.folder, overlay, "qcow2");
     await measure(server, round);
     await server.stop();
-    await rm(overlay);
   };
   for (let round = 1; round <= context.rounds; round++) {
     for (const turn of round % 2 === 1 ? [ours, theirs] : [theirs, ours]) await turn(round);
