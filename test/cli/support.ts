@@ -51,7 +51,7 @@ export interface Running<T> {
   result: Promise<Result>;
 }
 
-/** Starts `serve` or `run` with --json and resolves when it has said where it listens. It is killed when the test ends. */
+/** Starts `serve` or `run` with --json and resolves when it has said where it listens. It is stopped when the test ends. */
 export async function launch<T>(
   t: TestContext,
   args: string[],
@@ -60,8 +60,10 @@ export async function launch<T>(
   const child = start([...args, "--json"], options);
   const result = ended(child);
   atEnd(t, async () => {
-    child.kill("SIGKILL");
+    child.kill("SIGTERM"); // it removes what it has in /tmp
+    const timer = setTimeout(() => child.kill("SIGKILL"), patienceMs);
     await result;
+    clearTimeout(timer);
   });
   const announced = await new Promise<T>((resolve, reject) => {
     let text = "";
