@@ -14,7 +14,7 @@ import {
 } from "../base/posix.ts";
 
 /** A unix socket holds what was sent until it is read: with the default of 208 KiB a 1 MiB reply takes five turns. */
-const SEND_BUFFER_BYTES = 2 * 1024 * 1024;
+export const SEND_BUFFER_BYTES = 2 * 1024 * 1024;
 
 /** A silent peer is probed after this, */
 const KEEPALIVE_IDLE_S = 30;

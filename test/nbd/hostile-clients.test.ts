@@ -133,21 +133,31 @@ void test("who holds the budget, stalls and is waited for is cut off", async (t)
   for (const left of stalled) left.destroy();
 });
 
-void test("one connection's flood does not keep another waiting for its end", async (t) => {
-  const { path } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
+void test("one connection's flood gets a bounded share of each turn of the event loop", async (t) => {
+  const { path, device } = await serve(t, { device: new MemoryDevice({ size: SIZE }) });
+  let inTurn = 0;
+  let most = 0;
+  device.fault = (operation) => {
+    if (operation !== "read") return undefined;
+    if (inTurn === 0) setImmediate(() => (inTurn = 0));
+    most = Math.max(most, ++inTurn);
+    return undefined;
+  };
   const flooder = await RawClient.open(path);
   const other = await RawClient.open(path);
-  let flooded = 0;
   const count = 20_000;
-  flooder.write(Buffer.concat(Array.from({ length: count }, () => requestBytes(READ, { length: 4096 }))));
+  flooder.write(Buffer.concat(Array.from({ length: count }, () => requestBytes(READ, { length: 16 }))));
+  let flooded = 0;
   const flood = (async () => {
     for (; flooded < count; flooded++) await flooder.reply();
   })();
   await until(() => flooded > 100, "the flood runs");
-  other.request(READ, { length: 4096 });
+  other.request(READ, { length: 16 });
   await other.reply();
   assert.ok(flooded < count, "the other was answered first");
   await flood;
+  // A share when it is its turn again, and one when new requests arrive.
+  assert.ok(most <= 2 * 256, `${most} reads in one turn`);
 });
 
 void test("a write's payload that never comes does not stop the connection's other replies", async (t) => {

@@ -47,7 +47,6 @@ export function writeDescriptors(
   context: MetaContext,
   extents: readonly Extent[],
   length: number,
-  onlyOne: boolean,
 ): number {
   let end = at;
   let covered = 0;
@@ -58,8 +57,6 @@ export function writeDescriptors(
     const flags = context.flagsOf(extent.state);
     if (end > at && view.getUint32(end - 4) === flags) {
       view.setUint32(end - 8, view.getUint32(end - 8) + run);
-    } else if (end > at && onlyOne) {
-      break;
     } else {
       view.setUint32(end, run);
       view.setUint32(end + 4, flags);

@@ -3,7 +3,7 @@ import { Acceptor } from "../../base/acceptor.ts";
 import type { ExportDirectory } from "../block-device.ts";
 import { formatListenAddress, type ListenAddress, parseListenAddress } from "../listen-address.ts";
 import { adoptListeningSocket, type ListeningSocket, openListeningSocket } from "../listening-socket.ts";
-import { tuneTcpSocket, tuneUnixSocket } from "../socket-options.ts";
+import { SEND_BUFFER_BYTES, tuneTcpSocket, tuneUnixSocket } from "../socket-options.ts";
 import { BufferPool } from "./buffer-pool.ts";
 import { Connection, type ConnectionInfo } from "./connection.ts";
 import { DEFAULT_LIMITS, MAX_REFUSALS, type NbdLimits, REFUSAL_TIMEOUT_MS } from "./limits.ts";
@@ -43,6 +43,7 @@ export class NbdServer {
   readonly #refused = new Set<Connection>();
   readonly #stallWatch: StallWatch;
   #nextId = 1;
+  #sendBufferReported = false;
   #stopping = false;
   #onEmpty: (() => void) | undefined;
 
@@ -111,6 +112,14 @@ export class NbdServer {
     return listening;
   }
 
+  #tuneUnix(fd: number): void {
+    const granted = tuneUnixSocket(fd);
+    if (granted >= SEND_BUFFER_BYTES || this.#sendBufferReported) return;
+    this.#sendBufferReported = true;
+    const message = `nbd: the system grants unix sockets ${granted} of ${SEND_BUFFER_BYTES} bytes for sending`;
+    this.#options.log("info", `${message}; large reads are faster with a higher net.core.wmem_max`);
+  }
+
   #connect(fd: number, unix: boolean): void {
     const { maxConnections, handshakeTimeoutMs } = this.#limits;
     const full = this.#connections.size >= maxConnections;
@@ -118,7 +127,7 @@ export class NbdServer {
       closeSync(fd);
       return;
     }
-    if (unix) tuneUnixSocket(fd);
+    if (unix) this.#tuneUnix(fd);
     else tuneTcpSocket(fd);
     const { exports, log } = this.#options;
     const set = full ? this.#refused : this.#connections;

@@ -316,10 +316,10 @@ export class Transmission implements BudgetWaiter {
   }
 
   #blockStatus(cookieHigh: number, cookieLow: number, flags: number, offset: number, length: number): void {
-    const onlyOne = (flags & CommandFlag.reqOne) !== 0;
+    const limit = (flags & CommandFlag.reqOne) !== 0 ? 1 : BLOCK_STATUS_EXTENTS;
     let extents: readonly Extent[];
     try {
-      extents = this.#device.extents(offset, length, onlyOne ? 1 : BLOCK_STATUS_EXTENTS);
+      extents = this.#device.extents(offset, length, limit);
     } catch (error) {
       this.#slow.fail(Command.blockStatus, cookieHigh, cookieLow, flags, offset, length, error);
       return;
@@ -330,7 +330,7 @@ export class Transmission implements BudgetWaiter {
       const at = this.#writer.at;
       const payload = at + STRUCTURED_REPLY_BYTES;
       chunk.view.setUint32(payload, contexts[i].id);
-      const bytes = 4 + writeDescriptors(chunk.view, payload + 4, contexts[i], extents, length, onlyOne);
+      const bytes = 4 + writeDescriptors(chunk.view, payload + 4, contexts[i], extents, length);
       const done = i === contexts.length - 1 ? REPLY_FLAG_DONE : 0;
       putStructuredHeader(chunk.view, at, done, ReplyType.blockStatus, cookieHigh, cookieLow, bytes);
       this.#writer.commit(STRUCTURED_REPLY_BYTES + bytes);
