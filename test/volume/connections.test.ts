@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Client } from "../../src/export/block-device.ts";
 import type { VolumeSettings } from "../../src/volume/types.ts";
+import { volumeDir } from "../../src/volume/paths.ts";
 import type { Volume } from "../../src/volume/volume.ts";
 import {
   blockBytes,
@@ -14,7 +15,7 @@ import {
   write,
   writeAsync,
 } from "../support/volume-env.ts";
-import { type Call, failing, gate, holdOnce, ofHead } from "./faulty-file-system.ts";
+import { type Call, failing, gate, holdOnce, ofHead, ofLog } from "./faulty-file-system.ts";
 import { Lives } from "./lives.ts";
 
 const client = (changes: Partial<Client> = {}): Client => ({
@@ -98,11 +99,11 @@ void test("rule 25: close waits for the last operation, whatever it is, and then
     const working = work.then(() => (ended = true));
     await held.reached;
     const closing = volume.close();
-    const closed = closing.then(() => assert.equal(ended, true, operation));
-    await new Promise((resolve) => setTimeout(resolve, 5));
-    assert.ok(openDescriptors(lives.env.dataDir).length > 0);
+    await new Promise((resolve) => setTimeout(resolve, 50)); // more than it would take if it did not wait
+    await assert.rejects(lives.env.fs.lockDirectory(volumeDir(lives.env.dataDir, lives.id)), { code: "locked" });
+    assert.equal(ended, false);
     held.open();
-    await Promise.all([working, closed]);
+    await Promise.all([working, closing]);
     assert.deepEqual(openDescriptors(lives.env.dataDir), [], operation);
   }
 });
@@ -230,7 +231,14 @@ void test("rule 16: that remote writers are connected is durable before the firs
   await assert.rejects(volume.attach(remote), { errno: "ENOSPC" });
   assert.equal(volume.info().connections.length, 0);
   lives.faulty.before = () => undefined;
-  await volume.attach(remote);
+  const sync = holdOnce(lives.faulty, (call) => call.name === "datasync" && ofLog(call));
+  let attached = false;
+  const attaching = volume.attach(remote).then(() => (attached = true));
+  await sync.reached;
+  await new Promise(setImmediate);
+  assert.equal(attached, false);
+  sync.open();
+  await attaching;
   await lives.kill();
   pretendPowerCut(lives.env, lives.id);
   assert.equal((await lives.open()).info().state, "lostUnflushed");

@@ -188,6 +188,7 @@ void test("rule 8: records of the same generation count only in their chain", as
   for (let n = 0; n < 6; n++) set(log, n);
   damage(path, 0, (bytes) => bytes.copy(bytes, place(2), place(3), place(6)));
   assert.equal((await replay(path)).lastLsn, 2, "LSN 3 is missing");
+  assert.equal((await replay(path, 5)).sets.length, 0, "the log must go on where the one before it ended");
   // The same LSN twice, with another predecessor: what a recycled region would look like.
   const view = new IoBuffer(recordBytes);
   const { generation } = decodeLogHeader(readFileSync(path), path);
