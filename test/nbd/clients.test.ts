@@ -245,3 +245,31 @@ h.cache(65536, 65536)
     [true, ...Array<boolean>(16).fill(false), true],
   );
 });
+
+for (const slow of [false, true]) {
+  void test(`fio verifies what two jobs on two connections wrote${slow ? ", with a slow device" : ""}`, async (t) => {
+    if (!requireTool(t, "fio")) return;
+    const { uri, device } = await serve(t, { device: new MemoryDevice({ size: 32 * MiB }) });
+    device.slow = slow;
+    const job = [
+      "--ioengine=nbd",
+      `--uri=${uri}`,
+      "--rw=randrw",
+      "--bsrange=512-256k",
+      "--bs_unaligned",
+      "--iodepth=16",
+    ];
+    const verify = ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64", "--serialize_overlap=1"];
+    const jobs = ["first", "second"].flatMap((name, index) => [
+      `--name=${name}`,
+      `--offset=${index * 16}M`,
+      "--size=16M",
+      ...job,
+      ...verify,
+    ]);
+    const printed = await succeed("fio", jobs, 120_000);
+    assert.match(printed, /first: .*err= 0/);
+    assert.match(printed, /second: .*err= 0/);
+    assert.equal(device.attached.length, 0);
+  });
+}
