@@ -106,8 +106,8 @@ export function readRecords(log: Log, before: number, until: number): void {
   }
 }
 
-/** Those that count, with their good records. */
-export function readLogs(directory: string, id: string, map: OwnerMap): Log[] {
+/** Those that count, with their good records, and the cut. */
+export function readLogs(directory: string, id: string, map: OwnerMap): { logs: Log[]; cut: number } {
   const opened = openLogs(directory, id, map.number);
   let before = map.cut;
   for (const [i, log] of opened.entries()) {
@@ -123,9 +123,9 @@ export function readLogs(directory: string, id: string, map: OwnerMap): Log[] {
       .slice(i + 1)
       .some(({ records }) => records.some(({ type }) => type === recordTypes.commit));
     demand(cut <= log.last && !committed, `there is a gap between ${log.path} and ${next.path}`);
-    return opened.slice(0, i + 1);
+    return { logs: opened.slice(0, i + 1), cut };
   }
-  return opened;
+  return { logs: opened, cut };
 }
 
 function openLogs(directory: string, id: string, first: number): Log[] {
@@ -158,7 +158,7 @@ function openLogs(directory: string, id: string, first: number): Log[] {
   return logs;
 }
 
-export function cutOf(map: OwnerMap, logs: Log[]): number {
+function cutOf(map: OwnerMap, logs: Log[]): number {
   const commits = logs.flatMap((log) => log.records.flatMap(({ type, a }) => (type === recordTypes.commit ? a : [])));
   const starts = logs.flatMap(({ before }) => (before.how === 2 ? before.lsn : []));
   return [...commits, ...starts].reduce((highest, lsn) => Math.max(highest, lsn), map.cut);

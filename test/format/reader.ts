@@ -11,7 +11,7 @@ import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, readdirSy
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { blockBytes, demandVersion } from "./reader-bytes.ts";
-import { cutOf, demandSameLife, readLogs, replay } from "./reader-logs.ts";
+import { demandSameLife, readLogs, replay } from "./reader-logs.ts";
 import { newestMap, type OwnerMap } from "./reader-map.ts";
 import { openBlob, openLayer, type Owner } from "./reader-owners.ts";
 
@@ -38,9 +38,9 @@ export function readVolume(data: string, nameOrId: string, sink: Sink, options: 
   if (existsSync(join(directory, "poison")))
     throw new Error(`${nameOrId} is poisoned: restart the machine, then put ${directory}/poison aside`);
   const map = newestMap(directory, id);
-  const logs = readLogs(directory, id, map);
+  const { logs, cut } = readLogs(directory, id, map);
   if (options.rule === "all") for (const log of logs) demandSameLife(log);
-  replay(map, logs, options.rule === "all" ? Infinity : cutOf(map, logs));
+  replay(map, logs, options.rule === "all" ? Infinity : cut);
   return copyDisk(data, map, sink, options.fullCopy === true);
 }
 

@@ -176,6 +176,11 @@ void test("durability rule 9: a torn tail is no damage, and damage under a commi
     example.write("intent.3", log.subarray(0, length));
     assert.ok(example.read().equals(described()), `cut to ${length} bytes`);
   }
+  // In place of LSN 7: one that was written behind another LSN 6, and a commit of it.
+  const stray = record(0x12345678, 7, 1, 0, 1);
+  const commit = record(stray.readUInt32LE(0), 8, 2, 7, 6);
+  example.write("intent.3", Buffer.concat([log.subarray(0, 0x10c8), stray, commit]));
+  assert.ok(example.read().equals(described()), "a record of another chain");
   // The commit at 10a0 proves that LSN 2 was durable, and says nothing of what came later.
   const flipped = (at: number): Buffer => {
     const bytes = Buffer.from(log);
@@ -239,6 +244,15 @@ void test("durability rule 10: a gap between logs is refused where something beh
   assert.throws(() => example.read(), /gap/);
   example.write("intent.4", nextLog(2, 9));
   assert.throws(() => example.read(), /gap/, "LSN 8 and 9 were durable, and are not there");
+
+  // A life made intent.4 and wrote nothing there; the next one synced what intent.3 has and said so in intent.5.
+  const flushed = described().fill(2, 8192, 12_288);
+  example.write("intent.4", nextLog(0, 0));
+  next.writeBigUInt64LE(5n, 72);
+  example.write("intent.5", nextLog(2, 7));
+  assert.ok(example.read().equals(flushed));
+  rmSync(join(example.directory, "intent.5"));
+  next.writeBigUInt64LE(4n, 72);
 
   // The next life went by the cut: LSN 6 and 7 are void for ever, and its own LSN 6 trims block 0.
   const zeroed = described().fill(0, 0, 4096);
