@@ -1,8 +1,7 @@
 import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
 import { describeError, UllageError } from "../base/errors.ts";
-import { headerBytes } from "../volume/header.ts";
+import { Layer } from "../volume/layer.ts";
 import { descriptionPath, layerPath, layersDir, numbered, runtimePoisonPath, volumeDir } from "../volume/paths.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 
@@ -74,10 +73,7 @@ export async function describeLayer(env: VolumeEnvironment, name: string): Promi
   const file = await env.fs.open(layerPath(env.dataDir, name), "read");
   try {
     const empty = file.seekData(0) === -1;
-    const header = new IoBuffer(headerBytes);
-    const got = await file.read(header, 0, headerBytes, 0);
-    const written = got === headerBytes && header.bytes.toString("latin1", 0, 8) === "ULLAGELY";
-    return { creator: written ? header.bytes.toString("hex", 32, 48) : undefined, empty };
+    return { creator: await Layer.creator(file), empty };
   } finally {
     await file.close();
   }

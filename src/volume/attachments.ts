@@ -8,8 +8,8 @@ import type { Attachment, Client } from "../export/block-device.ts";
  */
 
 export interface AttachmentsHost {
-  /** Why writers are refused at the moment, if they are. */
-  refusal(): UllageError | undefined;
+  /** Why a client is refused at the moment, if it is. */
+  refusal(writable: boolean): UllageError | undefined;
   /** Durably notes that remote writers are (or are no longer) connected. */
   noteRemoteWriters(connected: boolean): Promise<void>;
   /** Makes everything written so far durable. */
@@ -67,7 +67,7 @@ export class Attachments {
       if (dying.length === 0) break;
       await Promise.all(dying.map((stay) => stay.released));
     }
-    const refusal = client.writable ? this.#host.refusal() : undefined;
+    const refusal = this.#host.refusal(client.writable);
     if (refusal) throw refusal;
     const stay = new Stay(client, (gone) => this.#released(gone));
     this.#stays.add(stay);

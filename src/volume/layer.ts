@@ -65,6 +65,17 @@ export class Layer {
     throw new CorruptionError(`${this.file.path} holds another layer`);
   }
 
+  /**
+   * What a layer's file says of itself.
+   * @returns the id of the volume that it was made for; undefined when its header was never written
+   */
+  static async creator(file: File): Promise<string | undefined> {
+    const header = new IoBuffer(headerBytes);
+    const got = await file.read(header, 0, headerBytes, 0);
+    const written = got === headerBytes && header.bytes.toString("latin1", 0, 8) === magic;
+    return written ? header.bytes.toString("hex", 32, 48) : undefined;
+  }
+
   /** Where a disk offset is in the file. */
   position(offset: number): number {
     return headerBytes + offset;

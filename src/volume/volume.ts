@@ -130,7 +130,7 @@ export class Volume implements BlockDevice {
     });
     this.#attachments = new Attachments(
       {
-        refusal: () => this.#refusal(),
+        refusal: (writable) => this.#refusal(writable),
         noteRemoteWriters: (connected) => this.#noteRemoteWriters(connected),
         flush: () => this.flush(),
         warn,
@@ -265,9 +265,9 @@ export class Volume implements BlockDevice {
     this.#attachments.closeAll(reason);
   }
 
-  #refusal(): UllageError | undefined {
+  #refusal(writable: boolean): UllageError | undefined {
     if (this.#closing) return new UllageError("volume-closed", `volume ${this.id} is being closed`);
-    if (this.#volumeState !== "poisoned" && this.#volumeState !== "lostUnflushed") return undefined;
+    if (!writable || (this.#volumeState !== "poisoned" && this.#volumeState !== "lostUnflushed")) return undefined;
     return new UllageError(
       this.#volumeState === "poisoned" ? "poisoned" : "lost-unflushed",
       `volume ${this.id} takes no writers: ${this.#reason}`,
