@@ -28,6 +28,7 @@ export function openHeader(header: Buffer, magic: string, path: string): number 
   if (header.length < headerBytes) throw new CorruptionError(`${path} is too short for a header`);
   if (header.toString("latin1", 0, 8) !== magic) throw new CorruptionError(`${path} does not begin with ${magic}`);
   const version = header.readUInt32LE(8);
+  if (version === 0) throw new CorruptionError(`${path} has the impossible format version 0`);
   if (version > formatVersion) {
     throw new UllageError(
       "format-too-new",

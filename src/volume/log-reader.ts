@@ -88,7 +88,7 @@ export async function readLog(
           onSet(lsn, view.small(at), view.a(at), view.b(at));
           break;
         case RecordType.commit:
-          contents.cut = view.a(at);
+          contents.cut = Math.max(contents.cut, view.a(at));
           break;
         case RecordType.end:
           contents.ended = true;
