@@ -5,7 +5,7 @@ import { Command, CommandFlag, OFFSET_DATA_BYTES, REPLY_FLAG_DONE, SIMPLE_REPLY_
 import { putOffsetDataHeader, putReadHeader, putSimpleReply } from "./reply-format.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
 import { LongRead, type SlowOperations } from "./slow-operations.ts";
-import type { TransmissionContext } from "./transmission.ts";
+import type { TransmissionContext } from "./transmission-context.ts";
 
 /**
  * NBD_CMD_READ, by length and by what the client allows:

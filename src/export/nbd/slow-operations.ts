@@ -4,7 +4,7 @@ import { CHUNK_BYTES } from "./limits.ts";
 import { Command, CommandFlag, NbdError, nbdErrorOf, OFFSET_DATA_BYTES, SIMPLE_REPLY_BYTES } from "./protocol.ts";
 import { putOffsetDataHeader, putReadHeader, writeDone, writeError, writeNone } from "./reply-format.ts";
 import { commandNames } from "./request-gate.ts";
-import type { TransmissionContext } from "./transmission.ts";
+import type { TransmissionContext } from "./transmission-context.ts";
 
 /** A payload above this that has a buffer of its own takes the buffer along instead of being copied. */
 const DETACH_BYTES = 64 * 1024;

@@ -10,7 +10,7 @@ import {
   TURN_BYTES,
   TURN_REQUESTS,
 } from "./limits.ts";
-import { type MetaContext, writeDescriptors } from "./meta-context.ts";
+import { writeDescriptors } from "./meta-context.ts";
 import {
   Command,
   CommandFlag,
@@ -26,29 +26,7 @@ import type { ReplyWriter } from "./reply-writer.ts";
 import { Reads } from "./reads.ts";
 import { refuse } from "./request-gate.ts";
 import { SlowOperations } from "./slow-operations.ts";
-
-/** What was negotiated, and where a connection's parts are. */
-export interface TransmissionContext {
-  readonly device: BlockDevice;
-  readonly readOnly: boolean;
-  readonly structured: boolean;
-  readonly contexts: readonly MetaContext[];
-  readonly pool: BufferPool;
-  readonly received: ReceiveBuffer;
-  readonly writer: ReplyWriter;
-  /** Reading from the client may go on, or must stop. */
-  setReading(reading: boolean): void;
-  /** The client broke the protocol: the connection ends at once. */
-  violation(reason: string): void;
-  /** The connection ends at once because of an error that is ours. */
-  defect(error: unknown): void;
-  /** Everything started has ended and every reply is handed over. @param clean after NBD_CMD_DISC */
-  finished(clean: boolean): void;
-  /** The connection was abandoned, and the last operation that it had started has ended. */
-  quiet(): void;
-  /** The device failed an operation; the client has its error reply. */
-  failed(what: string, error: unknown): void;
-}
+import type { TransmissionContext } from "./transmission-context.ts";
 
 /**
  * "Transmission": requests in, replies out.
