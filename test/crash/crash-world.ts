@@ -1,3 +1,4 @@
+import type { TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Oracle, stamp } from "../sim/oracle.ts";
 import { Random } from "../sim/random.ts";
@@ -20,7 +21,13 @@ export class CrashWorld {
   readonly #places: number[];
   #operations = 0;
 
-  constructor(seed: number, request: Omit<ServeRequest, "kind" | "acceptLoss">) {
+  readonly #clients = new Set<EngineClient>();
+
+  /** No process outlives the test. */
+  constructor(t: TestContext, seed: number, request: Omit<ServeRequest, "kind" | "acceptLoss">) {
+    t.after(async () => {
+      for (const client of this.#clients) await client.kill();
+    });
     this.random = new Random(seed);
     this.#request = { ...request, kind: "serve", acceptLoss: false };
     const { imageBytes, size } = request;
@@ -35,7 +42,7 @@ export class CrashWorld {
   }
 
   async create(): Promise<void> {
-    const client = new EngineClient({ ...this.#request, kind: "create" });
+    const client = this.#spawn({ ...this.#request, kind: "create" });
     const { kind } = await client.started();
     if (kind !== "created") throw new Error(`creating the volume: ${kind}`);
     await client.leave();
@@ -43,7 +50,13 @@ export class CrashWorld {
 
   /** Starts a process; it may be killed before it serves. */
   start(options: { acceptLoss?: boolean } = {}): EngineClient {
-    return new EngineClient({ ...this.#request, ...options });
+    return this.#spawn({ ...this.#request, ...options });
+  }
+
+  #spawn(request: ServeRequest): EngineClient {
+    const client = new EngineClient(request);
+    this.#clients.add(client);
+    return client;
   }
 
   /** The process must serve. @throws what it said instead */
@@ -125,6 +138,10 @@ export class CrashWorld {
       if (!(error instanceof ProcessDied)) this.oracle.settle(operation, false);
       throw error;
     }
+  }
+
+  async write(client: EngineClient, offset: number, length: number): Promise<void> {
+    await this.#change(client, "write", offset, length);
   }
 
   async flush(client: EngineClient): Promise<void> {

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
-import { closeSync, mkdirSync, openSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import { readLogHeader } from "../../src/volume/log-reader.ts";
+import { runtimePoisonPath } from "../../src/volume/paths.ts";
 import { LoopDisk } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";
 import { newestLog, newId, pretendPowerCut, temporaryDirectory, volumeEnvironment } from "../support/volume-env.ts";
@@ -39,7 +40,7 @@ function cutPower(dir: string): void {
 interface Rig {
   disk: LoopDisk;
   world: CrashWorld;
-  dataDir: string;
+  runtimeDir: string;
   id: string;
   env: ReturnType<typeof volumeEnvironment>;
 }
@@ -49,10 +50,11 @@ async function newRig(t: TestContext, kind: "ext4" | "xfs", imageBytes: number):
   const dataDir = join(disk.dir, "data");
   mkdirSync(dataDir);
   const id = newId();
+  const runtimeDir = temporaryDirectory(t);
   const env = volumeEnvironment(t, { dataDir });
-  const world = new CrashWorld(seed, {
+  const world = new CrashWorld(t, seed, {
     dataDir,
-    runtimeDir: temporaryDirectory(t),
+    runtimeDir,
     id,
     size: 12 * 1024 * 1024 + 512,
     imageBytes,
@@ -65,7 +67,7 @@ async function newRig(t: TestContext, kind: "ext4" | "xfs", imageBytes: number):
     },
   });
   await world.create();
-  return { disk, world, dataDir, id, env };
+  return { disk, world, runtimeDir, id, env };
 }
 
 async function cutsInMidLoad(
@@ -96,8 +98,6 @@ async function cutsInMidLoad(
       else await isAnotherMountOfTheSameBoot(env, id);
     } catch (error) {
       throw new Error(`seed ${seed}, round ${round}`, { cause: error });
-    } finally {
-      await client.kill();
     }
   }
   const last = world.start();
@@ -129,7 +129,7 @@ for (const kind of ["ext4", "xfs"] as const) {
 
   void test(`rule 6: a process that sees ${kind} go down in mid-load is refused until the loss is accepted, and then has its last flush`, async (t) => {
     if (!requireTool(t, "root", "loop", "losetup", "mount", `mkfs.${kind}`)) return;
-    const { disk, world } = await newRig(t, kind, 0);
+    const { disk, world, runtimeDir, id } = await newRig(t, kind, 0);
     for (let round = 1; round <= 2; round++) {
       const client = world.start();
       await world.serving(client);
@@ -138,7 +138,9 @@ for (const kind of ["ext4", "xfs"] as const) {
       await sleep(world.random.between(20, 300));
       cutPower(disk.dir);
       await working;
+      await world.write(client, 0, 4096).catch(() => undefined); // so that there is something to sync
       await assert.rejects(world.flush(client), /EIO/);
+      while (!existsSync(runtimePoisonPath(runtimeDir, id))) await sleep(5); // the data disk takes no mark
       await client.kill();
       world.oracle.crash("unflushed");
       disk.unmount();

@@ -16,7 +16,7 @@ async function newWorld(t: TestContext, imageBytes: number): Promise<CrashWorld>
   const [dataDir, runtimeDir] = [join(dir, "data"), join(dir, "run")];
   mkdirSync(dataDir);
   mkdirSync(runtimeDir);
-  const world = new CrashWorld(seed, {
+  const world = new CrashWorld(t, seed, {
     dataDir,
     runtimeDir,
     id: newId(),
@@ -59,8 +59,6 @@ async function lives(world: CrashWorld): Promise<void> {
       oracle.crash("nothing");
     } catch (error) {
       throw new Error(`seed ${seed}, round ${round}`, { cause: error });
-    } finally {
-      await client.kill();
     }
   }
   const last = world.start();
