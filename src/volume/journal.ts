@@ -31,8 +31,8 @@ export interface JournalHost {
   readonly layers: Iterable<Layer>;
   /** The map as of this turn, and what a checkpoint says besides; `number`, `cut` and `clean` are the journal's. */
   freeze(): { map: OwnerMap; table: OwnerTable; checkpoint: Omit<Checkpoint, "number" | "cut" | "clean"> };
-  /** A sync failed. Called once. */
-  poison(error: Error): void;
+  /** A sync failed. Called once; resolves, whatever happens, when the fact is written down. */
+  poison(error: Error): Promise<void>;
 }
 
 /** A round that could not finish, though nothing is lost: the disk is full. It may succeed later. */
@@ -71,6 +71,7 @@ export class Journal {
   #checkpointFailedAt = -Infinity;
   #mapBytes: number;
   #failure: Error | undefined;
+  #failureTold: Promise<void> = Promise.resolve();
 
   constructor(options: {
     env: VolumeEnvironment;
@@ -169,7 +170,8 @@ export class Journal {
 
   /** Resolves when everything appended, and every byte written, before the call is durable. */
   flush(): Promise<void> {
-    if (this.#failure) return Promise.reject(this.#failure);
+    const failure = this.#failure;
+    if (failure) return this.#failureTold.then(() => Promise.reject(failure));
     const target = this.#started + 1;
     this.#wanted = target;
     this.#running ??= this.#run();
@@ -228,11 +230,12 @@ export class Journal {
     return rotation.cut;
   }
 
+  /** Nobody is told of the failure before the mark stands: whoever hears of it may kill this process at once. */
   #fail(error: Error): void {
     if (this.#failure) return;
-    this.#failure = new IoError("EIO", `the volume is poisoned by a failed sync: ${error.message}`, error);
-    this.#rounds.fail(this.#failure);
-    this.#host.poison(error);
+    const failure = new IoError("EIO", `the volume is poisoned by a failed sync: ${error.message}`, error);
+    this.#failure = failure;
+    this.#failureTold = this.#host.poison(error).then(() => this.#rounds.fail(failure));
   }
 
   /**
@@ -304,6 +307,7 @@ export class Journal {
 
   /** Closes the descriptors; nothing may be running. */
   async close(): Promise<void> {
+    await this.#failureTold;
     await this.settled();
     await this.#running?.catch(() => undefined);
     for (const file of this.#retired.splice(0)) await file.close();

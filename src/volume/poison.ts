@@ -44,8 +44,11 @@ export async function clearPoison(env: VolumeEnvironment, dir: string, id: strin
   }
 }
 
+/** The other file system first: it is not the one that fails. */
 function places(env: VolumeEnvironment, dir: string, id: string): { path: string; parent: string }[] {
-  const list = [{ path: poisonPath(dir), parent: dir }];
-  if (env.runtimeDir !== undefined) list.push({ path: runtimePoisonPath(env.runtimeDir, id), parent: env.runtimeDir });
-  return list;
+  const beside = { path: poisonPath(dir), parent: dir };
+  const { runtimeDir } = env;
+  return runtimeDir === undefined
+    ? [beside]
+    : [{ path: runtimePoisonPath(runtimeDir, id), parent: runtimeDir }, beside];
 }

@@ -291,14 +291,13 @@ export class Volume implements BlockDevice {
     await this.flush();
   }
 
-  #poison(error: Error): void {
+  #poison(error: Error): Promise<void> {
     this.#volumeState = "poisoned";
     this.#reason = error.message;
     this.#writesBlocked = true;
     this.#env.log("error", `volume ${this.id} is poisoned: ${error.message}`);
-    this.#poisoning = markPoisoned(this.#env, this.#opened.dir, this.id, error.message);
+    return markPoisoned(this.#env, this.#opened.dir, this.id, error.message);
   }
-  #poisoning: Promise<void> = Promise.resolve();
 
   info(): VolumeInfo {
     return {
@@ -369,7 +368,6 @@ export class Volume implements BlockDevice {
         await this.#journal.flush().catch((flushError: unknown) => (failure = flushError));
       }
     }
-    await this.#poisoning;
     await this.#strays.stop();
     await this.#journal.close();
     await this.#head.file.close();
