@@ -1,0 +1,103 @@
+import assert from "node:assert/strict";
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { layersDir, mapPath, volumeDir } from "../../src/volume/paths.ts";
+import { Volume } from "../../src/volume/volume.ts";
+import {
+  blockBytes,
+  chunkBytes,
+  expectFilled,
+  memoryDirectory,
+  newId,
+  openDescriptors,
+  openVolume,
+  volumeEnvironment,
+} from "../support/volume-env.ts";
+import { type Call, FaultyFileSystem, ofHead, ofMap } from "./faulty-file-system.ts";
+import { changes } from "./lives.ts";
+
+void test("rule 27: the layer is complete, synced and in synced directories before the checkpoint that names it", async (t) => {
+  const faulty = new FaultyFileSystem();
+  const env = volumeEnvironment(t, { dataDir: memoryDirectory(t), fs: faulty.fs });
+  const id = newId();
+  const calls: Call[] = [];
+  faulty.after = (call) => void calls.push(call);
+  await Volume.create(env, { id, name: "disk", size: 10 * blockBytes + 512 });
+  const at = (name: Call["name"], which: (call: Call) => boolean): number =>
+    calls.findIndex((call) => call.name === name && which(call));
+  const directory = (path: string) => (call: Call) => call.path === path;
+  const named = calls.findIndex((call) => call.name === "rename" && ofMap(call));
+  const order = [
+    at("truncate", ofHead),
+    at("datasync", ofHead),
+    at("syncDirectory", directory(layersDir(env.dataDir))),
+    named,
+  ];
+  assert.deepEqual(
+    order,
+    order.toSorted((one, other) => one - other),
+  );
+  assert.ok(!order.includes(-1));
+  const last = (path: string): number =>
+    calls.findLastIndex((call) => call.name === "syncDirectory" && call.path === path);
+  for (const path of [volumeDir(env.dataDir, id), join(env.dataDir, "volumes"), env.dataDir]) {
+    assert.ok(last(path) > (path === volumeDir(env.dataDir, id) ? named : 0), path);
+  }
+  const layer = calls.find(ofHead)!.path;
+  assert.equal(statSync(layer).size, 4096 + 11 * blockBytes, "whole blocks, from the start");
+  assert.deepEqual(openDescriptors(env.dataDir), []);
+});
+
+void test("a volume exists from its first checkpoint on: killed in front of any step before, there is none", async (t) => {
+  let steps = 1;
+  for (let step = 1; step <= steps; step++) {
+    const faulty = new FaultyFileSystem();
+    const env = volumeEnvironment(t, { dataDir: memoryDirectory(t), fs: faulty.fs });
+    const id = newId();
+    let seen = 0;
+    let resolveKilled: () => void = () => undefined;
+    const killed = new Promise<void>((resolve) => (resolveKilled = resolve));
+    faulty.before = (call) => {
+      if (!changes(call) || ++seen !== step || step === 1) return undefined;
+      void faulty.kill().then(resolveKilled);
+      return undefined;
+    };
+    const creating = Volume.create(env, { id, name: "disk", size: chunkBytes });
+    if (step === 1) {
+      await creating;
+      steps = seen;
+      continue;
+    }
+    creating.catch(() => undefined);
+    await killed;
+    const opening = openVolume(volumeEnvironment(t, { dataDir: env.dataDir }), id);
+    if (!existsSync(mapPath(volumeDir(env.dataDir, id), 1))) {
+      await assert.rejects(opening, { name: /Error/ }, `step ${step}`);
+    } else {
+      const volume = await opening;
+      await expectFilled(volume, 0, volume.size, 0);
+      await volume.close();
+    }
+    assert.deepEqual(openDescriptors(env.dataDir), []);
+  }
+});
+
+void test("a volume describes itself in words, for whoever has lost the catalog", async (t) => {
+  const env = volumeEnvironment(t, { dataDir: memoryDirectory(t) });
+  const id = newId();
+  await Volume.create(env, { id, name: "build disk", size: chunkBytes, details: { source: "http://x.test/i.raw" } });
+  const text = JSON.parse(readFileSync(join(volumeDir(env.dataDir, id), "volume.json"), "utf8")) as object;
+  assert.deepEqual(
+    { ...text, createdAt: undefined },
+    { formatVersion: 1, id, name: "build disk", size: chunkBytes, createdAt: undefined, source: "http://x.test/i.raw" },
+  );
+});
+
+void test("a volume that exists can't be created again", async (t) => {
+  const env = volumeEnvironment(t, { dataDir: memoryDirectory(t) });
+  const id = newId();
+  await Volume.create(env, { id, name: "disk", size: chunkBytes });
+  await assert.rejects(Volume.create(env, { id, name: "disk", size: chunkBytes }), { errno: "EEXIST" });
+  await (await openVolume(env, id)).close();
+});
