@@ -38,7 +38,7 @@ interface Reopening {
 /**
  * kill -9 with many records in the intent log: how long until the volume answers again. A daemon opens its volumes by
  * itself once it listens, so a clock that starts at the client's connection would miss the recovery that it is for. The
- * whole way counts, less what a daemon with an empty volume needs until it listens: at most too much, never too little.
+ * whole way counts, less the shortest time in which any of these daemons began to listen: rather too much than too little.
  */
 async function reopenTable(context: Context): Promise<Table> {
   const records = context.quick ? 20_000 : 1_000_000;
@@ -50,7 +50,8 @@ async function reopenTable(context: Context): Promise<Table> {
   }
   const middle = (all: readonly Reopening[], key: keyof Reopening): number =>
     median(all.map((each) => each[key])) / 1000;
-  const seconds = middle(full, "firstReply") - middle(empty, "start");
+  const shortestStart = Math.min(...[...empty, ...full].map(({ start }) => start)) / 1000;
+  const seconds = middle(full, "firstReply") - shortestStart;
   const row = (count: number, all: readonly Reopening[]): string[] => {
     return [count.toLocaleString("en"), short(middle(all, "start")), short(middle(all, "firstReply"))];
   };
@@ -58,7 +59,7 @@ async function reopenTable(context: Context): Promise<Table> {
     title: "Reopen after kill -9",
     about:
       `Writes of 4 KiB, each block of the volume once in random order, one record each; then kill -9 and a new daemon; medians of ${context.rounds} rounds, each with a fresh ` +
-      "volume. The promise is judged by the first reply less the empty volume's time to listen, an upper bound of what opening takes.",
+      "volume. The promise is judged by the first reply less the shortest time in which any of these daemons began to listen.",
     columns: ["records", "process start until it listens, s", "process start to first reply, s"],
     rows: [row(0, empty), row(records, full)],
     targets: [atMost("reopen after kill -9 with 1,000,000 records, to the first reply", seconds, 1, "s")],
@@ -92,8 +93,13 @@ async function memoryTable(context: Context): Promise<Table> {
   const size = context.quick ? tebibyte / 64 : tebibyte;
   const rows: string[][] = [];
   const fresh: number[] = [];
-  for (let round = 0; round < context.rounds; round++) fresh.push(await memoryOf(context, size, async () => {}));
+  const control: number[] = [];
+  for (let round = 0; round < context.rounds; round++) {
+    fresh.push(await memoryOf(context, size, async () => {}));
+    control.push(await memoryOf(context, chunkBytes, async () => {}));
+  }
   rows.push(["fresh", short(median(fresh) / mebibyte)]);
+  rows.push(["for comparison: a fresh one of 4 MiB", short(median(control) / mebibyte)]);
   // One block written in each chunk: every entry of the owner map is an array.
   const mixed = await memoryOf(context, size, (uri) => writeIntoEachChunk(uri, size));
   rows.push(["one block written in each of its chunks", short(mixed / mebibyte)]);
