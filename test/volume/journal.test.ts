@@ -178,7 +178,7 @@ void test("rule 21: a write that waits for its range, or a read, does not wait f
 
 void test("rule 16: with sync=always an answered write has been flushed", async (t) => {
   const { volume, faulty } = await newWorld(t);
-  volume.changeSettings({ sync: "always", remoteAfterPowerLoss: "refuse" });
+  await volume.changeSettings({ sync: "always", remoteAfterPowerLoss: "refuse" });
   const sync = holdOnce(faulty, dataSync);
   let answered = false;
   const writing = write(volume, 0, filled(1)).then(() => (answered = true));
