@@ -11,7 +11,7 @@ import { recordBytes, RecordType, RecordView } from "./log-record.ts";
  * damage, and refused (durability rule 9).
  */
 
-const windowBytes = recordBytes * 25600;
+const windowBytes = recordBytes * 3276;
 
 export interface LoggedRecord {
   lsn: number;

@@ -14,7 +14,7 @@ import type { OwnerTable } from "./owner-table.ts";
  * No item spans two frames.
  */
 
-const frameTarget = 256 * 1024;
+const frameTarget = 64 * 1024;
 const ownerBytes = 24;
 const chunksPerSlice = 65536;
 const rawBytes = 4 + chunkBlocks * 2;

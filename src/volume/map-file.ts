@@ -85,7 +85,7 @@ async function writeFrames(file: File, checkpoint: Checkpoint, map: OwnerMap, ta
   await file.write(header, 0, headerBytes, 0);
   let crc = header.bytes.readUInt32LE(12);
   let position = headerBytes;
-  let buffer = new IoBuffer(512 * 1024);
+  let buffer = new IoBuffer(64 * 1024);
   const put = async (frame: Buffer): Promise<void> => {
     if (buffer.length < frame.length + 8) buffer = new IoBuffer(frame.length + 8);
     crc = encodeFrame(buffer.bytes, frame, crc);
@@ -136,7 +136,7 @@ async function verifyMapFile(env: VolumeEnvironment, path: string): Promise<void
 async function readFrames(file: File, headerCrc: number, onFrame: (frame: Buffer) => void): Promise<number> {
   let crc = headerCrc;
   let position = headerBytes;
-  let buffer = new IoBuffer(512 * 1024);
+  let buffer = new IoBuffer(64 * 1024);
   for (;;) {
     const got = await file.read(buffer, 0, buffer.length, position);
     let at = 0;
