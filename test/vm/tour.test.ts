@@ -18,7 +18,7 @@ async function commands(name: string): Promise<string> {
   return match[1];
 }
 
-test("README's tour works line by line, from a web server to a detached volume", async (t) => {
+void test("README's tour works line by line, from a web server to a detached volume", async (t) => {
   if (!requireTool(t, "qemu-io", "mmdebstrap", "root")) return;
   const { image } = await debianImage();
   const source = await startHttpSource({ content: image });
