@@ -1,3 +1,4 @@
+import { allOf } from "../base/all-of.ts";
 import { crc32c } from "../base/crc32c.ts";
 import { IoError } from "../base/errors.ts";
 import type { File, FileBinding } from "../base/file-system.ts";
@@ -75,8 +76,7 @@ export class IntentLog {
       const generation = env.randomBytes(16);
       const header = encodeLogHeader({ ...fields, generation, binding: file.binding() });
       await file.write(header, 0, headerBytes, 0);
-      await file.datasync();
-      await env.fs.syncDirectory(dir);
+      await allOf([file.datasync(), env.fs.syncDirectory(dir)]);
       return new IntentLog(fields.number, file, generation, limits);
     } catch (error) {
       await file.close();

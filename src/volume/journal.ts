@@ -1,3 +1,4 @@
+import { allOf } from "../base/all-of.ts";
 import { CounterWait } from "../base/counter-wait.ts";
 import { describeError, IoError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
@@ -313,9 +314,4 @@ export class Journal {
     for (const file of this.#retired.splice(0)) await file.close();
     await this.#log.file.close();
   }
-}
-
-/** Waits for all, then throws the first failure: no system call may outlive the round. */
-async function allOf(work: Promise<void>[]): Promise<void> {
-  for (const result of await Promise.allSettled(work)) if (result.status === "rejected") throw result.reason;
 }

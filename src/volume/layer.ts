@@ -1,4 +1,5 @@
 import { dirname } from "node:path";
+import { allOf } from "../base/all-of.ts";
 import { CorruptionError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
@@ -31,17 +32,24 @@ export class Layer {
   static async create(env: VolumeEnvironment, id: string, volumeId: string, blocks: number): Promise<Layer> {
     const path = layerPath(env.dataDir, id);
     const file = await env.fs.open(path, "create");
-    await file.truncate(headerBytes + blocks * blockBytes);
-    const header = new IoBuffer(headerBytes);
-    header.bytes.fill(0);
-    header.bytes.write(id, 16, "hex");
-    header.bytes.write(volumeId, 32, "hex");
-    env.randomBytes(16).copy(header.bytes, 48);
-    sealHeader(header.bytes, magic);
-    await file.write(header, 0, headerBytes, 0);
-    await file.datasync();
-    await env.fs.syncDirectory(layersDir(env.dataDir));
-    await env.fs.syncDirectory(dirname(layersDir(env.dataDir)));
+    try {
+      await file.truncate(headerBytes + blocks * blockBytes);
+      const header = new IoBuffer(headerBytes);
+      header.bytes.fill(0);
+      header.bytes.write(id, 16, "hex");
+      header.bytes.write(volumeId, 32, "hex");
+      env.randomBytes(16).copy(header.bytes, 48);
+      sealHeader(header.bytes, magic);
+      await file.write(header, 0, headerBytes, 0);
+      await allOf([
+        file.datasync(),
+        env.fs.syncDirectory(layersDir(env.dataDir)),
+        env.fs.syncDirectory(dirname(layersDir(env.dataDir))),
+      ]);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
     return new Layer(id, file);
   }
 

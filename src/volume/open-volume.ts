@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { allOf } from "../base/all-of.ts";
 import { errnoOf, UllageError } from "../base/errors.ts";
 import type { DirectoryLock, File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
@@ -49,22 +50,17 @@ export interface OpenedVolume {
  */
 export async function createVolume(env: VolumeEnvironment, options: CreateVolumeOptions): Promise<void> {
   const dir = volumeDir(env.dataDir, options.id);
-  const limits = volumeLimits(env.limits);
   for (const path of [join(env.dataDir, "volumes"), layersDir(env.dataDir), dir]) await env.fs.mkdir(path);
   const blocks = Math.ceil(options.size / blockBytes);
-  const layer = await Layer.create(env, env.randomBytes(16).toString("hex"), options.id, blocks);
-  await layer.file.close();
-  const log = await IntentLog.create(
-    env,
-    dir,
-    { volumeId: options.id, number: 1, predecessor: undefined, strays: false },
-    limits,
-  );
-  await log.file.close();
-  await writeDescription(env, dir, options);
+  // Beside each other, because they are mostly waiting for the disk; the checkpoint, which makes them a volume, is last.
+  const [layerId] = await allOf([
+    createLayer(env, options.id, blocks),
+    createFirstLog(env, dir, options.id),
+    writeDescription(env, dir, options),
+  ]);
   const table = new OwnerTable();
   const map = new OwnerMap(blocks);
-  const head = table.add({ kind: "layer", id: layer.id });
+  const head = table.add({ kind: "layer", id: layerId });
   if (options.blob) {
     const owner = table.add({ kind: "blob", id: options.blob.id });
     const blobBlocks = Math.min(blocks, Math.ceil(options.blob.size / blockBytes));
@@ -88,8 +84,20 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
     map,
     table,
   );
-  await env.fs.syncDirectory(join(env.dataDir, "volumes"));
-  await env.fs.syncDirectory(env.dataDir);
+  await allOf([env.fs.syncDirectory(join(env.dataDir, "volumes")), env.fs.syncDirectory(env.dataDir)]);
+}
+
+/** @returns the layer's id */
+async function createLayer(env: VolumeEnvironment, volumeId: string, blocks: number): Promise<string> {
+  const layer = await Layer.create(env, env.randomBytes(16).toString("hex"), volumeId, blocks);
+  await layer.file.close();
+  return layer.id;
+}
+
+async function createFirstLog(env: VolumeEnvironment, dir: string, volumeId: string): Promise<void> {
+  const fields = { volumeId, number: 1, predecessor: undefined, strays: false };
+  const log = await IntentLog.create(env, dir, fields, volumeLimits(env.limits));
+  await log.file.close();
 }
 
 async function writeDescription(env: VolumeEnvironment, dir: string, options: CreateVolumeOptions): Promise<void> {
@@ -157,8 +165,9 @@ async function begin(
     for (const path of recovered.unused) await env.fs.unlink(path);
     await env.fs.syncDirectory(dir);
   }
-  // An empty log may come from a life that ended while it was created: as a part of the chain it must be durable.
-  await syncAll(recovered.emptyLogs);
+  // What the next log builds on must be durable: all that recovery went by or, where every record counts and the first
+  // round syncs them, at least that the logs are there.
+  await syncAll(recovered.rule === "all" ? recovered.emptyLogs : recovered.logs);
   const blobs = new Map<number, Blob>();
   for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
   const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
