@@ -1,5 +1,5 @@
 import type { FileSystem } from "../../src/base/file-system.ts";
-import { describeError, IoError, SourceError, UllageError } from "../../src/base/errors.ts";
+import { describeError, errnoOf, IoError, SourceError, UllageError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import type { VolumeLimits } from "../../src/volume/limits.ts";
 import { layersDir, poisonPath, runtimePoisonPath, volumeDir } from "../../src/volume/paths.ts";
@@ -102,6 +102,7 @@ class World {
   #lossPossible = false;
   #faultsOn = false;
   #closing = false;
+  #reopening = false;
   /** Units of the blob went away under the readers. */
   #unitsLost = false;
 
@@ -247,6 +248,7 @@ class World {
     const blind = this.#mustKnowOfPoison();
     this.#volume = undefined;
     this.#closing = false;
+    this.#reopening = false;
     this.#setFaults(false);
     const failed = this.#disk.failures > this.#failuresForgiven;
     const { bootIdHidden, mountIdHidden, fileSystem, punches } = this.#disk.options;
@@ -300,8 +302,9 @@ class World {
     const told = this.#process.syncErrorsTold.filter(({ path }) => /layers|intent/.test(path));
     const places = [poisonPath(volumeDir(dataDir, this.#id)), runtimePoisonPath(runtimeDir, this.#id)];
     if (told.length === 0 || places.some((path) => this.#disk.namespace.lookup(path) !== undefined)) return false;
-    // so many other calls may come before the mark's
-    if (this.#disk.calls - told[0].call > 60 && this.#volume?.info().state === "poisoned") {
+    // A log that failed to be created is none to be marked for; and so many other calls may come before the mark's.
+    const ours = told.find(({ path }) => path.includes("layers") || this.#volume?.info().state === "poisoned");
+    if (ours && !this.#reopening && this.#disk.calls - ours.call > 60) {
       throw new Error("a sync failed, and no mark of it was left");
     }
     return true;
@@ -335,7 +338,7 @@ class World {
       if (!this.#crash(this.#random.pick(this.#profile.ends))) return false;
     }
     this.#disk.disarm();
-    this.#setFaults(this.#random.chance(0.3) && !this.#profile.alwaysTakes);
+    this.#setFaults(this.#random.chance(0.5) && !this.#profile.alwaysTakes);
     for (let attempt = 0; ; attempt++) {
       const error = await this.#scheduler.complete(this.#tryOpen());
       if (error === undefined) break;
@@ -366,10 +369,12 @@ class World {
     }
     try {
       // an operator looked at it
+      this.#reopening = true;
       this.#oracle.crash("unflushed, cache kept");
       await this.#open(true);
       this.#failuresForgiven = this.#disk.failures;
       this.#process.syncErrorsTold.length = 0;
+      this.#reopening = false;
       this.#lossPossible = false;
       this.#refusalDue = false;
       await this.#attach();
@@ -421,6 +426,8 @@ class World {
 
   #checkNothingOpen(): void {
     const open = [...this.#process.files].map((file) => file.path).filter((path) => !path.includes("/blobs/"));
+    const running = [...this.#process.inFlight].map((call) => call.label).filter((label) => !label.includes("/blobs/"));
+    if (running.length > 0) throw new Error(`calls are still running: ${running.join(", ")}`);
     if (open.length > 0) throw new Error(`descriptors were left open: ${open.join(", ")}`);
     if (this.#disk.locks.size > 0) throw new Error("the volume's directory was left locked");
   }
@@ -431,21 +438,21 @@ class World {
     return {
       device: volume,
       checkpoint: () => volume.checkpoint(),
-      loseUnit: () => {
+      loseUnit: (offset) => {
         const blob = this.#blob;
-        if (!blob || this.#faultsOn) return;
+        if (!blob || this.#faultsOn || process.dead || offset >= blob.size) return;
         this.#unitsLost = true;
-        const unit = this.#random.below(Math.ceil(blob.size / unitBytes));
-        if (!process.dead) blob.lose(unit);
-        this.#note(`unit ${unit} of the blob is lost`);
+        blob.lose(Math.floor(offset / unitBytes));
+        this.#note(`the blob loses its unit at ${offset}`);
       },
       dead: () => process.dead,
       closing: () => this.#closing,
       onError: (what, error) => {
         if (process.dead) return;
         const faulty = this.#faultsOn && !this.#profile.alwaysTakes?.some((kind) => what.includes(kind));
-        const ours = faulty || this.#failuresEver() || this.#closing || this.#unitsLost;
-        const explained = error instanceof SourceError || (error instanceof IoError && ours);
+        const ours = faulty || this.#failuresEver() || this.#unitsLost;
+        const tooLate = this.#closing && errnoOf(error) === "ESHUTDOWN";
+        const explained = error instanceof SourceError || tooLate || (error instanceof IoError && ours);
         if (!explained) throw new Error(`${what} failed: ${describeError(error)}`, { cause: error });
       },
       note: (text) => this.#note(text),

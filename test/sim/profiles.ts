@@ -20,7 +20,7 @@ export const profiles: readonly Profile[] = [
     name: "a failed sync never becomes a success",
     ends: ["kill", "container", "power", "remount", "close"],
     crashInOpen: 0.3,
-    faults: (random) => ({ syncErrors: random.pick([0.02, 0.1]) }),
+    faults: (random) => ({ syncErrors: random.pick([0.02, 0.1, 0.3]) }),
   },
   {
     name: "failed writes and a full disk cost no answered write",

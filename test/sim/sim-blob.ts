@@ -52,6 +52,8 @@ export class SimBlob implements Blob {
   readonly #disk: SimDisk;
   readonly #source: SimSource;
   readonly #ready: Set<number>;
+  /** One fetch per unit at a time. */
+  readonly #fetching = new Map<number, Promise<void>>();
   readonly #pins = new Set<string>();
 
   constructor(disk: SimDisk, source: SimSource, file: File) {
@@ -88,16 +90,25 @@ export class SimBlob implements Blob {
   async fetch(offset: number, length: number): Promise<void> {
     for (const unit of this.#units(offset, length)) {
       if (this.#ready.has(unit)) continue;
-      this.stats.requests++;
-      await this.#disk.scheduler.pause(`fetch unit ${unit}`);
-      if (this.#disk.random.chance(this.#source.errors)) {
-        this.stats.errors++;
-        throw new SourceError("source-status", "the source answered 503", { transient: true });
+      let running = this.#fetching.get(unit);
+      if (!running) {
+        running = this.#fetchUnit(unit).finally(() => this.#fetching.delete(unit));
+        this.#fetching.set(unit, running);
       }
-      const bytes = this.#source.unit(unit);
-      await this.file.write(bytes, 0, bytes.length, unit * unitBytes);
-      this.#ready.add(unit);
+      await running;
     }
+  }
+
+  async #fetchUnit(unit: number): Promise<void> {
+    this.stats.requests++;
+    await this.#disk.scheduler.pause(`fetch unit ${unit}`);
+    if (this.#disk.random.chance(this.#source.errors)) {
+      this.stats.errors++;
+      throw new SourceError("source-status", "the source answered 503", { transient: true });
+    }
+    const bytes = this.#source.unit(unit);
+    await this.file.write(bytes, 0, bytes.length, unit * unitBytes);
+    this.#ready.add(unit);
   }
 
   /** The cache lost a unit (a failed sync of its data): it is not ready any more and its bytes count for nothing. */

@@ -7,6 +7,7 @@ import { pageBytes, SimInode } from "./sim-inode.ts";
 
 /** A call that waits in the thread pool. */
 export interface PoolCall {
+  label: string;
   /** The process was killed before the call took effect: it may do so all the same, or in part. */
   land(): void;
 }
@@ -132,7 +133,7 @@ export class SimFileSystem implements FileSystem {
   inPool<T>(label: string, apply: () => T, part: () => void = () => void apply()): Promise<T> {
     return new Promise((resolve, reject) => {
       if (this.dead) return;
-      const call: PoolCall = { land: () => attempt(part) };
+      const call: PoolCall = { label, land: () => attempt(part) };
       this.inFlight.add(call);
       this.disk.scheduler.add(label, () => {
         if (this.disk.enter(this) !== "alive") return;

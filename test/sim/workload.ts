@@ -22,6 +22,7 @@ type Kind =
   | "writeFlush"
   | "read"
   | "checkpoint"
+  | "story"
   | "loseUnit"
   | "wait";
 
@@ -29,8 +30,8 @@ type Kind =
 export interface WorkloadTarget {
   device: BlockDevice;
   checkpoint(): Promise<void>;
-  /** The cache loses a unit of the blob: it has to be fetched again. */
-  loseUnit(): void;
+  /** The cache loses the blob's unit there: it has to be fetched again. */
+  loseUnit(offset: number): void;
   /** The process was killed: nothing that follows counts as answered. */
   dead(): boolean;
   /** The volume is being closed: its clients start nothing new. */
@@ -52,6 +53,8 @@ export class Workload {
   readonly #kinds: Kind[] = [];
   readonly #places: number[];
   readonly #syncShare: number;
+  /** All operations meet on a few blocks. */
+  readonly #narrow: boolean;
   #operations = 0;
 
   constructor(scheduler: SimScheduler, oracle: Oracle, size: number) {
@@ -74,7 +77,8 @@ export class Workload {
       writeFlush: 3,
       read: 6,
       checkpoint: 1,
-      loseUnit: 1,
+      story: 2,
+      loseUnit: 2,
       wait: 1,
     };
     for (const [kind, weight] of Object.entries(usual) as [Kind, number][]) {
@@ -83,7 +87,11 @@ export class Workload {
       for (let count = 0; count < times; count++) this.#kinds.push(kind);
     }
     this.#kinds.push("writeBlocks", "flush");
-    this.#places = Array.from({ length: random.between(1, 6) }, () => random.below(size / blockBytes - 1) * blockBytes);
+    this.#narrow = random.chance(0.3);
+    this.#places = Array.from(
+      { length: this.#narrow ? 1 : random.between(1, 6) },
+      () => random.below(size / blockBytes - 1) * blockBytes,
+    );
     const chunks = Math.floor((size - 1) / chunkBytes);
     if (random.chance(0.6)) this.#places.push(random.between(1, chunks) * chunkBytes - blockBytes);
     if (random.chance(0.3)) this.#places.push(Math.floor((size - 1) / blockBytes) * blockBytes);
@@ -128,21 +136,37 @@ export class Workload {
         target.note("checkpoint");
         await target.checkpoint().catch((error: unknown) => target.onError("checkpoint", error));
         return;
+      case "story":
+        return this.#story(target);
       case "loseUnit":
-        target.loseUnit();
+        target.loseUnit(this.#random.pick(this.#places));
         return;
       case "wait":
         return this.#scheduler.clock.sleep(this.#random.between(1, 2000));
     }
   }
 
+  /** What happens to one block, step by step: most faults need a history there that chance alone seldom writes. */
+  async #story(target: WorkloadTarget): Promise<void> {
+    const block = this.#random.pick(this.#places) + this.#random.below(2) * blockBytes;
+    if (block + blockBytes > this.#size) return;
+    const steps = ["write", "write", "write", "trim", "trim", "flush", "flush", "part"] as const;
+    for (let left = this.#random.between(3, 8); left > 0 && !target.closing(); left--) {
+      const step = this.#random.pick(steps);
+      if (step === "write") await this.write(target, block, blockBytes);
+      else if (step === "trim") await this.#trim(target, block, blockBytes);
+      else if (step === "part") await this.write(target, block + this.#random.below(4000), this.#random.between(1, 96));
+      else await this.flush(target);
+    }
+  }
+
   #range(kind: Kind): [number, number] {
     const random = this.#random;
-    const place = random.chance(0.85)
+    const place = random.chance(this.#narrow ? 0.98 : 0.85)
       ? random.pick(this.#places)
       : random.below(this.#size / blockBytes - 1) * blockBytes;
-    let offset = place + random.below(4) * blockBytes;
-    let length = random.pick([1, 1, 1, 2, 3, 8]) * blockBytes;
+    let offset = place + random.below(this.#narrow ? 2 : 4) * blockBytes;
+    let length = random.pick(this.#narrow ? [1, 1, 2] : [1, 1, 1, 2, 3, 8]) * blockBytes;
     if (kind === "writeBytes" || ((kind === "trim" || kind === "zero") && random.chance(0.5))) {
       offset += random.below(blockBytes);
       length = random.pick([1, 13, 511, 512, 600, 4096, 5000, 9000]);
