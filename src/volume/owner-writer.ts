@@ -26,6 +26,8 @@ zeros.bytes.fill(0);
 
 /** So many writes go through the pool after one on the calling thread was slow. */
 const slowWritesAfterOne = 32;
+/** `slowWriteMs` is for a write of this size at most; a larger one may take longer in proportion. */
+const slowWriteBytes = 256 * 1024;
 
 export class OwnerWriter {
   readonly #clock: Clock;
@@ -98,7 +100,8 @@ export class OwnerWriter {
       if (!owned) this.#strays.abandoned(block, block + count);
       throw error;
     }
-    if (this.#clock.now() - started > this.#limits.slowWriteMs) this.#slowWrites = slowWritesAfterOne;
+    const allowedMs = this.#limits.slowWriteMs * Math.max(1, length / slowWriteBytes);
+    if (this.#clock.now() - started > allowedMs) this.#slowWrites = slowWritesAfterOne;
     return true;
   }
 
