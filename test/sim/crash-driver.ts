@@ -179,7 +179,8 @@ class World {
   async #life(last: boolean): Promise<boolean> {
     if (!(await this.#openSomehow())) return false;
     this.#setFaults(false);
-    await this.#scheduler.complete(this.#workload.verify(this.#target()));
+    // At times the clients are faster than what the volume does in the background after it was opened.
+    if (last || this.#random.chance(0.75)) await this.#scheduler.complete(this.#workload.verify(this.#target()));
     if (last) {
       await this.#scheduler.complete(this.#volume!.close());
       this.#checkNothingOpen();

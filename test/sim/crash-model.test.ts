@@ -4,10 +4,10 @@ import { profiles } from "./profiles.ts";
 
 /*
  * The volume engine on a simulated disk: every seed is a world of its own (crash-driver.ts). ULLAGE_SEEDS sets how many
- * run, ULLAGE_SEED runs one and ULLAGE_TRACE prints all that happened in it; a seed means the same under each.
+ * run, ULLAGE_SEED runs one (with ULLAGE_TRACE its failure tells all that happened); a seed means the same under each.
  */
 
-const seeds = Number(process.env["ULLAGE_SEEDS"] ?? 3000);
+const seeds = Number(process.env["ULLAGE_SEEDS"] ?? 4000);
 const onlySeed = process.env["ULLAGE_SEED"];
 
 for (const [index, profile] of profiles.entries()) {

@@ -12,6 +12,11 @@ export const profiles: readonly Profile[] = [
   },
   { name: "a page cache lost without a reboot is noticed", ends: ["remount"], crashInOpen: 0.2 },
   {
+    name: "what a killed process left unowned is never shown",
+    ends: ["kill", "kill", "remount"],
+    crashInOpen: 0,
+  },
+  {
     name: "crashes of every kind follow each other, within recovery too",
     ends: ["kill", "container", "power", "remount", "close"],
     crashInOpen: 0.6,
