@@ -73,6 +73,7 @@ export class Journal {
   #mapBytes: number;
   #failure: Error | undefined;
   #failureTold: Promise<void> = Promise.resolve();
+  #closed = false;
 
   constructor(options: {
     env: VolumeEnvironment;
@@ -246,6 +247,8 @@ export class Journal {
   checkpoint(clean: boolean): Promise<void> {
     // One that runs may have taken its cut before what the caller means.
     if (this.#checkpointing) return this.settled().then(() => this.checkpoint(clean));
+    if (this.#failure) return Promise.reject(this.#failure);
+    if (this.#closed) return Promise.reject(new IoError("ESHUTDOWN", "the journal is closed"));
     this.#checkpointing = this.#checkpoint(clean)
       .catch((error: unknown) => {
         this.#checkpointFailedAt = this.#env.clock.now();
@@ -308,6 +311,7 @@ export class Journal {
 
   /** Closes the descriptors; nothing may be running. */
   async close(): Promise<void> {
+    this.#closed = true;
     await this.#failureTold;
     await this.settled();
     await this.#running?.catch(() => undefined);
