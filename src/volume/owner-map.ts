@@ -214,13 +214,20 @@ export class OwnerMap {
   /** A copy as of now: the table is copied, mixed chunks are shared until somebody writes. */
   freeze(): OwnerMap {
     const entries = this.#entries.slice();
-    for (const entry of entries) if (entry >= firstSlot) this.#pool.share(entry - firstSlot);
+    // By index: an iterator would allocate an object per chunk.
+    for (let chunk = 0; chunk < entries.length; chunk++) {
+      const entry = entries[chunk];
+      if (entry >= firstSlot) this.#pool.share(entry - firstSlot);
+    }
     return new OwnerMap(this.blocks, { pool: this.#pool, entries });
   }
 
   /** Gives up the shared chunks of a frozen copy; it must not be used afterwards. */
   release(): void {
-    for (const entry of this.#entries) if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
+    for (let chunk = 0; chunk < this.chunks; chunk++) {
+      const entry = this.#entries[chunk];
+      if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
+    }
     this.#entries.fill(0);
   }
 }
