@@ -37,6 +37,8 @@ export interface Profile {
   faults?: (random: Random) => Partial<SimDiskOptions>;
   /** Operations that the faults must not touch; they begin after the volume was opened then. */
   alwaysTakes?: readonly string[];
+  /** the clients tell stories of single blocks, mostly (`Workload`) */
+  stories?: boolean;
   /** every life has a remote writer (durability rule 16) */
   remote?: boolean;
 }
@@ -130,7 +132,7 @@ class World {
     const source = this.#source;
     const zeros = Buffer.alloc(512);
     this.#oracle = new Oracle((sector) => source?.sector(sector) ?? zeros);
-    this.#workload = new Workload(this.#scheduler, this.#oracle, this.#size);
+    this.#workload = new Workload(this.#scheduler, this.#oracle, this.#size, profile.stories ?? false);
     this.#limits = {
       logReserveBytes: 4096,
       logExtendBytes: random.pick([4096, 16384]),
@@ -194,7 +196,7 @@ class World {
     const callLimit = long ? 2500 : this.#random.pick([40, 200, 600]);
     if (end !== "close" && this.#random.chance(0.85)) this.#disk.crashAfter(this.#random.between(1, callLimit));
     const operations = long ? this.#random.between(40, 100) : this.#random.between(3, 20);
-    const work = this.#workload.run(this.#target(), this.#random.between(1, 4), operations);
+    const work = this.#workload.run(this.#target(), this.#random.between(1, this.#profile.stories ? 2 : 4), operations);
     if (end === "close" && this.#random.chance(0.4)) {
       // the volume is closed in the middle of it
       await this.#settle(Promise.race([work, this.#steps(this.#random.between(1, 60))]));

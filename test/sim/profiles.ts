@@ -12,9 +12,10 @@ export const profiles: readonly Profile[] = [
   },
   { name: "a page cache lost without a reboot is noticed", ends: ["remount"], crashInOpen: 0.2 },
   {
-    name: "what a killed process left unowned is never shown",
-    ends: ["kill", "kill", "remount"],
+    name: "what trims and killed processes left in the head is never shown",
+    ends: ["kill", "remount", "remount"],
     crashInOpen: 0,
+    stories: true,
   },
   {
     name: "crashes of every kind follow each other, within recovery too",

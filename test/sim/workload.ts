@@ -57,7 +57,8 @@ export class Workload {
   readonly #narrow: boolean;
   #operations = 0;
 
-  constructor(scheduler: SimScheduler, oracle: Oracle, size: number) {
+  /** @param stories most operations are steps of the history of one block */
+  constructor(scheduler: SimScheduler, oracle: Oracle, size: number, stories: boolean) {
     const { random } = scheduler;
     this.#random = random;
     this.#scheduler = scheduler;
@@ -87,7 +88,8 @@ export class Workload {
       for (let count = 0; count < times; count++) this.#kinds.push(kind);
     }
     this.#kinds.push("writeBlocks", "flush");
-    this.#narrow = random.chance(0.3);
+    if (stories) for (let count = this.#kinds.length; count > 0; count--) this.#kinds.push("story");
+    this.#narrow = stories || random.chance(0.3);
     this.#places = Array.from(
       { length: this.#narrow ? 1 : random.between(1, 6) },
       () => random.below(size / blockBytes - 1) * blockBytes,
