@@ -115,6 +115,14 @@ void test("what was read after a power cut is on the disk: a second one does not
   assert.deepEqual(allowed(make, [0, 1, 2]), [1]);
 });
 
+void test("a read of a part settles nothing when several contents look alike there", () => {
+  const oracle = newOracle();
+  oracle.settle(oracle.issue(0, 512, Buffer.alloc(512, "x").fill(0, 256)), true);
+  oracle.crash("unflushed");
+  oracle.readDone(oracle.readStart(300, 10), zeros.subarray(0, 10));
+  oracle.readDone(oracle.readStart(0, 512), zeros);
+});
+
 void test("a read settles what an undecided sector holds", () => {
   const make = (): Oracle => {
     const oracle = newOracle();

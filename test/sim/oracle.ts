@@ -240,9 +240,11 @@ export class Oracle {
     if (versions.length === 1) return;
     // What is written while the read runs may have come before or after it.
     if (versions.some((version) => version.settled > started)) return;
-    if (this.#onDisk.delete(sector)) {
-      const [first] = matching;
-      this.#sectors.set(sector, [{ ...first, effective: true }]);
+    if (this.#onDisk.has(sector)) {
+      // A part of the sector may look the same in several versions.
+      this.#sectors.set(sector, matching);
+      if (matching.length > 1) return;
+      this.#onDisk.delete(sector);
       this.#unsettled.delete(sector);
       return;
     }
