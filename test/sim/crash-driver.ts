@@ -248,6 +248,7 @@ class World {
   #crash(end: End): boolean {
     this.#disk.disarm();
     this.#note(`crash: ${end}`);
+    this.#disk.kill(); // calls in the thread pool may still land
     const blind = this.#mustKnowOfPoison();
     this.#volume = undefined;
     this.#closing = false;
@@ -262,7 +263,6 @@ class World {
     switch (end) {
       case "kill":
       case "close":
-        this.#disk.kill();
         loss = failed || weak ? "unflushed, cache kept" : "nothing";
         break;
       case "container":
