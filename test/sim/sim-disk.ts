@@ -23,7 +23,7 @@ export interface SimDiskOptions {
   punches: boolean;
   /**
    * Extents that were never synced may hold old bytes of anyone after a power cut, where the page never had a durable
-   * extent before. (ext4 data=writeback does it after a punch, too: there a volume warns that it can promise nothing.)
+   * extent or a punch before. (ext4 data=writeback does it after a punch, too: there a volume warns that it can promise nothing.)
    */
   staleExtents: boolean;
   /** XFS: once a file was read, SEEK_DATA claims what was reserved and lost */

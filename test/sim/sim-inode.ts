@@ -39,8 +39,8 @@ export class SimInode {
   readonly lost = new Set<number>();
   /** Pages that are holes after a power cut though extents had been reserved for them (XFS, experiment E11). */
   readonly reserved = new Set<number>();
-  /** Pages that had a durable extent once: they show stale bytes in no mode. */
-  readonly #wereDurable = new Set<number>();
+  /** Pages that had a durable extent once, or a hole punched into them: they show stale bytes in no mode. */
+  readonly #hadExtent = new Set<number>();
   readSinceMount = false;
   sealed = false;
   /** errseq_t: the number of failed write-backs, and whether anyone has been told of the last. */
@@ -116,6 +116,7 @@ export class SimInode {
       if (!old) continue;
       const from = Math.max(0, offset - number * pageBytes);
       const to = Math.min(pageBytes, end - number * pageBytes);
+      this.#hadExtent.add(number);
       if (from === 0 && to === pageBytes) this.#put(seq, number, undefined);
       else this.#put(seq, number, Buffer.from(old).fill(0, from, to));
     }
@@ -194,10 +195,10 @@ export class SimInode {
         const other = random.pick(state.versions).page;
         if (other) page = tear(page, other, random);
       }
-      if (stale && state.versions[0].page === undefined && !this.#wereDurable.has(number) && random.chance(0.3)) {
+      if (stale && state.versions[0].page === undefined && !this.#hadExtent.has(number) && random.chance(0.3)) {
         page = stale();
       }
-      if (page) this.#wereDurable.add(number);
+      if (page) this.#hadExtent.add(number);
       if (!page) this.reserved.add(number);
       state.versions = [{ seq: 0, page }];
       this.#show(state, page);
@@ -257,7 +258,7 @@ export class SimInode {
     let covered = 0;
     while (covered + 1 < state.versions.length && state.versions[covered + 1].seq <= seq) covered++;
     state.versions.splice(0, covered);
-    if (state.versions[0].page) this.#wereDurable.add(number);
+    if (state.versions[0].page) this.#hadExtent.add(number);
     if (state.versions.length > 1) return;
     this.dirty.delete(number);
     this.#forgetIfHole(number, state);
