@@ -33,6 +33,7 @@ const eventfdCall = libc.func("int eventfd(unsigned int, int)");
 const readCall = libc.func("int64_t read(int, uintptr_t, size_t)");
 const writeCall = libc.func("int64_t write(int, uintptr_t, size_t)");
 const sendmsgCall = libc.func("int64_t sendmsg(int, uintptr_t, int)");
+const recvCall = libc.func("int64_t recv(int, uintptr_t, size_t, int)");
 const umaskCall = libc.func("unsigned int umask(unsigned int)");
 
 /** errno of the last failed call on this thread; valid only right after it. */
@@ -291,6 +292,12 @@ export function sendMessage(fd: number, message: number): number {
   const MSG_DONTWAIT = 0x40;
   const MSG_NOSIGNAL = 0x4000;
   return sendmsgCall(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) as number;
+}
+
+/** recv(2) with MSG_DONTWAIT. @returns bytes, 0 at the end of the stream, or -1 with `errno` EAGAIN, ECONNRESET, … */
+export function receive(fd: number, address: number, length: number): number {
+  const MSG_DONTWAIT = 0x40;
+  return recvCall(fd, address, length, MSG_DONTWAIT) as number;
 }
 
 /** poll(2) on an array of `struct pollfd` (8 bytes each). Blocks: only for threads of their own. */

@@ -262,7 +262,10 @@ export class Connection implements HandshakeChannel, PayloadHolder {
 
   /** @returns false to stop reading */
   #arrived(length: number): boolean {
-    const reading = this.#take(() => this.#received.filled(length));
+    let reading = this.#take(() => this.#received.filled(length));
+    if (reading && this.#phase === "transmission" && this.#received.receiveRest(this.#options.fd)) {
+      reading = this.#take(() => undefined);
+    }
     this.#paused = !reading;
     return reading;
   }

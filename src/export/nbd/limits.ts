@@ -1,3 +1,5 @@
+import { availableParallelism } from "node:os";
+
 /** Bounds of the NBD server. Memory that clients can make it use is the sum of what is named here. */
 
 const KiB = 1024;
@@ -23,6 +25,13 @@ export const SCARCE_OUTPUT_BYTES = 256 * KiB;
 /** A connection that writes in large requests receives into a buffer of this size (most clients stop at 2 MiB). */
 export const LARGE_RECEIVE_BYTES = 2 * MiB + 4 * KiB;
 export const LARGE_RECEIVES_KEPT = 8;
+/**
+ * While a payload is being received, the server looks for more of it for so long before it lets go: its sender needs a
+ * few microseconds to fill the socket again. Not where the sender would have to wait for this very processor.
+ */
+export const RECEIVE_PATIENCE_MS = availableParallelism() > 1 ? 0.02 : 0;
+/** Other connections wait no longer than this for one that receives. */
+export const RECEIVE_LONGEST_MS = 0.5;
 /** Payloads above that, and replies that must not be fragmented, get a buffer of their own out of this, in turn. */
 export const PAYLOAD_BUDGET_BYTES = 8 * MAX_PAYLOAD_BYTES;
 /** Who holds a part of the budget that others wait for must move so much in each `payloadStallMs`. */

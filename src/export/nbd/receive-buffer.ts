@@ -1,5 +1,6 @@
+import { receiveNow } from "../../base/receive-now.ts";
 import type { BufferPool, Chunk } from "./buffer-pool.ts";
-import { CHUNK_BYTES, LARGE_RECEIVE_BYTES } from "./limits.ts";
+import { CHUNK_BYTES, LARGE_RECEIVE_BYTES, RECEIVE_LONGEST_MS, RECEIVE_PATIENCE_MS } from "./limits.ts";
 
 /** Less room than this behind a partial small request is not worth a read(2) of its own. */
 const WORTHWHILE_BYTES = 32 * 1024;
@@ -57,6 +58,19 @@ export class ReceiveBuffer {
     this.totalBytes += length;
     if (this.#target === this.chunk && this.#targetAt === this.end) this.end += length;
     else this.#append(this.#target.bytes.subarray(this.#targetAt, this.#targetAt + length));
+  }
+
+  /**
+   * Receives more of a bulky payload that has its place already, without a turn of the event loop.
+   * @returns whether anything came
+   */
+  receiveRest(fd: number): boolean {
+    const missing = this.start + this.#need - this.end;
+    if (missing <= BULKY_BYTES || this.end + missing > this.chunk.length) return false;
+    const got = receiveNow(fd, this.chunk.io, this.end, missing, RECEIVE_PATIENCE_MS, RECEIVE_LONGEST_MS);
+    this.end += got;
+    this.totalBytes += got;
+    return got > 0;
   }
 
   /** Takes bytes that arrived elsewhere (TLS, or a target that was chosen before the buffer changed). */
