@@ -120,6 +120,11 @@ export class BlobCache {
     );
   }
 
+  /** A client is about to read from some blob that is not complete: background requests leave it room for a moment. */
+  expectReads(): void {
+    this.#environment.traffic.expected();
+  }
+
   /**
    * Makes a new blob, durably, and opens it: `release` it like any other.
    * @param reader reads the object; absent: the source is opened at the first miss

@@ -30,6 +30,12 @@ const BACKGROUND_LIMIT_WHEN_BUSY = 2;
  */
 const QUIET_MS = 500;
 
+/**
+ * When a reader is expected, the background makes no requests at all for so long: his first read then has the line for
+ * itself. It costs hydration little, since it happens once per client.
+ */
+const EXPECTED_MS = 100;
+
 /** The foreground traffic of all blobs of the host. */
 export class FetchTraffic {
   readonly #clock: Clock;
@@ -37,15 +43,18 @@ export class FetchTraffic {
   readonly #closing = new AbortController();
   #foreground = 0;
   #busyUntil = -Infinity;
+  #silentUntil = -Infinity;
   #watching = false;
 
   constructor(clock: Clock) {
     this.#clock = clock;
   }
 
-  /** Whether the background has to keep back. */
-  get busy(): boolean {
-    return this.#foreground > 0 || this.#clock.now() < this.#busyUntil;
+  /** How many requests of the background may be under way per blob. */
+  get backgroundLimit(): number {
+    const now = this.#clock.now();
+    if (now < this.#silentUntil) return 0;
+    return this.#foreground > 0 || now < this.#busyUntil ? BACKGROUND_LIMIT_WHEN_BUSY : LANE_LIMIT.background;
   }
 
   started(): void {
@@ -54,12 +63,21 @@ export class FetchTraffic {
 
   ended(): void {
     this.#foreground--;
-    if (this.#foreground > 0) return;
+    if (this.#foreground === 0) this.#keepBack();
+  }
+
+  /** Somebody is about to read, a client that connects for instance: the background keeps back for him already. */
+  expected(): void {
+    this.#silentUntil = this.#clock.now() + EXPECTED_MS;
+    this.#keepBack();
+  }
+
+  #keepBack(): void {
     this.#busyUntil = this.#clock.now() + QUIET_MS;
     if (!this.#watching) void this.#watch();
   }
 
-  /** `listener` is called whenever the traffic has calmed down. */
+  /** `listener` is called when the background may make more requests than before. */
   onQuiet(listener: () => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
@@ -72,15 +90,18 @@ export class FetchTraffic {
 
   async #watch(): Promise<void> {
     this.#watching = true;
-    while (this.#foreground === 0 && this.busy) {
+    for (;;) {
+      const now = this.#clock.now();
+      const until = now < this.#silentUntil ? this.#silentUntil : this.#busyUntil;
+      if (now >= until || (this.#foreground > 0 && until === this.#busyUntil)) break;
       try {
-        await this.#clock.sleep(this.#busyUntil - this.#clock.now(), this.#closing.signal);
+        await this.#clock.sleep(until - now, this.#closing.signal);
       } catch {
         return; // closed
       }
+      for (const listener of this.#listeners) listener();
     }
     this.#watching = false;
-    if (this.#foreground === 0) for (const listener of this.#listeners) listener();
   }
 }
 
@@ -136,8 +157,7 @@ export class FetchLanes {
   #hasRoom(lane: Lane): boolean {
     const running = this.#running;
     if (lane !== "foreground" && running.readahead + running.background >= BEHIND_LIMIT) return false;
-    const shrunk = lane === "background" && this.#traffic.busy;
-    return running[lane] < (shrunk ? BACKGROUND_LIMIT_WHEN_BUSY : LANE_LIMIT[lane]);
+    return running[lane] < (lane === "background" ? this.#traffic.backgroundLimit : LANE_LIMIT[lane]);
   }
 
   async #run(job: Job, lane: Lane): Promise<void> {

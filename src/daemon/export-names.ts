@@ -36,7 +36,7 @@ export class ExportNames implements ExportDirectory {
     if (volume.record.state !== "ready")
       return { kind: "none", reason: `'${volume.record.name}' is ${volume.record.state}` };
     try {
-      const device = await volume.device();
+      const device = await volume.deviceForReader();
       return { kind: "device", name: volume.record.name, device, readOnly: this.#readOnly };
     } catch (error) {
       return { kind: "none", reason: `'${volume.record.name}' can't be opened: ${describeError(error)}` };

@@ -62,6 +62,13 @@ export class ManagedVolume {
     return (await this.#turns.run(() => this.#open())).volume;
   }
 
+  /** As `device`, for somebody who is about to read: hydration leaves room for his first reads. */
+  deviceForReader(): Promise<Volume> {
+    const { state } = this.hydration();
+    if (this.record.blobId !== null && state !== "detached") this.#host.sources.cache.expectReads();
+    return this.device();
+  }
+
   async #open(acceptLoss = false, distrustCache = false): Promise<Opened> {
     if (this.#ending) throw new UllageError("stopping", `volume '${this.record.name}' is being closed`);
     if (this.#opened !== undefined) return this.#opened;

@@ -196,7 +196,8 @@ export class Volumes implements VolumeNames {
       await store.updateVolume(id, { state: "ready", blobId: blob?.id ?? null });
       volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null };
       volume.download = undefined;
-      await volume.device();
+      // It is complete and stays, whatever opening says: its state tells why it can't be opened.
+      await volume.deviceForReader().catch(() => undefined);
     } finally {
       if (blob !== undefined) await sources.cache.release(blob.id);
     }

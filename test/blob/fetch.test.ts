@@ -80,6 +80,28 @@ void test("while somebody waits for the source, the background starts no more th
   await Promise.all(background);
 });
 
+void test("when a reader is expected, the background waits for a moment, then starts with a trickle", async (t) => {
+  const clock = new ManualClock();
+  const reader = new MemoryReader(randomContent(64 * UNIT));
+  const { blob, cache } = await openBlob(t, reader, { clock });
+  const finish = gate();
+  reader.before = () => finish.opened;
+  cache.expectReads();
+  const background = Array.from({ length: 10 }, (_, n) => blob.fetch((4 + n * 2) * UNIT, 1, { background: true }));
+  await until(() => clock.sleeping > 0);
+  assert.equal(reader.requests.length, 0);
+  const first = blob.fetch(0, 1);
+  await until(() => reader.requests.length === 1);
+  assert.equal(reader.requests[0].offset, 0);
+  clock.advance(100);
+  await until(() => reader.requests.length === 3);
+  finish.open();
+  await first;
+  await until(() => clock.sleeping > 0);
+  clock.advance(1000);
+  await Promise.all(background);
+});
+
 void test("a foreground fetch does not fail with the background flight that it joined", async (t) => {
   const reader = new MemoryReader(randomContent(4 * UNIT));
   const { blob } = await openBlob(t, reader);

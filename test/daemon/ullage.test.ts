@@ -284,3 +284,20 @@ void test("a poisoned volume, and one whose files are gone, can be removed", asy
   assert.deepEqual(await second.listVolumes(), []);
   assert.deepEqual(await readdir(join(dataDir, "layers")), []);
 });
+
+void test("rule 17: a volume that is complete stays, though its first opening fails", async (t) => {
+  let failing = true;
+  const fs = {
+    ...realFileSystem,
+    open: (...[path, mode]: Parameters<typeof realFileSystem.open>) =>
+      failing && path.endsWith("intent.2")
+        ? Promise.reject(new IoError("EMFILE", "too many open files"))
+        : realFileSystem.open(path, mode),
+  };
+  const ullage = await openUllage(t, { fs });
+  const made = await ullage.createVolume({ name: "disk", size: 1 << 20 });
+  assert.equal(made.state, "failed");
+  assert.match(made.reason ?? "", /too many open files/);
+  failing = false;
+  assert.equal((await ullage.getDevice("disk")).size, 1 << 20);
+});
