@@ -84,6 +84,7 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
     map,
     table,
   );
+  map.release();
   await allOf([env.fs.syncDirectory(join(env.dataDir, "volumes")), env.fs.syncDirectory(env.dataDir)]);
 }
 

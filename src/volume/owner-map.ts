@@ -134,6 +134,7 @@ export class OwnerMap {
   /** Gives a whole chunk to `owner`. */
   setChunk(chunk: number, owner: number): void {
     const entry = this.#entries[chunk];
+    if (entry === owner) return; // memory that was never written to takes no space: a fresh map stays small
     if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
     this.#entries[chunk] = owner;
   }
@@ -222,12 +223,12 @@ export class OwnerMap {
     return new OwnerMap(this.blocks, { pool: this.#pool, entries });
   }
 
-  /** Gives up the shared chunks of a frozen copy; it must not be used afterwards. */
+  /** Gives up the table, at once, and the shared chunks of a frozen copy; the map must not be used afterwards. */
   release(): void {
     for (let chunk = 0; chunk < this.chunks; chunk++) {
       const entry = this.#entries[chunk];
       if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
     }
-    this.#entries.fill(0);
+    (this.#entries.buffer as ArrayBuffer).transfer(0); // the collector would take its time
   }
 }
