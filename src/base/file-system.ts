@@ -73,6 +73,8 @@ export interface FileBinding {
 export interface FileSystem {
   /** `create`: exclusive, read-write, fails with EEXIST; `write`: existing, read-write; `read`: existing, read-only. */
   open(path: string, mode: "create" | "write" | "read"): Promise<File>;
+  /** The same on the calling thread, read-only: for what is found missing in the middle of a read. */
+  openNow(path: string): File;
   readFile(path: string): Promise<Buffer>;
   rename(from: string, to: string): Promise<void>;
   /** Missing is not an error. */

@@ -252,6 +252,14 @@ export const realFileSystem: FileSystem = {
     );
     return new RealFile(path, fd);
   },
+  openNow(path) {
+    try {
+      return new RealFile(path, fs.openSync(path, openFlags.read));
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code ?? "EIO";
+      throw new IoError(code, `open ${path} failed: ${code}`, error);
+    }
+  },
   readFile: (path) => io("read", path, fs.promises.readFile(path)),
   rename: (from, to) => io("rename", from, fs.promises.rename(from, to)),
   unlink: (path) => io("remove", path, fs.promises.rm(path, { force: true })),

@@ -11,7 +11,8 @@ import { CorruptionError, UllageError } from "../base/errors.ts";
  */
 
 export const headerBytes = 4096;
-export const formatVersion = 1;
+/** 2: snapshots (records of types 5 to 7, frozen maps, checkpoints that name one). */
+export const formatVersion = 2;
 
 /** Fills in magic, version and checksum of a header whose other fields are set. */
 export function sealHeader(header: Buffer, magic: string): number {

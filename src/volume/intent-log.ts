@@ -134,8 +134,18 @@ export class IntentLog {
   /** Appends one record; the caller changes the map only after this has returned. @returns its LSN */
   append(type: number, small: number, a: number, b: number, privileged: boolean): number {
     this.reserve(privileged);
+    return this.#put(this.#view.encode(0, this.#seed, this.#previousCrc, this.lastLsn + 1, type, small, a, b));
+  }
+
+  /** The same for a record that carries the id of a layer, a blob or a frozen map; may use the reserve. */
+  appendWithId(type: number, small: number, kind: number, id: string): number {
+    this.reserve(true);
     const lsn = this.lastLsn + 1;
-    const crc = this.#view.encode(0, this.#seed, this.#previousCrc, lsn, type, small, a, b);
+    return this.#put(this.#view.encodeWithId(0, this.#seed, this.#previousCrc, lsn, type, small, kind, id));
+  }
+
+  /** Appends the record that was encoded. @param crc its CRC @returns its LSN */
+  #put(crc: number): number {
     try {
       this.file.writeNow(this.#record, 0, recordBytes, this.#tail);
     } catch (error) {
@@ -144,8 +154,7 @@ export class IntentLog {
     }
     this.#tail += recordBytes;
     this.#previousCrc = crc;
-    this.lastLsn = lsn;
-    return lsn;
+    return ++this.lastLsn;
   }
 
   /** Removes what a failed append may have left. When even that fails, the log takes no more records. */

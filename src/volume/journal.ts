@@ -29,9 +29,14 @@ import type { VolumeEnvironment } from "./types.ts";
  */
 
 export interface JournalHost {
-  readonly layers: Iterable<Layer>;
+  /** All that may have been written since the last commit: the head, and heads that became sealed since then. */
+  layers(): Iterable<Layer>;
   /** The map as of this turn, and what a checkpoint says besides; `number`, `cut` and `clean` are the journal's. */
   freeze(): { map: OwnerMap; table: OwnerTable; checkpoint: Omit<Checkpoint, "number" | "cut" | "clean"> };
+  /** Resolves when everything is durable that only the older map and logs could rebuild. */
+  olderFilesMayGo(): Promise<void>;
+  /** A checkpoint that mentions none of these layers has replaced map and logs. */
+  ownersUnused(owners: number[]): void;
   /** A sync failed. Called once; resolves, whatever happens, when the fact is written down. */
   poison(error: Error): Promise<void>;
 }
@@ -117,6 +122,17 @@ export class Journal {
     this.#lastRecord = this.#appendToLog(type, small, a, b, privileged);
   }
 
+  /** The same for a record that carries an id; may use the reserve. */
+  appendWithId(type: number, small: number, kind: number, id: string): void {
+    if (this.#failure) throw this.#failure;
+    try {
+      this.#lastRecord = this.#log.appendWithId(type, small, kind, id);
+    } catch (error) {
+      if (this.#log.broken) this.#fail(error as Error);
+      throw error;
+    }
+  }
+
   #appendToLog(type: number, small: number, a: number, b: number, privileged: boolean): number {
     try {
       return this.#log.append(type, small, a, b, privileged);
@@ -200,7 +216,7 @@ export class Journal {
     const cut = rotation ? this.#rotate(rotation) : this.#log.lastLsn;
     const mustCommit = rotation !== undefined || this.#lastRecord > this.#committedCut;
     const syncs: Promise<void>[] = [];
-    for (const layer of this.#host.layers) if (layer.dirty) syncs.push(layer.sync());
+    for (const layer of this.#host.layers()) if (layer.dirty) syncs.push(layer.sync());
     for (const log of this.#predecessors) syncs.push(log.datasync());
     await allOf(syncs);
     if (!mustCommit) return;
@@ -284,20 +300,18 @@ export class Journal {
       throw error;
     }
     const { map, table, checkpoint } = rotation.frozen!;
+    let unused: number[];
     try {
-      this.#mapBytes = await writeMapFile(
-        this.#env,
-        this.#dir,
-        { ...checkpoint, number, cut: rotation.cut, clean },
-        map,
-        table,
-      );
+      await this.#host.olderFilesMayGo(); // before the map: recovery begins with the newest
+      const complete = { ...checkpoint, number, cut: rotation.cut, clean };
+      ({ bytes: this.#mapBytes, unused } = await writeMapFile(this.#env, this.#dir, complete, map, table));
     } finally {
       map.release();
     }
     this.#earlierBytes = 0;
     for (const file of this.#retired.splice(0)) await file.close();
     await removeOlderFiles(this.#env, this.#dir, number);
+    this.#host.ownersUnused(unused);
     if (clean) await this.#log.release();
   }
 

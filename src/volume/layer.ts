@@ -54,14 +54,21 @@ export class Layer {
   }
 
   /** Opens an existing layer for writing. Reads nothing of it: that is `verify`'s. */
-  static async open(env: VolumeEnvironment, id: string, blocks: number): Promise<Layer> {
-    const path = layerPath(env.dataDir, id);
-    const file = await env.fs.open(path, "write");
+  static async open(env: VolumeEnvironment, id: string): Promise<Layer> {
+    return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "write"));
+  }
+
+  /** @throws CorruptionError when the file has no place for so many blocks */
+  demandBlocks(blocks: number): void {
     const wanted = headerBytes + blocks * blockBytes;
-    if (file.size() >= wanted) return new Layer(id, file);
-    const size = file.size();
-    await file.close();
-    throw new CorruptionError(`${path} has ${size} bytes instead of ${wanted}`);
+    const size = this.file.size();
+    if (size < wanted) throw new CorruptionError(`${this.file.path} has ${size} bytes instead of ${wanted}`);
+  }
+
+  /** Makes room for a larger volume; durable after the next sync. */
+  async grow(blocks: number): Promise<void> {
+    await this.file.truncate(headerBytes + blocks * blockBytes);
+    this.dirty = true;
   }
 
   /** Checks the header: that this is the layer the map means. @throws CorruptionError */

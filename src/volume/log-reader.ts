@@ -4,6 +4,7 @@ import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes } from "./header.ts";
 import { decodeLogHeader, generationSeed, type LogHeader } from "./intent-log.ts";
 import { recordBytes, RecordType, RecordView } from "./log-record.ts";
+import { ownerKindOf, type Owner } from "./owner-table.ts";
 
 /*
  * Reads a log that some earlier life wrote. Replay goes on while records are whole, linked and consecutive; where that
@@ -13,12 +14,16 @@ import { recordBytes, RecordType, RecordView } from "./log-record.ts";
 
 const windowBytes = recordBytes * 3276;
 
-export interface LoggedRecord {
-  lsn: number;
-  type: number;
-  small: number;
-  a: number;
-  b: number;
+/** Is told of the records of a log that change a volume, in LSN order. */
+export interface LogVisitor {
+  /** blocks [start, start + count) belong to `owner` */
+  set(lsn: number, owner: number, start: number, count: number): void;
+  /** `id` stands for a layer or blob */
+  owner(lsn: number, id: number, owner: Owner): void;
+  /** the map as of here is frozen map `id`; owner `head` is the head from here on */
+  snapshot(lsn: number, head: number, id: string): void;
+  /** the volume has `size` bytes from here on */
+  resize(lsn: number, size: number): void;
 }
 
 export interface LogContents {
@@ -31,6 +36,10 @@ export interface LogContents {
   cut: number;
   /** Its last word about remote writers; undefined when it says nothing. */
   remoteWriters: boolean | undefined;
+  /** It has records of snapshots. */
+  changesHead: boolean;
+  /** It has records of resizing. */
+  changesSize: boolean;
   /** How far replay got, in bytes. */
   tail: number;
 }
@@ -45,14 +54,13 @@ export async function readLogHeader(file: File): Promise<LogHeader> {
  * @param before the LSN before the log's first record
  * @param until records above this LSN do not count (where an earlier recovery stopped)
  * @param onDamage by default damage is refused; when it returns, the log counts up to the damage
- * @param onSet called for every `set` record, in LSN order: lsn, owner, first block, number of blocks
  */
 export async function readLog(
   file: File,
   header: LogHeader,
   before: number,
   until: number,
-  onSet: (lsn: number, owner: number, start: number, count: number) => void,
+  visitor: Partial<LogVisitor>,
   onDamage: (error: CorruptionError) => void = refuse,
 ): Promise<LogContents> {
   const seed = generationSeed(header.generation);
@@ -64,6 +72,8 @@ export async function readLog(
     ended: false,
     cut: -1,
     remoteWriters: undefined,
+    changesHead: false,
+    changesSize: false,
     tail: headerBytes,
   };
   let previousCrc = 0;
@@ -85,7 +95,7 @@ export async function readLog(
       contents.lastLsn = lsn;
       switch (view.type(at)) {
         case RecordType.set:
-          onSet(lsn, view.small(at), view.a(at), view.b(at));
+          visitor.set?.(lsn, view.small(at), view.a(at), view.b(at));
           break;
         case RecordType.commit:
           contents.cut = Math.max(contents.cut, view.a(at));
@@ -95,6 +105,17 @@ export async function readLog(
           break;
         case RecordType.clients:
           contents.remoteWriters = view.small(at) === 1;
+          break;
+        case RecordType.owner:
+          visitor.owner?.(lsn, view.small(at), { kind: ownerKindOf(view.kind(at), file.path), id: view.id(at) });
+          break;
+        case RecordType.snapshot:
+          contents.changesHead = true;
+          visitor.snapshot?.(lsn, view.small(at), view.id(at));
+          break;
+        case RecordType.resize:
+          contents.changesSize = true;
+          visitor.resize?.(lsn, view.a(at));
           break;
         default:
           throw new CorruptionError(`${file.path} has a record of unknown type ${view.type(at)} at LSN ${lsn}`);

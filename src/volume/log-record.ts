@@ -9,10 +9,12 @@ import { crc32c } from "../base/crc32c.ts";
  *     16 u16  length of the record: 40
  *     18 u8   type
  *     19 u8   0
- *     20 u16  small number: set: owner · clients: 1 = remote writers are connected, 0 = no longer
- *     22 u16  0
- *     24 u64  set: first block · commit: cut · others 0
+ *     20 u16  small number: set, owner: owner · snapshot: owner id of the new head · clients: 1 = remote writers are
+ *             connected, 0 = no longer
+ *     22 u16  owner: 1 = layer, 2 = blob · others 0
+ *     24 u64  set: first block · commit: cut · resize: bytes · others 0
  *     32 u64  set: number of blocks · commit: durable LSN · others 0
+ *     24 16   owner: id of the layer or blob · snapshot: id of the frozen map
  *
  * A record stands for itself (its CRC covers the link to its predecessor), so that a reader that lost its way behind a
  * damaged record can still believe a later one: that is how damage is told from a torn tail (durability rule 9).
@@ -29,6 +31,12 @@ export const RecordType = {
   end: 3,
   /** remote writers are connected (`small` = 1), or all of them have left with everything flushed (0) */
   clients: 4,
+  /** small owner id `small` stands for a layer or blob from here on */
+  owner: 5,
+  /** the map as of here is frozen under an id; from here on the layer that is owner `small` is the head */
+  snapshot: 6,
+  /** the volume has `a` bytes from here on */
+  resize: 7,
 } as const;
 
 /** A record's words, for encoding in place and decoding without allocation. */
@@ -65,6 +73,25 @@ export class RecordView {
     return crc;
   }
 
+  /** Writes a record that carries an id. @param id 32 hex digits @returns its CRC */
+  encodeWithId(
+    at: number,
+    seed: number,
+    previousCrc: number,
+    lsn: number,
+    type: number,
+    small: number,
+    kind: number,
+    id: string,
+  ): number {
+    this.encode(at, seed, previousCrc, lsn, type, small, 0, 0);
+    this.#data.setUint16(at + 22, kind, true);
+    this.#bytes.set(Buffer.from(id, "hex"), at + 24);
+    const crc = crc32c(this.#bytes, at + 4, at + recordBytes, seed);
+    this.#data.setUint32(at, crc, true);
+    return crc;
+  }
+
   /** Whether a well-formed record of this generation stands at `at`, whatever its predecessor. */
   valid(at: number, seed: number): boolean {
     const data = this.#data;
@@ -87,6 +114,13 @@ export class RecordView {
   }
   small(at: number): number {
     return this.#data.getUint16(at + 20, true);
+  }
+  kind(at: number): number {
+    return this.#data.getUint16(at + 22, true);
+  }
+  /** 32 hex digits */
+  id(at: number): string {
+    return Buffer.from(this.#bytes.subarray(at + 24, at + 40)).toString("hex");
   }
   a(at: number): number {
     return getU64(this.#data, at + 24);

@@ -1,6 +1,6 @@
 import { CorruptionError } from "../base/errors.ts";
 import { chunkBlocks, maxOwner, type OwnerMap } from "./owner-map.ts";
-import type { OwnerTable } from "./owner-table.ts";
+import { ownerKindOf, ownerKinds, type OwnerTable } from "./owner-table.ts";
 
 /*
  * An owner map as bytes: the owner table, then the chunks in order, in pieces ("frames") of bounded size so that neither
@@ -19,9 +19,10 @@ const ownerBytes = 24;
 const chunksPerSlice = 65536;
 const rawBytes = 4 + chunkBlocks * 2;
 
-/** Frames, in order. Each is valid until the next one is asked for. */
-export function* encodeMap(map: OwnerMap, table: OwnerTable): Generator<Buffer> {
+/** Frames, in order; without a map only its table. Each is valid until the next one is asked for. */
+export function* encodeMap(map: OwnerMap | undefined, table: OwnerTable): Generator<Buffer> {
   yield encodeTable(table);
+  if (map === undefined) return;
   const frame = Buffer.allocUnsafe(frameTarget + rawBytes);
   let length = 0;
   let slice = 0;
@@ -51,6 +52,30 @@ export function* encodeMap(map: OwnerMap, table: OwnerTable): Generator<Buffer> 
   if (length > 0) yield frame.subarray(0, length);
 }
 
+/** The owners that some block of the map has; 0 is not among them. */
+export async function usedOwners(map: OwnerMap): Promise<Set<number>> {
+  const used = new Set<number>();
+  let slice = 0;
+  let last = 0;
+  for (let chunk = 0; chunk < map.chunks; chunk++) {
+    const uniform = map.uniformOwner(chunk);
+    if (uniform >= 0) {
+      if (uniform !== last) used.add((last = uniform));
+      slice++;
+    } else {
+      const owners = map.mixedOwners(chunk);
+      const length = Math.min(chunkBlocks, map.blocks - chunk * chunkBlocks);
+      for (let block = 0; block < length; block++) if (owners[block] !== last) used.add((last = owners[block]));
+      slice += 64;
+    }
+    if (slice < chunksPerSlice) continue;
+    slice = 0;
+    await new Promise(setImmediate);
+  }
+  used.delete(0);
+  return used;
+}
+
 function encodeTable(table: OwnerTable): Buffer {
   const owners = [...table.entries()];
   const frame = Buffer.alloc(4 + owners.length * ownerBytes);
@@ -58,7 +83,7 @@ function encodeTable(table: OwnerTable): Buffer {
   owners.forEach(([id, owner], index) => {
     const at = 4 + index * ownerBytes;
     frame.writeUInt16LE(id, at);
-    frame.writeUInt8(owner.kind === "layer" ? 1 : 2, at + 2);
+    frame.writeUInt8(ownerKinds[owner.kind], at + 2);
     frame.write(owner.id, at + 8, "hex");
   });
   return frame;
@@ -127,13 +152,12 @@ export class MapDecoder {
     if (frame.length !== 4 + count * ownerBytes) this.#refuse("has an owner table of a wrong length");
     for (let index = 0; index < count; index++) {
       const at = 4 + index * ownerBytes;
-      const kind = frame.readUInt8(at + 2);
-      if (kind !== 1 && kind !== 2) this.#refuse(`has an owner of unknown kind ${kind}`);
+      const kind = ownerKindOf(frame.readUInt8(at + 2), this.#path);
       const owner = frame.readUInt16LE(at);
       if (owner === 0 || owner > maxOwner || this.#table.has(owner))
         this.#refuse(`has an impossible owner id ${owner}`);
       const id = frame.toString("hex", at + 8, at + 24);
-      this.#table.put(owner, { kind: kind === 1 ? "layer" : "blob", id });
+      this.#table.put(owner, { kind, id });
     }
   }
 

@@ -1,26 +1,23 @@
-import { crc32c } from "../base/crc32c.ts";
 import { CorruptionError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
 import { getU64, putU64 } from "./log-record.ts";
-import { encodeMap, MapDecoder } from "./map-codec.ts";
+import { loadFrozenMap } from "./frozen-map.ts";
+import { MapDecoder, usedOwners } from "./map-codec.ts";
+import { readFrames, writeFrames } from "./map-frames.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
 import { mapPath } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
+import { writeWhole } from "./whole-file.ts";
 
 /*
- * A checkpoint: a volume's owner map as of one LSN, in a file that is complete or absent.
- *
- *     | header 4096 | u32 length, u32 CRC, frame | … | u32 0, u32 CRC |
- *
- * The CRC of a frame covers its length word and its bytes and is seeded with the CRC before it (the first with the
- * header's), so frames can't be lost, reordered or taken from another file.
+ * A checkpoint: a volume's owner map as of one LSN, in a file that is complete or absent. It holds the map itself or, the
+ * first one of a clone and of a reverted volume, only names the frozen map that it begins with, and the new head.
  */
 
 const magic = "ULLAGEMP";
-const maxFrameBytes = 4 * 1024 * 1024;
 
 /** What a checkpoint says besides the map itself. */
 export interface Checkpoint {
@@ -38,6 +35,8 @@ export interface Checkpoint {
   clean: boolean;
   lostUnflushed: boolean;
   remoteWriters: boolean;
+  /** id of the frozen map that it begins with; undefined: it holds its own */
+  base?: string;
 }
 
 export interface LoadedMap {
@@ -51,72 +50,68 @@ export interface LoadedMap {
 /**
  * Writes `map.<number>`: temporary file, fsync, rename, directory fsync, then reads it back. A crash in any step leaves
  * the old state whole; a failure removes the temporary file.
- * @returns bytes of the file
+ * @param map undefined: the checkpoint names a frozen map, and `table` has only what is not in that one's
+ * @returns bytes of the file, and the layers of the table that no block of the map has
  */
 export async function writeMapFile(
   env: VolumeEnvironment,
   dir: string,
   checkpoint: Checkpoint,
-  map: OwnerMap,
+  map: OwnerMap | undefined,
   table: OwnerTable,
-): Promise<number> {
+): Promise<{ bytes: number; unused: number[] }> {
   const path = mapPath(dir, checkpoint.number);
-  const temporary = `${path}.tmp`;
-  await env.fs.unlink(temporary);
-  const file = await env.fs.open(temporary, "create");
-  let length: number;
-  try {
-    length = await writeFrames(file, checkpoint, map, table);
-    await file.datasync();
-  } catch (error) {
-    await file.close();
-    await env.fs.unlink(temporary);
-    throw error;
+  const unused: number[] = [];
+  if (map !== undefined) {
+    const used = await usedOwners(map);
+    for (const [id, { kind }] of table.entries()) {
+      if (kind === "layer" && id !== checkpoint.head && !used.has(id)) unused.push(id);
+    }
   }
-  await file.close();
-  await env.fs.rename(temporary, path);
-  await env.fs.syncDirectory(dir);
+  const written = unused.length === 0 ? table : table.only((id) => !unused.includes(id));
+  const bytes = await writeWhole(env, path, (file) => writeFrames(file, encodeHeader(checkpoint), map, written));
   await verifyMapFile(env, path);
-  return length;
+  return { bytes, unused };
 }
 
-async function writeFrames(file: File, checkpoint: Checkpoint, map: OwnerMap, table: OwnerTable): Promise<number> {
-  const header = encodeHeader(checkpoint);
-  await file.write(header, 0, headerBytes, 0);
-  let crc = header.bytes.readUInt32LE(12);
-  let position = headerBytes;
-  let buffer = new IoBuffer(64 * 1024);
-  const put = async (frame: Buffer): Promise<void> => {
-    if (buffer.length < frame.length + 8) buffer = new IoBuffer(frame.length + 8);
-    crc = encodeFrame(buffer.bytes, frame, crc);
-    await file.write(buffer, 0, frame.length + 8, position);
-    position += frame.length + 8;
-  };
-  for (const frame of encodeMap(map, table)) await put(frame);
-  await put(Buffer.alloc(0));
-  return position;
-}
-
-function encodeFrame(into: Buffer, frame: Buffer, seed: number): number {
-  into.writeUInt32LE(frame.length, 0);
-  frame.copy(into, 8);
-  const crc = crc32c(into, 8, 8 + frame.length, crc32c(into, 0, 4, seed));
-  into.writeUInt32LE(crc, 4);
-  return crc;
-}
-
-/** Reads a whole checkpoint. @throws CorruptionError */
+/** Reads a whole checkpoint, with the frozen map that it names. @throws CorruptionError */
 export async function loadMapFile(env: VolumeEnvironment, path: string): Promise<LoadedMap> {
   const file = await env.fs.open(path, "read");
   try {
     const { checkpoint, crc } = await readHeader(file);
-    const map = new OwnerMap(Math.ceil(checkpoint.size / blockBytes));
-    const table = new OwnerTable();
-    const decoder = new MapDecoder(map, table, path);
+    const base = checkpoint.base === undefined ? undefined : await loadFrozenMap(env, checkpoint.base);
+    const blocks = Math.ceil(checkpoint.size / blockBytes);
+    const map = base?.map ?? new OwnerMap(blocks);
+    const table = base?.table ?? new OwnerTable();
+    if (base !== undefined && base.size > checkpoint.size) {
+      throw new CorruptionError(`${path} has ${checkpoint.size} bytes, fewer than the frozen map that it names`);
+    }
+    const decoder = new MapDecoder(base === undefined ? map : new OwnerMap(0), table, path);
     const fileBytes = await readFrames(file, crc, (frame) => decoder.add(frame));
     decoder.finish();
+    map.grow(blocks);
     if (table.get(checkpoint.head)?.kind !== "layer") throw new CorruptionError(`${path} names no head layer`);
-    return { checkpoint, map, table, fileBytes };
+    return { checkpoint, map, table, fileBytes: fileBytes + (base?.fileBytes ?? 0) };
+  } finally {
+    await file.close();
+  }
+}
+
+/** Only what a checkpoint says of itself, and its own table. @throws CorruptionError */
+export async function readMapTable(
+  env: VolumeEnvironment,
+  path: string,
+): Promise<{ checkpoint: Checkpoint; table: OwnerTable }> {
+  const file = await env.fs.open(path, "read");
+  try {
+    const { checkpoint, crc } = await readHeader(file);
+    const table = new OwnerTable();
+    const decoder = new MapDecoder(new OwnerMap(0), table, path);
+    await readFrames(file, crc, (frame) => {
+      decoder.add(frame);
+      return true;
+    });
+    return { checkpoint, table };
   } finally {
     await file.close();
   }
@@ -130,34 +125,6 @@ async function verifyMapFile(env: VolumeEnvironment, path: string): Promise<void
     await readFrames(file, crc, () => undefined);
   } finally {
     await file.close();
-  }
-}
-
-async function readFrames(file: File, headerCrc: number, onFrame: (frame: Buffer) => void): Promise<number> {
-  let crc = headerCrc;
-  let position = headerBytes;
-  let buffer = new IoBuffer(64 * 1024);
-  for (;;) {
-    const got = await file.read(buffer, 0, buffer.length, position);
-    let at = 0;
-    while (at + 8 <= got) {
-      const length = buffer.bytes.readUInt32LE(at);
-      if (length > maxFrameBytes) throw new CorruptionError(`${file.path} has a damaged frame at ${position + at}`);
-      if (at + 8 + length > got) break;
-      const wanted = crc32c(buffer.bytes, at + 8, at + 8 + length, crc32c(buffer.bytes, at, at + 4, crc));
-      if (buffer.bytes.readUInt32LE(at + 4) !== wanted) {
-        throw new CorruptionError(`${file.path} has a wrong checksum at ${position + at}`);
-      }
-      crc = wanted;
-      if (length === 0) return position + at + 8;
-      onFrame(buffer.bytes.subarray(at + 8, at + 8 + length));
-      at += 8 + length;
-    }
-    if (at === 0) {
-      if (got < buffer.length) throw new CorruptionError(`${file.path} ends inside a frame at ${position}`);
-      buffer = new IoBuffer(buffer.length * 2);
-    }
-    position += at;
   }
 }
 
@@ -180,6 +147,7 @@ function encodeHeader(checkpoint: Checkpoint): IoBuffer {
     (checkpoint.lostUnflushed ? flagLostUnflushed : 0) |
     (checkpoint.remoteWriters ? flagRemoteWriters : 0);
   data.setUint32(76, flags, true);
+  if (checkpoint.base !== undefined) bytes.write(checkpoint.base, 80, "hex");
   sealHeader(bytes, magic);
   return header;
 }
@@ -195,9 +163,11 @@ async function readHeader(file: File): Promise<{ checkpoint: Checkpoint; crc: nu
   if (size === 0 || size % 512 !== 0 || !Number.isSafeInteger(size)) {
     throw new CorruptionError(`${file.path} names an impossible size, ${size}`);
   }
+  const base = bytes.toString("hex", 80, 96);
   return {
     crc,
     checkpoint: {
+      ...(/[1-9a-f]/.test(base) ? { base } : {}),
       volumeId: bytes.toString("hex", 16, 32),
       number: getU64(data, 32),
       cut: getU64(data, 40),

@@ -4,6 +4,8 @@ import { errnoOf, UllageError } from "../base/errors.ts";
 import type { DirectoryLock, File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
+import { type FrozenMap, writeFrozenMap } from "./frozen-map.ts";
+import type { Head } from "./head.ts";
 import { IntentLog } from "./intent-log.ts";
 import { Layer } from "./layer.ts";
 import { volumeLimits } from "./limits.ts";
@@ -11,7 +13,7 @@ import { writeMapFile } from "./map-file.ts";
 import { removeOlderFiles } from "./old-files.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
-import { descriptionPath, layersDir, volumeDir } from "./paths.ts";
+import { descriptionPath, frozenMapPath, layersDir, snapshotPath, volumeDir } from "./paths.ts";
 import { clearPoison, markPoisoned, readPoison } from "./poison.ts";
 import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
 import { punchStrays } from "./strays.ts";
@@ -27,8 +29,11 @@ export interface OpenedVolume {
   remoteWriters: boolean;
   map: OwnerMap;
   table: OwnerTable;
-  head: Layer;
-  headOwner: number;
+  head: Head;
+  /** Earlier heads, by owner, that may hold data no sync has covered. */
+  sealed: Map<number, Layer>;
+  /** Frozen maps that are in no file yet. */
+  snapshots: FrozenMap[];
   /** by owner id */
   blobs: Map<number, Blob>;
   /** The new log, which this life appends to. */
@@ -59,9 +64,10 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
     writeDescription(env, dir, options),
   ]);
   const table = new OwnerTable();
-  const map = new OwnerMap(blocks);
-  const head = table.add({ kind: "layer", id: layerId });
-  if (options.blob) {
+  const map = options.base === undefined ? new OwnerMap(blocks) : undefined;
+  const head = options.base?.freeOwner ?? table.free();
+  table.put(head, { kind: "layer", id: layerId });
+  if (options.blob && map) {
     const owner = table.add({ kind: "blob", id: options.blob.id });
     const blobBlocks = Math.min(blocks, Math.ceil(options.blob.size / blockBytes));
     if (blobBlocks > 0) map.set(0, blobBlocks, owner);
@@ -80,11 +86,12 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
       clean: true,
       lostUnflushed: false,
       remoteWriters: false,
+      ...(options.base === undefined ? {} : { base: options.base.id }),
     },
     map,
     table,
   );
-  map.release();
+  map?.release();
   await allOf([env.fs.syncDirectory(join(env.dataDir, "volumes")), env.fs.syncDirectory(env.dataDir)]);
 }
 
@@ -138,7 +145,7 @@ export async function openVolume(env: VolumeEnvironment, options: OpenVolumeOpti
       return await begin(env, options, dir, lock, recovered, poison !== undefined);
     } catch (error) {
       for (const log of recovered.logs) await log.close();
-      await recovered.head.file.close();
+      for (const layer of [recovered.head, ...recovered.sealed.values()]) await layer.file.close();
       throw error;
     }
   } catch (error) {
@@ -175,6 +182,7 @@ async function begin(
   const lineage = recovered.lossPossible ? env.randomBytes(16).toString("hex") : checkpoint.lineage;
   const keepsLogs = recovered.rule === "all" && lostUnflushed === checkpoint.lostUnflushed;
   const strays = keepsLogs && !recovered.clean;
+  const snapshots = await unwritten(env, dir, recovered.snapshots);
   const opened: OpenedVolume = {
     dir,
     lock,
@@ -184,8 +192,9 @@ async function begin(
     remoteWriters: recovered.remoteWriters,
     map,
     table,
-    head,
-    headOwner: checkpoint.head,
+    head: { layer: head, owner: checkpoint.head },
+    sealed: recovered.sealed,
+    snapshots,
     blobs,
     log: await createNextLog(env, options, dir, recovered, strays),
     predecessors: recovered.logs,
@@ -196,7 +205,7 @@ async function begin(
   };
   opened.log.begin(recovered.lastLsn);
   try {
-    if (keepsLogs) head.dirty = true;
+    if (keepsLogs) for (const layer of [head, ...recovered.sealed.values()]) layer.dirty = true;
     else await beginWithCheckpoint(env, options, recovered, opened);
     if (wasPoisoned) await clearPoison(env, dir, options.id);
   } catch (error) {
@@ -207,6 +216,20 @@ async function begin(
     env.log("info", `volume ${options.name}: recovered to its last flush (LSN ${recovered.lastLsn})`);
   }
   return opened;
+}
+
+/**
+ * The snapshots that are still to be written: one without its description was never finished, or has been removed, and
+ * one whose frozen map is there needs nothing.
+ */
+async function unwritten(env: VolumeEnvironment, dir: string, found: FrozenMap[]): Promise<FrozenMap[]> {
+  const missing: FrozenMap[] = [];
+  for (const frozen of found) {
+    const wanted = await env.fs.exists(snapshotPath(dir, frozen.id));
+    if (wanted && !(await env.fs.exists(frozenMapPath(env.dataDir, frozen.id)))) missing.push(frozen);
+    else frozen.map.release();
+  }
+  return missing;
 }
 
 /** On a full disk the zeros that the last life wrote ahead in its log, which hold no records, are given up for it. */
@@ -248,13 +271,19 @@ async function beginWithCheckpoint(
   recovered: Recovered,
   opened: OpenedVolume,
 ): Promise<void> {
-  const { map, table, head } = opened;
+  const { map, table } = opened;
+  const { layer, owner } = opened.head;
   if (recovered.rule === "all") await syncAll(recovered.logs);
-  await punchStrays(map, head, opened.headOwner); // so that holes mean something (rule 7)
+  await punchStrays(map, layer, owner); // so that holes mean something (rule 7)
   // Whatever the rule: what is read from now on must be what the next flush calls durable.
-  await syncAll([head.file]);
-  head.dirty = false;
-  opened.mapBytes = await writeMapFile(
+  await syncAll([layer, ...opened.sealed.values()].map(({ file }) => file));
+  layer.dirty = false;
+  // Before the checkpoint: what is older than the newest one is not looked at again.
+  for (const frozen of opened.snapshots.splice(0)) {
+    await writeFrozenMap(env, frozen);
+    frozen.map.release();
+  }
+  const { bytes } = await writeMapFile(
     env,
     opened.dir,
     {
@@ -263,7 +292,7 @@ async function beginWithCheckpoint(
       cut: recovered.lastLsn,
       size: opened.size,
       lineage: opened.lineage,
-      head: opened.headOwner,
+      head: owner,
       clean: false,
       lostUnflushed: opened.lostUnflushed,
       remoteWriters: recovered.remoteWriters,
@@ -271,6 +300,7 @@ async function beginWithCheckpoint(
     map,
     table,
   );
+  opened.mapBytes = bytes;
   for (const log of recovered.logs.splice(0)) await log.close();
   await removeOlderFiles(env, opened.dir, opened.log.number);
   opened.committedCut = recovered.lastLsn;

@@ -71,17 +71,38 @@ class MixedPool {
 }
 
 export class OwnerMap {
-  /** Blocks of the volume; the last chunk may be short. */
-  readonly blocks: number;
-  readonly chunks: number;
+  #blocks: number;
   readonly #pool: MixedPool;
-  readonly #entries: Uint32Array;
+  #entries: Uint32Array;
 
   constructor(blocks: number, shared?: { pool: MixedPool; entries: Uint32Array }) {
-    this.blocks = blocks;
-    this.chunks = Math.ceil(blocks / chunkBlocks);
+    this.#blocks = blocks;
     this.#pool = shared?.pool ?? new MixedPool();
-    this.#entries = shared?.entries ?? new Uint32Array(this.chunks);
+    this.#entries = shared?.entries ?? new Uint32Array(Math.ceil(blocks / chunkBlocks));
+  }
+
+  /** Blocks of the volume; the last chunk may be short. */
+  get blocks(): number {
+    return this.#blocks;
+  }
+
+  get chunks(): number {
+    return this.#entries.length;
+  }
+
+  /** Makes the map larger; what is new belongs to nobody. */
+  grow(blocks: number): void {
+    if (blocks < this.#blocks) throw new RangeError(`a map of ${this.#blocks} blocks can't shrink to ${blocks}`);
+    if (blocks === this.#blocks) return;
+    const end = this.#blocks;
+    const lastChunk = Math.ceil(end / chunkBlocks) * chunkBlocks;
+    const entries = new Uint32Array(Math.ceil(blocks / chunkBlocks));
+    entries.set(this.#entries);
+    this.#entries = entries;
+    this.#blocks = blocks;
+    // The short last chunk counted as a whole one; what its rest holds was never looked at.
+    const rest = Math.min(lastChunk, blocks) - end;
+    if (rest > 0) this.set(end, rest, zeroOwner);
   }
 
   ownerOf(block: number): number {
@@ -93,7 +114,7 @@ export class OwnerMap {
 
   /** How many blocks from `block` on, at most `limit`, have the same owner as `block`; at least 1. */
   runLength(block: number, limit: number): number {
-    const end = Math.min(block + limit, this.blocks);
+    const end = Math.min(block + limit, this.#blocks);
     const owner = this.ownerOf(block);
     let at = block + 1;
     while (at < end) {
@@ -123,7 +144,7 @@ export class OwnerMap {
     while (at < end) {
       const chunk = (at / chunkBlocks) | 0;
       const chunkStart = chunk * chunkBlocks;
-      const chunkEnd = Math.min(chunkStart + chunkBlocks, this.blocks);
+      const chunkEnd = Math.min(chunkStart + chunkBlocks, this.#blocks);
       const stop = Math.min(end, chunkEnd);
       if (at === chunkStart && stop === chunkEnd) this.setChunk(chunk, owner);
       else this.#setPart(chunk, at - chunkStart, stop - chunkStart, chunkEnd - chunkStart, owner);
@@ -168,7 +189,7 @@ export class OwnerMap {
 
   /** Sets all owners of a chunk, from 1024 values; blocks beyond the volume's end are ignored. */
   setMixedChunk(chunk: number, owners: Uint16Array): void {
-    const length = Math.min(chunkBlocks, this.blocks - chunk * chunkBlocks);
+    const length = Math.min(chunkBlocks, this.#blocks - chunk * chunkBlocks);
     const first = owners[0];
     let same = 1;
     while (same < length && owners[same] === first) same++;
@@ -201,7 +222,7 @@ export class OwnerMap {
   count(owner: number): number {
     let total = 0;
     for (let chunk = 0; chunk < this.chunks; chunk++) {
-      const length = Math.min(chunkBlocks, this.blocks - chunk * chunkBlocks);
+      const length = Math.min(chunkBlocks, this.#blocks - chunk * chunkBlocks);
       const uniform = this.uniformOwner(chunk);
       if (uniform === owner) total += length;
       else if (uniform < 0) {
@@ -220,7 +241,7 @@ export class OwnerMap {
       const entry = entries[chunk];
       if (entry >= firstSlot) this.#pool.share(entry - firstSlot);
     }
-    return new OwnerMap(this.blocks, { pool: this.#pool, entries });
+    return new OwnerMap(this.#blocks, { pool: this.#pool, entries });
   }
 
   /** Gives up the table, at once, and the shared chunks of a frozen copy; the map must not be used afterwards. */

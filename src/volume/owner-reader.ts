@@ -1,8 +1,10 @@
 import { IoError } from "../base/errors.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
+import type { Head } from "./head.ts";
 import type { Layer } from "./layer.ts";
 import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
+import type { SealedLayers } from "./sealed-layers.ts";
 
 /*
  * Reads disk ranges from whoever owns them: run by run, zeros from nowhere, written blocks from a layer, the rest from a
@@ -14,15 +16,20 @@ const maxAttempts = 5;
 
 export class OwnerReader {
   readonly #map: OwnerMap;
-  readonly #headOwner: number;
-  readonly #head: Layer;
+  readonly #head: Head | undefined;
+  readonly #layers: SealedLayers;
   readonly #blobs: ReadonlyMap<number, Blob>;
 
-  constructor(map: OwnerMap, headOwner: number, head: Layer, blobs: ReadonlyMap<number, Blob>) {
+  /** @param head undefined: all layers are sealed, as in a snapshot */
+  constructor(map: OwnerMap, head: Head | undefined, layers: SealedLayers, blobs: ReadonlyMap<number, Blob>) {
     this.#map = map;
-    this.#headOwner = headOwner;
     this.#head = head;
+    this.#layers = layers;
     this.#blobs = blobs;
+  }
+
+  #layerOf(owner: number): Layer {
+    return owner === this.#head?.owner ? this.#head.layer : this.#layers.get(owner);
   }
 
   /** Reads all of the range without waiting, or returns false. */
@@ -47,14 +54,15 @@ export class OwnerReader {
   }
 
   #tryRun(owner: number, offset: number, length: number, buffer: IoBuffer, at: number): boolean {
-    if (owner === this.#headOwner) {
-      return this.#head.file.tryRead(buffer, at, length, this.#head.position(offset)) === length;
-    }
     if (owner === zeroOwner) {
       buffer.bytes.fill(0, at, at + length);
       return true;
     }
-    const blob = this.#blobs.get(owner)!;
+    const blob = this.#blobs.get(owner);
+    if (blob === undefined) {
+      const layer = this.#layerOf(owner);
+      return layer.file.tryRead(buffer, at, length, layer.position(offset)) === length;
+    }
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
       if (!blob.isReady(offset, inside)) return false;
@@ -98,11 +106,12 @@ export class OwnerReader {
       buffer.bytes.fill(0, at, at + length);
       return true;
     }
-    if (owner === this.#headOwner) {
-      await readFully(this.#head.file, buffer, at, length, this.#head.position(offset));
+    const blob = this.#blobs.get(owner);
+    if (blob === undefined) {
+      const layer = this.#layerOf(owner);
+      await readFully(layer.file, buffer, at, length, layer.position(offset));
       return true;
     }
-    const blob = this.#blobs.get(owner)!;
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
       if (!blob.isReady(offset, inside)) return false;

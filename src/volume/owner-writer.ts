@@ -3,7 +3,7 @@ import { IoError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import type { Range, RangeLock } from "../base/range-lock.ts";
 import type { Journal } from "./journal.ts";
-import type { Layer } from "./layer.ts";
+import type { Head } from "./head.ts";
 import type { VolumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
 import { blockBytes, chunkBlocks, type OwnerMap, zeroOwner } from "./owner-map.ts";
@@ -32,11 +32,10 @@ const slowWriteBytes = 256 * 1024;
 export class OwnerWriter {
   readonly #clock: Clock;
   readonly #limits: VolumeLimits;
-  readonly #size: number;
+  readonly #size: () => number;
   readonly #map: OwnerMap;
   readonly #reader: OwnerReader;
-  readonly #head: Layer;
-  readonly #headOwner: number;
+  readonly #head: Head;
   readonly #journal: Journal;
   readonly #checkWritable: () => void;
   readonly #locks: RangeLock;
@@ -47,12 +46,11 @@ export class OwnerWriter {
   constructor(options: {
     clock: Clock;
     limits: VolumeLimits;
-    /** bytes of the volume */
-    size: number;
+    /** bytes of the volume, now */
+    size: () => number;
     map: OwnerMap;
     reader: OwnerReader;
-    head: Layer;
-    headOwner: number;
+    head: Head;
     journal: Journal;
     locks: RangeLock;
     strays: Strays;
@@ -65,7 +63,6 @@ export class OwnerWriter {
     this.#map = options.map;
     this.#reader = options.reader;
     this.#head = options.head;
-    this.#headOwner = options.headOwner;
     this.#journal = options.journal;
     this.#locks = options.locks;
     this.#strays = options.strays;
@@ -82,19 +79,20 @@ export class OwnerWriter {
       this.#slowWrites--;
       return false;
     }
-    if (this.#head.unsyncedBytes >= this.#limits.dirtyBytes) {
+    const { layer, owner } = this.#head;
+    if (layer.unsyncedBytes >= this.#limits.dirtyBytes) {
       this.#flushBeside();
-      if (this.#head.unsyncedBytes >= this.#limits.dirtyBytes * 2) return false;
+      if (layer.unsyncedBytes >= this.#limits.dirtyBytes * 2) return false;
     }
-    const owned = this.#map.ownsAll(this.#headOwner, block, count);
+    const owned = this.#map.ownsAll(owner, block, count);
     if (!owned) {
       if (this.#journal.full) return false;
       this.#journal.reserve();
     }
     const started = this.#clock.now();
-    this.#head.noteWrite(length);
+    layer.noteWrite(length);
     try {
-      this.#head.file.writeNow(buffer, at, length, this.#head.position(offset));
+      layer.file.writeNow(buffer, at, length, layer.position(offset));
       if (!owned) this.#claim(block, count);
     } catch (error) {
       if (!owned) this.#strays.abandoned(block, block + count);
@@ -119,8 +117,8 @@ export class OwnerWriter {
 
   /** The blocks, written in full, become the head's: record first, then the map (rule 14). */
   #claim(block: number, count: number): void {
-    this.#journal.append(RecordType.set, this.#headOwner, block, count, false);
-    this.#map.set(block, count, this.#headOwner);
+    this.#journal.append(RecordType.set, this.#head.owner, block, count, false);
+    this.#map.set(block, count, this.#head.owner);
   }
 
   async write(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
@@ -167,7 +165,7 @@ export class OwnerWriter {
   /** The blocks that lie wholly inside a range; the last block of the volume counts as whole up to the volume's end. */
   #wholeBlocks(offset: number, length: number): { first: number; last: number } {
     const end = offset + length;
-    const last = end === this.#size ? this.#map.blocks : Math.floor(end / blockBytes);
+    const last = end === this.#size() ? this.#map.blocks : Math.floor(end / blockBytes);
     return { first: Math.ceil(offset / blockBytes), last };
   }
 
@@ -216,16 +214,17 @@ export class OwnerWriter {
   async #writeWhole(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
     const block = offset / blockBytes;
     const count = length / blockBytes;
-    const owned = this.#map.ownsAll(this.#headOwner, block, count);
+    const { layer, owner } = this.#head; // stays the head: a snapshot waits for the range lock
+    const owned = this.#map.ownsAll(owner, block, count);
     if (!owned) this.#journal.reserve();
-    if (this.#head.unsyncedBytes >= this.#limits.dirtyBytes) this.#flushBeside();
-    this.#head.noteWrite(length);
+    if (layer.unsyncedBytes >= this.#limits.dirtyBytes) this.#flushBeside();
+    layer.noteWrite(length);
     try {
-      await this.#head.file.write(buffer, at, length, this.#head.position(offset));
-      this.#head.noteWrite(0); // a sync that ran meanwhile need not have covered these bytes
+      await layer.file.write(buffer, at, length, layer.position(offset));
+      layer.noteWrite(0); // a sync that ran meanwhile need not have covered these bytes
       if (!owned) this.#claim(block, count);
     } catch (error) {
-      this.#head.noteWrite(0);
+      layer.noteWrite(0);
       if (!owned) this.#strays.abandoned(block, block + count);
       throw error;
     }
@@ -237,7 +236,8 @@ export class OwnerWriter {
    * the record durable only after the holes.
    */
   async #trimLocked(first: number, last: number): Promise<void> {
-    const inHead = this.#map.next(this.#headOwner, first, last) >= 0;
+    const { layer, owner } = this.#head;
+    const inHead = this.#map.next(owner, first, last) >= 0;
     const sliceBlocks = this.#limits.sliceChunks * chunkBlocks;
     for (let at = first; at < last;) {
       const count = Math.min(sliceBlocks - (at % sliceBlocks), last - at);
@@ -249,7 +249,7 @@ export class OwnerWriter {
       if (at < last) await this.#clock.sleep(0);
     }
     // Not every file system can punch: the blocks read as zeros by the map, only their space stays.
-    if (inHead) await this.#head.punch(first, last - first);
+    if (inHead) await layer.punch(first, last - first);
   }
 }
 

@@ -1,11 +1,12 @@
 import { CorruptionError, describeError, IoError, UllageError } from "../base/errors.ts";
 import type { File, FileBinding } from "../base/file-system.ts";
+import type { FrozenMap } from "./frozen-map.ts";
 import { headerBytes } from "./header.ts";
 import type { LogHeader } from "./intent-log.ts";
 import { Layer } from "./layer.ts";
-import { type LogContents, readLog, readLogHeader } from "./log-reader.ts";
+import { type LogContents, type LogVisitor, readLog, readLogHeader } from "./log-reader.ts";
 import { loadMapFile, type LoadedMap } from "./map-file.ts";
-import type { OwnerMap } from "./owner-map.ts";
+import { blockBytes, type OwnerMap } from "./owner-map.ts";
 import { logPath, mapPath, numbered } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
@@ -57,6 +58,10 @@ export interface Recovered extends LoadedMap {
   /** For the next log and map. */
   nextNumber: number;
   head: Layer;
+  /** Earlier heads, by owner, sealed by a snapshot above the cut: they may hold data that no sync has covered. */
+  sealed: Map<number, Layer>;
+  /** What the logs say was frozen, in order; the frozen maps need not be in files yet. */
+  snapshots: FrozenMap[];
 }
 
 interface ScannedLog {
@@ -82,13 +87,12 @@ export async function recover(
   const onDamage = options.onDamage ?? refuse;
   const entries = await env.fs.readdir(dir);
   const loaded = await loadNewestMap(env, dir, volumeId, numbered(entries, "map"), onDamage);
-  const { checkpoint, map } = loaded;
+  const { checkpoint } = loaded;
   const logNumbers = numbered(entries, "intent").filter((number) => number >= checkpoint.number);
-  const owner = loaded.table.get(checkpoint.head)!;
-  const head = await Layer.open(env, owner.id, map.blocks);
+  if (distrustCache) await dropLogCaches(env, dir, logNumbers);
   const logs: ScannedLog[] = [];
+  const layers = new Map<number, Layer>();
   try {
-    if (distrustCache) await dropCaches(env, dir, head, logNumbers);
     const unused = await scanLogs(env, dir, volumeId, loaded, logNumbers, logs, onDamage);
     const proven = Math.max(checkpoint.cut, ...logs.map(provenCut));
     for (const { file } of cutAtGap(dir, logs, proven, onDamage)) {
@@ -97,12 +101,23 @@ export async function recover(
     }
     const end = logs.length > 0 ? logs[logs.length - 1].contents.lastLsn : checkpoint.cut;
     const committedCut = Math.min(proven, end); // less only when damage is being left out
+    const heads = await headsOf(loaded, logs);
+    for (const [index, { owner, layerId }] of heads.entries()) {
+      // Those that were sealed at or below the cut are durable, read-only, and not looked at.
+      const sealedAt = heads[index + 1]?.lsn ?? Infinity;
+      if (sealedAt > committedCut) layers.set(owner, await Layer.open(env, layerId));
+    }
+    if (distrustCache) await dropLayerCaches(env, layers);
     // An empty log counts too: what it held may be what the power cut took.
-    const rule = distrustCache ? "cut" : await worstRule(logs, head);
+    const rule = distrustCache ? "cut" : await worstRule(logs, heads, layers, committedCut);
     const lastLsn = rule === "cut" ? committedCut : end;
     const clean = checkpoint.clean && logs.length === 1;
-    const missing = await replay(loaded, logs, head, rule, committedCut);
+    const snapshots: FrozenMap[] = [];
+    const missing = await replay(loaded, logs, layers, rule, committedCut, snapshots);
+    const head = layers.get(checkpoint.head)!;
+    head.demandBlocks(loaded.map.blocks);
     await head.verify(); // not before: the first read of a file may end what SEEK_DATA can tell (rule 7)
+    await closeLater(layers, heads, lastLsn);
     const words = logs.map((log) => log.contents.remoteWriters).filter((word) => word !== undefined);
     return {
       ...loaded,
@@ -120,11 +135,44 @@ export async function recover(
       unused,
       nextNumber: Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
       head,
+      sealed: new Map([...layers].filter(([owner]) => owner !== checkpoint.head)),
+      snapshots,
     };
   } catch (error) {
     for (const log of logs) await log.file.close();
-    await head.file.close();
+    for (const layer of layers.values()) await layer.file.close();
     throw error;
+  }
+}
+
+/** A layer that was the head, from some LSN on. */
+interface HeadChange {
+  lsn: number;
+  owner: number;
+  layerId: string;
+}
+
+/** The heads that checkpoint and logs name, in order. @throws CorruptionError */
+async function headsOf({ checkpoint, table }: LoadedMap, logs: ScannedLog[]): Promise<HeadChange[]> {
+  const known = table.copy();
+  const heads = [{ lsn: checkpoint.cut, owner: checkpoint.head, layerId: table.get(checkpoint.head)!.id }];
+  if (!logs.some(({ contents }) => contents.changesHead)) return heads;
+  await visitLogs(logs, (path) => ({
+    owner: (_lsn, id, owner) => known.put(id, owner),
+    snapshot: (lsn, owner) => {
+      const layer = known.get(owner);
+      if (layer?.kind !== "layer") throw new CorruptionError(`${path} names no layer as head at LSN ${lsn}`);
+      heads.push({ lsn, owner, layerId: layer.id });
+    },
+  }));
+  return heads;
+}
+
+/** Closes heads that came after the last record that counts. */
+async function closeLater(layers: Map<number, Layer>, heads: HeadChange[], lastLsn: number): Promise<void> {
+  for (const { owner } of heads.filter(({ lsn }) => lsn > lastLsn)) {
+    await layers.get(owner)?.file.close();
+    layers.delete(owner);
   }
 }
 
@@ -207,10 +255,19 @@ async function scanLogs(
       file,
       header,
       before,
-      contents: { header, lastLsn: before, ended: false, cut: -1, remoteWriters: undefined, tail: 0 },
+      contents: {
+        header,
+        lastLsn: before,
+        ended: false,
+        cut: -1,
+        remoteWriters: undefined,
+        changesHead: false,
+        changesSize: false,
+        tail: 0,
+      },
     });
     const log = logs[logs.length - 1];
-    log.contents = await readLog(file, header, before, until, () => undefined, onDamage);
+    log.contents = await readLog(file, header, before, until, {}, onDamage);
     before = log.contents.lastLsn;
   }
   return unused;
@@ -232,15 +289,22 @@ async function holesCanTell(logs: ScannedLog[], head: Layer): Promise<boolean> {
 }
 
 /** The rule for a set of logs is that of the one that can be trusted least. */
-async function worstRule(logs: ScannedLog[], head: Layer): Promise<RecoveryRule> {
+async function worstRule(
+  logs: ScannedLog[],
+  heads: HeadChange[],
+  layers: Map<number, Layer>,
+  committedCut: number,
+): Promise<RecoveryRule> {
   let worst: RecoveryRule = "all";
   for (const log of logs) {
     const rule = ruleFor(log.header.binding, log.file.binding());
     if (rule === "cut") return "cut";
     if (rule === "sparse") worst = "sparse";
   }
-  if (worst === "sparse" && !(await holesCanTell(logs, head))) return "cut";
-  return worst;
+  if (worst !== "sparse") return worst;
+  // A snapshot or a change of size that nobody was told of yet is not worth telling holes of two layers apart.
+  if (heads.some(({ lsn }) => lsn > committedCut) || logs.some(({ contents }) => contents.changesSize)) return "cut";
+  return (await holesCanTell(logs, layers.get(heads[heads.length - 1].owner)!)) ? worst : "cut";
 }
 
 /** Unless both boot ids are known and differ. */
@@ -307,40 +371,63 @@ export async function syncAll(files: File[]): Promise<void> {
 async function replay(
   loaded: LoadedMap,
   logs: ScannedLog[],
-  head: Layer,
+  layers: Map<number, Layer>,
   rule: RecoveryRule,
   cut: number,
+  snapshots: FrozenMap[],
 ): Promise<boolean> {
   if (rule !== "sparse") {
-    await apply(loaded, logs, rule === "all" ? Infinity : cut, -1);
+    await apply(loaded, logs, rule === "all" ? Infinity : cut, -1, snapshots);
     return false;
   }
-  await apply(loaded, logs, cut, -1);
+  await apply(loaded, logs, cut, -1, snapshots);
   const asOfCut = loaded.map.freeze();
-  await apply(loaded, logs, Infinity, cut);
-  const missing = await takeBackHoles(loaded, logs, head, cut, asOfCut);
+  await apply(loaded, logs, Infinity, cut, snapshots);
+  const missing = await takeBackHoles(loaded, logs, layers.get(loaded.checkpoint.head)!, cut, asOfCut);
   asOfCut.release();
   return missing;
 }
 
-async function apply(loaded: LoadedMap, logs: ScannedLog[], to: number, from: number): Promise<void> {
-  const { map, table } = loaded;
-  await eachSet(logs, (lsn, owner, start, count, path) => {
-    if (start + count > map.blocks || (owner !== 0 && !table.has(owner))) {
-      throw new CorruptionError(`${path} has a record at LSN ${lsn} that does not fit the volume`);
-    }
-    if (lsn > from && lsn <= to) map.set(start, count, owner);
+async function apply(
+  { map, table, checkpoint }: LoadedMap,
+  logs: ScannedLog[],
+  to: number,
+  from: number,
+  snapshots: FrozenMap[],
+): Promise<void> {
+  const counts = (lsn: number): boolean => lsn > from && lsn <= to;
+  await visitLogs(logs, (path) => {
+    const demand = (fits: boolean, lsn: number): void => {
+      if (!fits) throw new CorruptionError(`${path} has a record at LSN ${lsn} that does not fit the volume`);
+    };
+    return {
+      set: (lsn, owner, start, count) => {
+        if (!counts(lsn)) return;
+        demand(start + count <= map.blocks && (owner === 0 || table.has(owner)), lsn);
+        map.set(start, count, owner);
+      },
+      owner: (lsn, id, owner) => {
+        if (counts(lsn)) table.put(id, owner);
+      },
+      snapshot: (lsn, head, id) => {
+        if (!counts(lsn)) return;
+        const { volumeId, size } = checkpoint;
+        snapshots.push({ id, volumeId, size, map: map.freeze(), table: table.copy() });
+        checkpoint.head = head;
+      },
+      resize: (lsn, size) => {
+        if (!counts(lsn)) return;
+        demand(size > checkpoint.size && size % 512 === 0, lsn);
+        checkpoint.size = size;
+        map.grow(Math.ceil(size / blockBytes));
+      },
+    };
   });
 }
 
-async function eachSet(
-  logs: ScannedLog[],
-  onSet: (lsn: number, owner: number, start: number, count: number, path: string) => void,
-): Promise<void> {
+async function visitLogs(logs: ScannedLog[], visitorOf: (path: string) => Partial<LogVisitor>): Promise<void> {
   for (const { file, header, before, contents } of logs) {
-    await readLog(file, header, before, contents.lastLsn, (lsn, owner, start, count) =>
-      onSet(lsn, owner, start, count, file.path),
-    );
+    await readLog(file, header, before, contents.lastLsn, visitorOf(file.path));
   }
 }
 
@@ -362,32 +449,41 @@ async function takeBackHoles(
       map.set(block, 1, asOfCut.ownerOf(block));
     }
   };
-  await eachSet(logs, (lsn, _owner, start, count) => {
-    if (lsn <= cut) return;
-    const end = start + count;
-    for (let at = map.next(checkpoint.head, start, end); at >= 0;) {
-      const run = map.runLength(at, end - at);
-      check(at, run);
-      at = map.next(checkpoint.head, at + run, end);
-    }
-  });
+  await visitLogs(logs, () => ({
+    set: (lsn, _owner, start, count) => {
+      if (lsn <= cut) return;
+      const end = start + count;
+      for (let at = map.next(checkpoint.head, start, end); at >= 0;) {
+        const run = map.runLength(at, end - at);
+        check(at, run);
+        at = map.next(checkpoint.head, at + run, end);
+      }
+    },
+  }));
   return missing;
 }
 
 /** After a failed sync the cached pages may show what the disk does not hold: read from the disk or not at all. */
-async function dropCaches(env: VolumeEnvironment, dir: string, head: Layer, numbers: number[]): Promise<void> {
-  const files = [head.file];
-  for (const number of numbers) files.push(await env.fs.open(logPath(dir, number), "write"));
-  try {
-    for (const file of files) {
-      // Pages must be clean to be dropped. A second failure tells nothing new: the commit decides what counts.
-      await file.datasync().catch((error: unknown) => env.log("warn", `before reopening: ${describeError(error)}`));
-      if (await file.dropCache()) continue;
-      throw new UllageError("cache-not-dropped", `cached pages of ${file.path} can't be dropped`, {
-        hint: "unmount and mount the file system of the data directory again (or reboot), then reopen the volume",
-      });
+async function dropLogCaches(env: VolumeEnvironment, dir: string, numbers: number[]): Promise<void> {
+  for (const number of numbers) {
+    const file = await env.fs.open(logPath(dir, number), "write");
+    try {
+      await dropCache(env, file);
+    } finally {
+      await file.close();
     }
-  } finally {
-    for (const file of files.slice(1)) await file.close();
   }
+}
+
+async function dropLayerCaches(env: VolumeEnvironment, layers: Map<number, Layer>): Promise<void> {
+  for (const { file } of layers.values()) await dropCache(env, file);
+}
+
+async function dropCache(env: VolumeEnvironment, file: File): Promise<void> {
+  // Pages must be clean to be dropped. A second failure tells nothing new: the commit decides what counts.
+  await file.datasync().catch((error: unknown) => env.log("warn", `before reopening: ${describeError(error)}`));
+  if (await file.dropCache()) return;
+  throw new UllageError("cache-not-dropped", `cached pages of ${file.path} can't be dropped`, {
+    hint: "unmount and mount the file system of the data directory again (or reboot), then reopen the volume",
+  });
 }

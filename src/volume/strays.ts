@@ -1,6 +1,7 @@
 import { describeError } from "../base/errors.ts";
 import type { Clock } from "../base/clock.ts";
 import type { RangeLock } from "../base/range-lock.ts";
+import type { Head } from "./head.ts";
 import type { Layer } from "./layer.ts";
 import type { OwnerMap } from "./owner-map.ts";
 
@@ -17,8 +18,7 @@ const punchBlocks = 262144;
 export interface StraysOptions {
   clock: Clock;
   map: OwnerMap;
-  head: Layer;
-  headOwner: number;
+  head: Head;
   locks: RangeLock;
   warn(message: string): void;
 }
@@ -36,7 +36,9 @@ export class Strays {
   sweep(): Promise<boolean> {
     return this.#later(async () => {
       const { head, map, clock } = this.#options;
-      for (let run = head.nextData(0); run && !this.#stopped; run = head.nextData(run.block + run.count)) {
+      const { layer } = head; // what a snapshot seals meanwhile is left to `reclaim`
+      for (let run = layer.nextData(0); run && !this.#stopped; run = layer.nextData(run.block + run.count)) {
+        if (head.layer !== layer) break;
         await this.#free(run.block, Math.min(run.block + run.count, map.blocks));
         await clock.sleep(0);
       }
@@ -64,12 +66,12 @@ export class Strays {
   }
 
   async #free(first: number, last: number): Promise<void> {
-    const { locks, map, head, headOwner } = this.#options;
+    const { locks, map, head } = this.#options;
     for (let at = first; at < last && !this.#stopped; at += punchBlocks) {
       const end = Math.min(at + punchBlocks, last);
       const range = await locks.acquire(at, end);
       try {
-        await punchUnowned(map, head, headOwner, at, end);
+        await punchUnowned(map, head.layer, head.owner, at, end); // looked up under the lock
       } finally {
         locks.release(range);
       }

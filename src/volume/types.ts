@@ -27,6 +27,8 @@ export interface CreateVolumeOptions {
   size: number;
   /** The blob that the volume starts from; bytes beyond the blob's size read as zeros. Absent: an empty disk. */
   blob?: { id: string; size: number };
+  /** The frozen map that it starts from, and an owner id that is free in it. Not together with `blob`. */
+  base?: { id: string; freeOwner: number };
   /** Goes into volume.json beside id and name, for `repair`: where the volume came from, its settings. */
   details?: Record<string, unknown>;
 }

@@ -1,19 +1,27 @@
+import { allOf } from "../base/all-of.ts";
 import { describeError, IoError, UllageError } from "../base/errors.ts";
+import type { File } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import { RangeLock } from "../base/range-lock.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
 import { Attachments } from "./attachments.ts";
 import { listExtents, listMapRuns, nextNeeded } from "./extents.ts";
+import type { FrozenMap } from "./frozen-map.ts";
+import { FrozenWrites } from "./frozen-writes.ts";
+import type { Head } from "./head.ts";
 import { Journal } from "./journal.ts";
-import type { Layer } from "./layer.ts";
+import { Layer } from "./layer.ts";
 import { volumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
 import { createVolume, openVolume, type OpenedVolume } from "./open-volume.ts";
-import type { OwnerMap } from "./owner-map.ts";
+import { blockBytes, type OwnerMap } from "./owner-map.ts";
+import { ownerKinds } from "./owner-table.ts";
 import { OwnerReader } from "./owner-reader.ts";
 import { OwnerWriter } from "./owner-writer.ts";
 import { markPoisoned } from "./poison.ts";
+import { SealedLayers } from "./sealed-layers.ts";
+import { describeSnapshot, forgetSnapshot, type SnapshotDescription } from "./snapshot-files.ts";
 import { Strays } from "./strays.ts";
 import type {
   CreateVolumeOptions,
@@ -36,20 +44,24 @@ import type {
 
 export class Volume implements BlockDevice {
   readonly id: string;
-  readonly size: number;
   readonly readOnly = false;
   readonly state = "serving";
   readonly lineage: string;
   readonly #env: VolumeEnvironment;
   readonly #map: OwnerMap;
   readonly #reader: OwnerReader;
-  readonly #head: Layer;
-  readonly #headOwner: number;
+  readonly #head: Head;
+  readonly #locks = new RangeLock();
+  readonly #layers: SealedLayers;
+  /** Earlier heads, by owner, with data that no sync has covered. */
+  readonly #unsealed: Map<number, Layer>;
+  readonly #frozen: FrozenWrites;
   readonly #opened: OpenedVolume;
   readonly #journal: Journal;
   readonly #writer: OwnerWriter;
   readonly #strays: Strays;
   readonly #attachments: Attachments;
+  #size: number;
   #settings: VolumeSettings;
   #volumeState: VolumeState;
   #reason: string | undefined;
@@ -60,30 +72,35 @@ export class Volume implements BlockDevice {
   /** Operations under way that may use a descriptor. */
   #operations = 0;
   #onIdle: (() => void) | undefined;
+  /** Replaced descriptors that operations under way may still use. */
+  readonly #retired: File[] = [];
+  #restructuring: Promise<void> = Promise.resolve();
 
   private constructor(env: VolumeEnvironment, options: OpenVolumeOptions, opened: OpenedVolume) {
     this.#env = env;
     this.#opened = opened;
     const limits = volumeLimits(env.limits);
     this.id = options.id;
-    this.size = opened.size;
+    this.#size = opened.size;
     this.lineage = opened.lineage;
     this.#map = opened.map;
     this.#head = opened.head;
-    this.#headOwner = opened.headOwner;
-    this.#reader = new OwnerReader(opened.map, opened.headOwner, opened.head, opened.blobs);
+    this.#layers = new SealedLayers(env, opened.table);
+    this.#unsealed = opened.sealed;
+    for (const [owner, layer] of opened.sealed) this.#layers.add(owner, layer);
+    this.#frozen = new FrozenWrites(env);
+    this.#reader = new OwnerReader(opened.map, opened.head, this.#layers, opened.blobs);
     this.#settings = options.settings;
     this.#volumeState = opened.lostUnflushed ? "lostUnflushed" : "ok";
     if (opened.lostUnflushed) this.#reason = "acknowledged writes may have been lost";
     this.#remoteWriters = opened.remoteWriters;
     this.#writesBlocked = options.settings.sync === "always";
     const warn = (message: string): void => env.log("warn", `volume ${this.id}: ${message}`);
-    const locks = new RangeLock();
+    const locks = this.#locks;
     this.#strays = new Strays({
       clock: env.clock,
       map: this.#map,
       head: this.#head,
-      headOwner: this.#headOwner,
       locks,
       warn,
     });
@@ -93,19 +110,21 @@ export class Volume implements BlockDevice {
       volumeId: options.id,
       limits,
       host: {
-        layers: [this.#head],
+        layers: () => [this.#head.layer, ...this.#unsealed.values()],
         freeze: () => ({
           map: this.#map.freeze(),
-          table: opened.table,
+          table: opened.table.copy(),
           checkpoint: {
             volumeId: this.id,
-            size: this.size,
+            size: this.#size,
             lineage: this.lineage,
-            head: this.#headOwner,
+            head: this.#head.owner,
             lostUnflushed: this.#volumeState === "lostUnflushed",
             remoteWriters: this.#remoteWriters,
           },
         }),
+        olderFilesMayGo: () => this.#frozen.writeAll(),
+        ownersUnused: (owners) => this.#forgetOwners(owners),
         poison: (error) => this.#poison(error),
       },
       log: opened.log,
@@ -118,11 +137,10 @@ export class Volume implements BlockDevice {
     this.#writer = new OwnerWriter({
       clock: env.clock,
       limits,
-      size: this.size,
+      size: () => this.#size,
       map: this.#map,
       reader: this.#reader,
       head: this.#head,
-      headOwner: this.#headOwner,
       journal: this.#journal,
       locks,
       strays: this.#strays,
@@ -138,6 +156,11 @@ export class Volume implements BlockDevice {
       // What was replayed is not durable yet: the first remote writer of this life notes it again.
       opened.remoteWriters && opened.predecessors.length === 0,
     );
+    for (const frozen of opened.snapshots) this.#frozen.add(frozen);
+  }
+
+  get size(): number {
+    return this.#size;
   }
 
   /** Makes a new volume's files; all durable when it resolves. */
@@ -164,6 +187,7 @@ export class Volume implements BlockDevice {
   async #settleRecovery(): Promise<void> {
     try {
       await this.#journal.flush();
+      await this.#sealSynced();
       if (await this.#strays.sweep()) this.#journal.strays = false;
       if (!this.#closing) this.#journal.checkpointSoon();
     } catch (error) {
@@ -246,6 +270,158 @@ export class Volume implements BlockDevice {
     await this.#journal.checkpoint(false);
   }
 
+  // ---- snapshots and size ---------------------------------------------------------------------------------------
+
+  /**
+   * Freezes the map under `description.id` and goes on in a new head (durability rule 3). Writers wait for as long as it
+   * takes those before them to end; everything that takes long is done before or after. Durable when it resolves: a start
+   * that finds it in the log alone writes the frozen map.
+   */
+  snapshot(description: Omit<SnapshotDescription, "size">): Promise<SnapshotDescription> {
+    return this.#restructure(async () => {
+      const blocks = this.#map.blocks;
+      const complete = { ...description, size: this.#size };
+      const [layer] = await allOf([
+        Layer.create(this.#env, this.#env.randomBytes(16).toString("hex"), this.id, blocks),
+        describeSnapshot(this.#env, this.#opened.dir, complete),
+      ]);
+      let frozen: FrozenMap;
+      try {
+        frozen = await this.#alone(() => this.#changeHead(description.id, layer));
+      } catch (error) {
+        await layer.file.close();
+        await this.#env.fs.unlink(layer.file.path);
+        await forgetSnapshot(this.#env, this.#opened.dir, description.id);
+        throw error;
+      }
+      try {
+        await this.#journal.flush();
+      } catch (error) {
+        frozen.map.release();
+        await forgetSnapshot(this.#env, this.#opened.dir, description.id).catch(() => undefined); // the disk fails
+        throw error;
+      }
+      this.#frozen.add(frozen);
+      await this.#sealSynced();
+      return complete;
+    });
+  }
+
+  /** In one turn, with no write under way. Throws before anything has changed, or not at all. */
+  #changeHead(id: string, layer: Layer): FrozenMap {
+    const { table } = this.#opened;
+    const owner = table.free();
+    this.#journal.appendWithId(RecordType.owner, owner, ownerKinds.layer, layer.id);
+    table.put(owner, { kind: "layer", id: layer.id });
+    this.#journal.appendWithId(RecordType.snapshot, owner, 0, id);
+    const frozen = { id, volumeId: this.id, size: this.#size, map: this.#map.freeze(), table: table.copy() };
+    const before = { ...this.#head };
+    this.#unsealed.set(before.owner, before.layer);
+    this.#layers.add(before.owner, before.layer);
+    this.#head.layer = layer;
+    this.#head.owner = owner;
+    return frozen;
+  }
+
+  /** Makes earlier heads read-only once all they hold is durable. */
+  async #sealSynced(): Promise<void> {
+    for (const [owner, layer] of this.#unsealed) {
+      if (layer.dirty) continue;
+      this.#unsealed.delete(owner);
+      await layer.file.seal();
+      const writable = this.#layers.reopen(owner);
+      if (writable !== undefined) this.#retire(writable);
+    }
+  }
+
+  /** Grows the volume; durable when it resolves. New connections see the new size. @param size bytes */
+  grow(size: number): Promise<void> {
+    return this.#restructure(async () => {
+      if (size % 512 !== 0 || size <= this.#size) throw new RangeError(`a volume of ${this.#size} can't grow to ${size}`);
+      const blocks = Math.ceil(size / blockBytes);
+      await this.#head.layer.grow(blocks);
+      await this.#alone(() => {
+        this.#journal.append(RecordType.resize, 0, size, 0, true);
+        this.#map.grow(blocks);
+        this.#size = size;
+      });
+      await this.#journal.flush();
+    });
+  }
+
+  /** One change of structure after the other. */
+  async #restructure<T>(work: () => Promise<T>): Promise<T> {
+    const before = this.#restructuring;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#restructuring = promise;
+    this.#enter();
+    try {
+      await before;
+      this.#checkWritable();
+      if (this.#journal.full) await this.#journal.makeRoom();
+      return await work();
+    } finally {
+      this.#leave();
+      resolve();
+    }
+  }
+
+  /** Runs `work`, within one turn, when no write, trim or punch is under way; those that come later wait. */
+  async #alone<T>(work: () => T): Promise<T> {
+    const range = await this.#locks.acquire(0, this.#map.blocks);
+    try {
+      this.#checkWritable();
+      return work();
+    } finally {
+      this.#locks.release(range);
+    }
+  }
+
+  /** A frozen map of this volume that is in no file yet. */
+  pendingSnapshot(id: string): FrozenMap | undefined {
+    return this.#frozen.get(id);
+  }
+
+  /** Resolves when the frozen map is in its file, durably. */
+  writeSnapshot(id: string): Promise<void> {
+    return this.#frozen.write(id);
+  }
+
+  /** Its frozen map needs no file any more, if it has none yet. */
+  forgetSnapshot(id: string): void {
+    this.#frozen.forget(id);
+  }
+
+  /** The layers that this volume, or a frozen map of it that is in no file yet, may refer to. */
+  layerIds(): Set<string> {
+    const ids = new Set<string>();
+    for (const table of [this.#opened.table, ...this.#frozen.tables()]) {
+      for (const [, { kind, id }] of table.entries()) if (kind === "layer") ids.add(id);
+    }
+    return ids;
+  }
+
+  #forgetOwners(owners: number[]): void {
+    for (const owner of owners) {
+      if (owner === this.#head.owner || this.#unsealed.has(owner)) continue;
+      this.#opened.table.remove(owner);
+      const file = this.#layers.take(owner);
+      if (file !== undefined) this.#retire(file);
+    }
+  }
+
+  /** Closes a file when nothing can be reading it any more. */
+  #retire(file: File): void {
+    this.#retired.push(file);
+    if (this.#operations === 0) this.#closeRetired();
+  }
+
+  #closeRetired(): void {
+    for (const file of this.#retired.splice(0)) {
+      file.close().catch((error: unknown) => this.#env.log("warn", `${file.path}: ${describeError(error)}`));
+    }
+  }
+
   // ---- state --------------------------------------------------------------------------------------------------------
 
   attach(client: Client): Promise<Attachment> {
@@ -306,7 +482,7 @@ export class Volume implements BlockDevice {
       state: this.#volumeState,
       reason: this.#reason,
       lineage: this.lineage,
-      writtenBytes: this.#head.writtenBytes,
+      writtenBytes: this.#head.layer.writtenBytes,
       logBytes: this.#journal.logBytes,
       connections: this.#attachments.clients().map(({ protocol, address, remote, writable }) => ({
         protocol,
@@ -343,7 +519,9 @@ export class Volume implements BlockDevice {
   }
 
   #leave(): void {
-    if (--this.#operations === 0) this.#onIdle?.();
+    if (--this.#operations > 0) return;
+    this.#closeRetired();
+    this.#onIdle?.();
   }
 
   /**
@@ -369,8 +547,10 @@ export class Volume implements BlockDevice {
       }
     }
     await this.#strays.stop();
+    await this.#frozen.settled();
     await this.#journal.close();
-    await this.#head.file.close();
+    await this.#layers.close();
+    await this.#head.layer.file.close();
     await this.#opened.lock.release();
     if (failure !== undefined) throw failure as Error;
   }

@@ -44,6 +44,14 @@ export class SimFileSystem implements FileSystem {
     });
   }
 
+  openNow(path: string): File {
+    if (this.dead) throw new IoError("EIO", "the process is dead");
+    const inode = this.disk.namespace.lookup(path);
+    if (!inode) throw new IoError("ENOENT", `open ${path}: no such file or directory`);
+    if (inode instanceof SimDirectory) throw new IoError("EISDIR", `open ${path}: is a directory`);
+    return new SimFile(this, path, inode, false);
+  }
+
   readFile(path: string): Promise<Buffer> {
     return this.inPool(`readFile ${path}`, () => {
       const inode = this.disk.namespace.lookup(path);

@@ -43,8 +43,8 @@ async function replay(path: string, before = 0, until = Infinity): Promise<Repla
   try {
     const header = await readLogHeader(file);
     const sets: string[] = [];
-    const contents = await readLog(file, header, before, until, (lsn, owner, start, count) => {
-      sets.push(`${lsn}: ${start}+${count} = ${owner}`);
+    const contents = await readLog(file, header, before, until, {
+      set: (lsn, owner, start, count) => void sets.push(`${lsn}: ${start}+${count} = ${owner}`),
     });
     return { ...contents, sets };
   } finally {
