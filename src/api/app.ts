@@ -3,13 +3,33 @@ import Fastify, { type FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { Log } from "../daemon/log.ts";
 import { packageVersion } from "../daemon/version.ts";
+import type { Caller } from "./caller.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
 import { schemas } from "./schemas.ts";
+import { declareScopes, demandScope } from "./scopes.ts";
 import { addServerRoutes } from "./server-routes.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
 
 /** Requests carry small objects only; nothing streams through here. */
 const maxBodyBytes = 256 * 1024;
+
+/** What route modules are given besides the app. */
+export interface ApiContext {
+  ullage: Ullage;
+  log: Log;
+}
+
+/**
+ * Adds routes to the app. Who may call a route is its `config.scope` (scopes.ts; read for GET, write for changes when it
+ * says nothing); who calls is `request.caller` (caller.ts).
+ */
+export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | Promise<void>;
+
+/** Everything that the API offers, in the order of the OpenAPI document. */
+const routeModules: readonly RouteModule[] = [
+  (app, { ullage }) => addVolumeRoutes(app, ullage),
+  (app, { ullage }) => addServerRoutes(app, ullage),
+];
 
 /** The REST API as a request handler (`app.routing`), ready to be put on listeners. */
 export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstance> {
@@ -29,6 +49,9 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
         description: "Writable disks from any image, at once. Errors are problem documents with a stable `code`.",
         license: { name: "Apache-2.0", identifier: "Apache-2.0" },
       },
+      components: {
+        securitySchemes: { token: { type: "http", scheme: "bearer", description: "over TCP; unix sockets need none" } },
+      },
     },
     refResolver: { buildLocalReference: (schema) => schema.$id as string },
   });
@@ -45,8 +68,13 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
     return reply.code(404).type(problemContentType).send(answer);
   });
 
-  addVolumeRoutes(app, ullage);
-  addServerRoutes(app, ullage);
+  declareScopes(app);
+  app.decorateRequest<Caller>("caller", { getter: () => ({ kind: "unix", scope: "admin" }) });
+  app.addHook("onRequest", async ({ caller, routeOptions }) => {
+    if (caller.kind !== "nobody") demandScope(caller.scope, routeOptions.config.scope ?? "read");
+  });
+
+  for (const add of routeModules) await add(app, { ullage, log });
   app.get("/openapi.json", { schema: { hide: true } }, () => app.swagger());
   await app.ready();
   return app;
