@@ -1,6 +1,15 @@
 import { DatabaseSync, type StatementSync } from "node:sqlite";
 import { UllageError } from "../base/errors.ts";
-import type { HydrationWish, RecordState, Settings, VolumeChange, VolumeRecord } from "./metadata-store.ts";
+import type {
+  HydrationWish,
+  RecordState,
+  Settings,
+  SnapshotChange,
+  SnapshotRecord,
+  SnapshotState,
+  VolumeChange,
+  VolumeRecord,
+} from "./metadata-store.ts";
 
 /*
  * catalog.db: the tables and the statements on them. Synchronous, and with synchronous=FULL every change waits for the
@@ -10,9 +19,11 @@ import type { HydrationWish, RecordState, Settings, VolumeChange, VolumeRecord }
 /** "Ulla": marks the file as ours among SQLite files. */
 const applicationId = 0x556c6c61;
 /** Raised with every change of the tables; older files are upgraded in `open`, newer ones refused. */
-export const schemaVersion = 1;
+export const schemaVersion = 2;
 
-const schema = `
+/** What version n + 1 has that version n has not; a new file takes all steps. */
+const schemaSteps = [
+  `
   CREATE TABLE volumes (
     id             TEXT PRIMARY KEY,
     name           TEXT NOT NULL,
@@ -31,7 +42,19 @@ const schema = `
   CREATE UNIQUE INDEX volumes_by_name ON volumes (name) WHERE state <> 'deleting';
   CREATE UNIQUE INDEX volumes_by_request_key ON volumes (request_key)
     WHERE request_key IS NOT NULL AND state <> 'deleting';
-`;
+`,
+  `
+  CREATE TABLE snapshots (
+    id         TEXT PRIMARY KEY,
+    volume_id  TEXT NOT NULL,
+    name       TEXT,
+    state      TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    created_at TEXT NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE UNIQUE INDEX snapshots_by_name ON snapshots (volume_id, name) WHERE name IS NOT NULL AND state <> 'deleting';
+`,
+];
 
 /** Column of each field that can change. */
 const columns: Record<keyof VolumeChange, string> = {
@@ -90,6 +113,27 @@ export class CatalogDatabase {
     this.#delete.run(id);
   }
 
+  insertSnapshot({ id, volumeId, name, state, size, createdAt }: SnapshotRecord): void {
+    if (this.#has(id, "snapshots")) return;
+    this.#database
+      .prepare(`INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)`)
+      .run(id, volumeId, name, state, size, createdAt);
+  }
+
+  updateSnapshot(id: string, change: SnapshotChange): boolean {
+    const assignment = "state" in change ? "state = 'deleting'" : "name = NULL";
+    return this.#database.prepare(`UPDATE snapshots SET ${assignment} WHERE id = ?`).run(id).changes !== 0;
+  }
+
+  deleteSnapshot(id: string): void {
+    this.#database.prepare(`DELETE FROM snapshots WHERE id = ?`).run(id);
+  }
+
+  listSnapshots(afterId: string, limit: number): SnapshotRecord[] {
+    const page = this.#database.prepare(`SELECT * FROM snapshots WHERE id > ? ORDER BY id LIMIT ?`);
+    return page.all(afterId, limit).map(asSnapshot);
+  }
+
   listVolumes(afterId: string, limit: number): VolumeRecord[] {
     return this.#page.all(afterId, limit).map(asVolume);
   }
@@ -99,8 +143,8 @@ export class CatalogDatabase {
     this.#database.close();
   }
 
-  #has(id: string): boolean {
-    return this.#database.prepare(`SELECT 1 FROM volumes WHERE id = ?`).get(id) !== undefined;
+  #has(id: string, table: "volumes" | "snapshots" = "volumes"): boolean {
+    return this.#database.prepare(`SELECT 1 FROM ${table} WHERE id = ?`).get(id) !== undefined;
   }
 }
 
@@ -123,7 +167,7 @@ function openDatabase(path: string): DatabaseSync {
       );
     }
     database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 2000");
-    if (fresh) create(database);
+    upgrade(database, found);
     return database;
   } catch (error) {
     database.close();
@@ -135,9 +179,11 @@ function openDatabase(path: string): DatabaseSync {
   }
 }
 
-function create(database: DatabaseSync): void {
+/** One transaction: an interrupted upgrade leaves the older version. */
+function upgrade(database: DatabaseSync, version: number): void {
+  if (version === schemaVersion) return;
   database.exec(
-    `BEGIN IMMEDIATE; ${schema}
+    `BEGIN IMMEDIATE; ${schemaSteps.slice(version).join("")}
      PRAGMA application_id = ${applicationId}; PRAGMA user_version = ${schemaVersion}; COMMIT`,
   );
 }
@@ -164,5 +210,16 @@ function asVolume(row: Record<string, unknown>): VolumeRecord {
     createdAt: row["created_at"] as string,
     requestKey: row["request_key"] as string | null,
     requestDigest: row["request_digest"] as string | null,
+  };
+}
+
+function asSnapshot(row: Record<string, unknown>): SnapshotRecord {
+  return {
+    id: row["id"] as string,
+    volumeId: row["volume_id"] as string,
+    name: row["name"] as string | null,
+    state: row["state"] as SnapshotState,
+    size: row["size"] as number,
+    createdAt: row["created_at"] as string,
   };
 }

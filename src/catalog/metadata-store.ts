@@ -16,7 +16,38 @@ export interface MetadataStore {
   /** In any state, ordered by id, starting behind `afterId`; at most `limit`. */
   listVolumes(afterId: string, limit: number): Promise<VolumeRecord[]>;
 
+  /** Durable when it resolves. The same id again changes nothing. @throws UllageError `name-taken`, `catalog-read-only` */
+  insertSnapshot(snapshot: SnapshotRecord): Promise<void>;
+  /** @returns false when there is no such id @throws UllageError `catalog-read-only` */
+  updateSnapshot(id: string, change: SnapshotChange): Promise<boolean>;
+  /** Missing is not an error. */
+  deleteSnapshot(id: string): Promise<void>;
+  /** In any state, ordered by id, starting behind `afterId`; at most `limit`. */
+  listSnapshots(afterId: string, limit: number): Promise<SnapshotRecord[]>;
+
   close(): Promise<void>;
+}
+
+/**
+ * - ready: complete
+ * - deleting: no longer a snapshot; what is left of its files is removed when found at start
+ */
+export type SnapshotState = "ready" | "deleting";
+
+/** A name is only ever taken away. */
+export type SnapshotChange = { state: "deleting" } | { name: null };
+
+export interface SnapshotRecord {
+  /** 32 hex digits; its frozen map has the same */
+  id: string;
+  volumeId: string;
+  /** unique among the snapshots of the volume; null: only clones need it */
+  name: string | null;
+  state: SnapshotState;
+  /** bytes */
+  size: number;
+  /** RFC 3339 */
+  createdAt: string;
 }
 
 /**

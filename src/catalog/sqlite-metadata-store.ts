@@ -2,7 +2,7 @@ import { Worker } from "node:worker_threads";
 import { UllageError } from "../base/errors.ts";
 import type { CatalogDatabase } from "./catalog-database.ts";
 import type { CatalogCall, CatalogReply, CatalogStart } from "./catalog-protocol.ts";
-import type { MetadataStore, VolumeChange, VolumeRecord } from "./metadata-store.ts";
+import type { MetadataStore, SnapshotChange, SnapshotRecord, VolumeChange, VolumeRecord } from "./metadata-store.ts";
 
 /** Calls that may wait for the catalog's thread at once; more means that its disk hangs. */
 const maxWaitingCalls = 1024;
@@ -63,6 +63,22 @@ export class SqliteMetadataStore implements MetadataStore {
     return this.#call("listVolumes", [afterId, limit]);
   }
 
+  insertSnapshot(snapshot: SnapshotRecord): Promise<void> {
+    return this.#change("insertSnapshot", [snapshot], snapshot.name ?? undefined);
+  }
+
+  updateSnapshot(id: string, change: SnapshotChange): Promise<boolean> {
+    return this.#change("updateSnapshot", [id, change]);
+  }
+
+  deleteSnapshot(id: string): Promise<void> {
+    return this.#change("deleteSnapshot", [id]);
+  }
+
+  listSnapshots(afterId: string, limit: number): Promise<SnapshotRecord[]> {
+    return this.#call("listSnapshots", [afterId, limit]);
+  }
+
   async close(): Promise<void> {
     if (this.#ended !== undefined) return;
     await this.#call("close", []);
@@ -77,7 +93,7 @@ export class SqliteMetadataStore implements MetadataStore {
       const code = (error as { sqliteCode?: number }).sqliteCode;
       if (code === undefined) throw error;
       if ((code & 0xff) === SQLITE_CONSTRAINT) {
-        throw new UllageError("name-taken", `there is a volume '${name}' already`, { hint: "choose another name" });
+        throw new UllageError("name-taken", `the name '${name}' is taken already`, { hint: "choose another name" });
       }
       this.#readOnlyReason = (error as Error).message;
       throw readOnly(this.#readOnlyReason);

@@ -3,10 +3,12 @@ import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { MetadataStore, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
+import { baseOf } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
+import { renameDescription } from "./volume-files.ts";
 import { applyWish, hydrationView } from "./hydration-view.ts";
 import type { HydrationChange, HydrationView, VolumeView, VolumeViewState } from "./views.ts";
 
@@ -21,6 +23,8 @@ export interface VolumeHost {
   sources: Sources;
   /** Requests to sources that all hydrations share. */
   slots: HydrationSlots;
+  /** Makes sure that a frozen map, which a clone begins with, is in its file. */
+  materialise(id: string): Promise<void>;
 }
 
 interface Opened {
@@ -52,6 +56,11 @@ export class ManagedVolume {
     this.record = record;
   }
 
+  /** The volume, if it is open now. */
+  get opened(): Volume | undefined {
+    return this.#opened?.volume;
+  }
+
   get isOpen(): boolean {
     return this.#opened !== undefined;
   }
@@ -77,6 +86,8 @@ export class ManagedVolume {
     const blobs: CachedBlob[] = [];
     let volume: Volume | undefined;
     try {
+      const base = await baseOf(env, id);
+      if (base !== undefined) await this.#host.materialise(base);
       volume = await Volume.open(env, {
         id,
         name,
@@ -149,12 +160,7 @@ export class ManagedVolume {
    */
   end(force: boolean, markDeleting: () => Promise<void>): Promise<void> {
     return this.#turns.run(async () => {
-      const writers = this.connections().filter(({ writable }) => writable).length;
-      if (writers > 0 && !force) {
-        throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
-          hint: "disconnect them first, or use --force, which closes them",
-        });
-      }
+      this.#demandNoWriters(force);
       this.#ending = true;
       try {
         await markDeleting();
@@ -167,6 +173,15 @@ export class ManagedVolume {
       await this.#close().catch((error: unknown) => {
         this.#host.env.log("warn", `volume '${this.record.name}' on its way out: ${describeError(error)}`);
       });
+    });
+  }
+
+  /** @throws UllageError `in-use` */
+  #demandNoWriters(force: boolean): void {
+    const writers = this.connections().filter(({ writable }) => writable).length;
+    if (writers === 0 || force) return;
+    throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
+      hint: "disconnect them first, or use --force, which closes them",
     });
   }
 
@@ -189,6 +204,45 @@ export class ManagedVolume {
       } else if (this.#opened === undefined) {
         await this.#open(acceptLoss);
       }
+    });
+  }
+
+  /**
+   * Replaces the map as a whole: closes the volume, lets `work` change its files, and opens it again.
+   * @param work @returns the volume's size in bytes
+   * @throws UllageError `in-use` while somebody may write, unless `force`
+   */
+  rebase(what: string, force: boolean, work: () => Promise<number>): Promise<void> {
+    return this.#turns.run(async () => {
+      const device = (await this.#open()).volume;
+      this.#demandNoWriters(force);
+      await this.#disconnect(what);
+      if (device.info().state !== "ok") throw new UllageError("not-ok", `volume '${this.record.name}' is not well`);
+      await this.#close();
+      try {
+        const size = await work();
+        await this.#host.store.updateVolume(this.record.id, { size });
+        this.record = { ...this.record, size };
+      } finally {
+        await this.#open();
+      }
+    });
+  }
+
+  /** Durable when it resolves; connections that are open keep the size they know. @param size bytes */
+  async grow(size: number): Promise<void> {
+    await (await this.device()).grow(size);
+    await this.#host.store.updateVolume(this.record.id, { size });
+    this.record = { ...this.record, size };
+  }
+
+  async rename(name: string): Promise<void> {
+    await this.#host.store.updateVolume(this.record.id, { name });
+    this.record = { ...this.record, name };
+    const { env } = this.#host;
+    await renameDescription(env, this.record.id, name).catch((error: unknown) => {
+      // Only a rebuilt catalog would go by it.
+      env.log("warn", `volume '${name}' keeps its old name in its own files: ${describeError(error)}`);
     });
   }
 

@@ -1,7 +1,8 @@
 import { join } from "node:path";
 import { UllageError } from "../base/errors.ts";
-import type { MetadataStore, VolumeRecord } from "../catalog/metadata-store.ts";
+import type { MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
 import { layerPath, layersDir } from "../volume/paths.ts";
+import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Warning } from "./health.ts";
 import { describeLayer, hasBeenOpen, isComplete, readDescription, removeVolumeFiles } from "./volume-files.ts";
@@ -19,6 +20,8 @@ export interface Swept {
   ready: VolumeRecord[];
   /** removed now, with the blobs that they were made from */
   removed: VolumeRecord[];
+  /** complete snapshots, and those whose removal was interrupted */
+  snapshots: { ready: SnapshotRecord[]; deleting: SnapshotRecord[] };
   warnings: Warning[];
 }
 
@@ -35,7 +38,25 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
   // Only an interrupted start or end of a volume leaves layers behind: otherwise they need not be looked at.
   if (unfinished.length > 0 || strangers.length > 0) orphans.push(...(await nobodysLayers(env, known)));
   const warnings = await moveToOrphans(env, orphans);
-  return { ready: rows.filter(({ state }) => state === "ready"), removed: unfinished, warnings };
+  const snapshots = await allSnapshots(store);
+  return {
+    ready: rows.filter(({ state }) => state === "ready"),
+    removed: unfinished,
+    snapshots: {
+      ready: snapshots.filter(({ state }) => state === "ready"),
+      deleting: snapshots.filter(({ state }) => state === "deleting"),
+    },
+    warnings,
+  };
+}
+
+async function allSnapshots(store: MetadataStore): Promise<SnapshotRecord[]> {
+  const rows: SnapshotRecord[] = [];
+  for (;;) {
+    const page = await store.listSnapshots(rows.at(-1)?.id ?? "", pageRows);
+    rows.push(...page);
+    if (page.length < pageRows) return rows;
+  }
 }
 
 export async function allRows(store: MetadataStore): Promise<VolumeRecord[]> {
@@ -93,9 +114,21 @@ async function nobodysLayers(env: VolumeEnvironment, known: Set<string>): Promis
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
     const { creator, empty } = await describeLayer(env, name);
     if (empty) await env.fs.unlink(layerPath(env.dataDir, name));
-    else if (creator === undefined || !known.has(creator)) found.push(join("layers", name));
+    else if (creator === undefined || !known.has(creator)) found.push(name);
   }
-  return found;
+  const nobodys = found.length === 0 ? [] : await unreferenced(env, found);
+  return nobodys.map((name) => join("layers", name));
+}
+
+/** Those that no volume and no snapshot refers to: a clone may outlive the volume that a layer was made for. */
+async function unreferenced(env: VolumeEnvironment, layers: string[]): Promise<string[]> {
+  const used = new Set<string>();
+  for (const id of await frozenMaps(env)) for (const layer of await frozenReferences(env, id)) used.add(layer);
+  for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
+    if (!/^[0-9a-f]{32}$/.test(id)) continue;
+    for (const layer of (await volumeReferences(env, id)).layers) used.add(layer);
+  }
+  return layers.filter((layer) => !used.has(layer));
 }
 
 async function moveToOrphans(env: VolumeEnvironment, paths: string[]): Promise<Warning[]> {

@@ -113,8 +113,31 @@ export interface CreateVolumeRequest {
   name: string;
   /** bytes; absent: the image's size, rounded up to 512 */
   size?: number;
-  from?: SourceRequest;
+  from?: SourceRequest | CloneRequest;
   settings?: Partial<Settings>;
+}
+
+/** A snapshot, `VOL@SNAP`, or a volume as it is now. */
+export type CloneRequest = { snapshot: string } | { volume: string };
+
+/** How a volume is to change; what is left out stays. */
+export interface VolumeChangeRequest {
+  name?: string;
+  /** bytes; less than now only with `force` and where nothing is */
+  size?: number;
+  /** close read-write connections when that is needed */
+  force?: boolean;
+  settings?: Partial<Settings>;
+}
+
+export interface SnapshotView {
+  /** 32 hex digits */
+  id: string;
+  name: string;
+  /** name of its volume */
+  volume: string;
+  size: number;
+  createdAt: string;
 }
 
 export interface SourceRequest {

@@ -1,9 +1,14 @@
 import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
 import { describeError, UllageError } from "../base/errors.ts";
+import { IoBuffer } from "../base/io-buffer.ts";
 import { Layer } from "../volume/layer.ts";
 import { descriptionPath, layerPath, layersDir, numbered, runtimePoisonPath, volumeDir } from "../volume/paths.ts";
+import { volumeReferences } from "../volume/references.ts";
+import { describedSnapshots } from "../volume/snapshot-files.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
+import { writeWhole } from "../volume/whole-file.ts";
+import { dropLayers, type Leaving } from "./layer-files.ts";
 
 /** volume.json: what a volume says about itself, from which the catalog can be rebuilt (docs/FORMAT.md). */
 export interface VolumeDescription {
@@ -30,6 +35,13 @@ export async function readDescription(fs: FileSystem, dataDir: string, id: strin
   }
 }
 
+/** What a volume says its name is; only a rebuilt catalog goes by it. */
+export async function renameDescription(env: VolumeEnvironment, id: string, name: string): Promise<void> {
+  const description = await readDescription(env.fs, env.dataDir, id);
+  const text = IoBuffer.from(Buffer.from(`${JSON.stringify({ ...description, name }, undefined, 2)}\n`));
+  await writeWhole(env, descriptionPath(volumeDir(env.dataDir, id)), (file) => file.write(text, 0, text.length, 0));
+}
+
 /** Whether the creation of a volume had come to its end: its last step is the first checkpoint. */
 export async function isComplete(fs: FileSystem, dataDir: string, id: string): Promise<boolean> {
   return numbered(await fs.readdir(volumeDir(dataDir, id)), "map").length > 0;
@@ -40,23 +52,41 @@ export async function hasBeenOpen(fs: FileSystem, dataDir: string, id: string): 
   return numbered(await fs.readdir(volumeDir(dataDir, id)), "intent").some((number) => number > 1);
 }
 
-/** Removes everything that belongs to a volume; may be repeated. Durable when it resolves. */
-export async function removeVolumeFiles(env: VolumeEnvironment, id: string): Promise<void> {
+/**
+ * Removes everything that belongs to a volume and to nobody else; may be repeated. Durable when it resolves.
+ * @param openLayers see `Leaving`
+ */
+export async function removeVolumeFiles(
+  env: VolumeEnvironment,
+  id: string,
+  openLayers: Leaving["openLayers"] = () => undefined,
+): Promise<void> {
   const { fs, dataDir, runtimeDir } = env;
-  for (const layer of await layersOf(env, id)) await fs.unlink(layerPath(dataDir, layer));
-  await fs.syncDirectory(layersDir(dataDir));
   const dir = volumeDir(dataDir, id);
+  const layers = await layersOf(env, id);
+  const [only] = layers;
+  const hadSnapshots = describedSnapshots(await fs.readdir(dir)).length > 0;
+  if (layers.size === 1 && !hadSnapshots) {
+    // A head belongs to nobody else: no need to ask all the others.
+    await fs.unlink(layerPath(dataDir, only));
+    await fs.syncDirectory(layersDir(dataDir));
+  } else {
+    await dropLayers(env, layers, { openLayers, withoutVolume: id });
+  }
   for (const name of await fs.readdir(dir)) await fs.unlink(join(dir, name));
   if (await fs.exists(dir)) await fs.rmdir(dir);
   await fs.syncDirectory(join(dataDir, "volumes"));
   if (runtimeDir !== undefined) await fs.unlink(runtimePoisonPath(runtimeDir, id));
 }
 
-/** Layers that were made for a volume, by what their headers say, so that the volume's own files need not be whole. */
-async function layersOf(env: VolumeEnvironment, id: string): Promise<string[]> {
-  const layers: string[] = [];
+/** The layers that a volume refers to, and those that were made for it: its own files need not be whole. */
+async function layersOf(env: VolumeEnvironment, id: string): Promise<Set<string>> {
+  const layers = await volumeReferences(env, id).then(
+    (found) => found.layers,
+    () => new Set<string>(),
+  );
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
-    if ((await describeLayer(env, name)).creator === id) layers.push(name);
+    if ((await describeLayer(env, name)).creator === id) layers.add(name);
   }
   return layers;
 }

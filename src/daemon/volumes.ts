@@ -1,16 +1,18 @@
 import { IoError, UllageError, describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
-import { defaultSettings, type VolumeRecord } from "../catalog/metadata-store.ts";
+import { defaultSettings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
 import { volumeDir } from "../volume/paths.ts";
 import { readPoison } from "../volume/poison.ts";
+import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
 import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
+import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { volumeSize } from "./volume-size.ts";
-import type { CreateVolumeRequest } from "./views.ts";
+import type { CloneRequest, CreateVolumeRequest } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
 const openingAtOnce = 2;
@@ -31,6 +33,7 @@ export interface RequestKey {
  */
 export class Volumes implements VolumeNames {
   readonly #host: VolumeHost;
+  readonly snapshots: Snapshots;
   readonly #byName = new Map<string, ManagedVolume>();
   /** Requests under way, so that a repeated one waits for the first. */
   readonly #requests = new Map<string, { digest: string; made: Promise<ManagedVolume> }>();
@@ -38,10 +41,16 @@ export class Volumes implements VolumeNames {
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
 
-  /** @param records complete volumes, as the catalog has them after the sweep at start */
-  constructor(host: VolumeHost, records: VolumeRecord[]) {
-    this.#host = host;
-    for (const record of records) this.#byName.set(record.name, new ManagedVolume(host, record));
+  /** @param records complete volumes and snapshots, as the catalog has them after the sweep at start */
+  constructor(host: Omit<VolumeHost, "materialise">, records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[] }) {
+    this.#host = { ...host, materialise: (id) => this.snapshots.materialise(id) };
+    this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.#byId(id));
+    for (const record of records.volumes) this.#byName.set(record.name, new ManagedVolume(this.#host, record));
+  }
+
+  #byId(id: string): ManagedVolume | undefined {
+    for (const volume of this.#byName.values()) if (volume.record.id === id) return volume;
+    return undefined;
   }
 
   byName(name: string): ManagedVolume | undefined {
@@ -119,12 +128,14 @@ export class Volumes implements VolumeNames {
   async #create(request: CreateVolumeRequest, requestKey: RequestKey | undefined): Promise<ManagedVolume> {
     const { name, from } = request;
     this.#demandFree(name);
+    if (from !== undefined && !("source" in from)) return this.#clone(request, from, requestKey);
     const found = from === undefined ? undefined : await this.#host.sources.find(from, this.#stopping.signal);
     let volume: ManagedVolume;
     try {
       const size = volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
-      volume = this.#reserve(request, size, found, requestKey);
+      const origin = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
+      volume = this.#reserve(request, size, origin, requestKey);
     } catch (error) {
       await found?.backend.close();
       throw error;
@@ -135,6 +146,120 @@ export class Volumes implements VolumeNames {
       await this.#giveUp(volume);
       throw explain(error, volume.record.size);
     }
+    return volume;
+  }
+
+  /** @throws UllageError `not-found`, `bad-size`, … */
+  async #clone(
+    request: CreateVolumeRequest,
+    from: CloneRequest,
+    requestKey: RequestKey | undefined,
+  ): Promise<ManagedVolume> {
+    const origin = "volume" in from ? this.getReady(from.volume) : this.snapshotNamed(from.snapshot).volume;
+    const { env, store } = this.#host;
+    // From here until the clone's checkpoint names it, nobody may take the frozen map away.
+    return this.snapshots.references.run(async () => {
+      const row =
+        "volume" in from ? await this.snapshots.create(origin, null) : this.snapshotNamed(from.snapshot).snapshot;
+      const base = await this.snapshots.base(row);
+      const size = volumeSize(base.size, request.size);
+      this.#demandFree(request.name);
+      const { source, format, blobId } = origin.record;
+      const volume = this.#reserve(request, size, { source, format, blobId }, requestKey);
+      try {
+        await store.insertVolume(volume.record);
+        const { id, name, settings, createdAt } = volume.record;
+        await Volume.create(env, {
+          id,
+          name,
+          size,
+          base: { id: base.id, freeOwner: base.freeOwner },
+          details: { source, format, settings, createdAt, blobId },
+        });
+        await store.updateVolume(id, { state: "ready" });
+        volume.record = { ...volume.record, state: "ready" };
+      } catch (error) {
+        await this.#giveUp(volume);
+        throw explain(error, size);
+      }
+      return volume;
+    });
+  }
+
+  /** @param name `VOL@SNAP` @throws UllageError `not-found`, `bad-name` */
+  snapshotNamed(name: string): { volume: ManagedVolume; snapshot: SnapshotRecord & { name: string } } {
+    const at = name.indexOf("@");
+    if (at < 0) {
+      throw new UllageError("bad-name", `'${name}' names no snapshot`, { hint: "write it as VOLUME@SNAPSHOT" });
+    }
+    const volume = this.get(name.slice(0, at));
+    return { volume, snapshot: this.snapshots.get(volume, name.slice(at + 1)) };
+  }
+
+  /**
+   * The volume becomes what the snapshot is; what was written since is lost.
+   * @throws UllageError `not-found`, `in-use`
+   */
+  revert(name: string, snapshotName: string, force: boolean): Promise<ManagedVolume> {
+    return this.#track(
+      this.snapshots.references.run(async () => {
+        const volume = this.getReady(name);
+        const { env } = this.#host;
+        const { id } = this.snapshots.get(volume, snapshotName);
+        await this.snapshots.materialise(id);
+        const before = (await volume.device()).layerIds();
+        await volume.rebase("the volume is being reverted", force, () => revertVolume(env, volume.record.id, id));
+        await this.snapshots.dropLayers(before);
+        return volume;
+      }),
+    );
+  }
+
+  /** @throws UllageError `not-found`, `in-use`, `bad-size`, `shrinks` */
+  async resize(name: string, size: number, force: boolean): Promise<ManagedVolume> {
+    const volume = this.getReady(name);
+    const device = await volume.device();
+    volumeSize(undefined, size);
+    if (size === device.size) return volume;
+    if (size > device.size) {
+      await volume.grow(size).catch((error: unknown) => {
+        throw explain(error, size);
+      });
+      return volume;
+    }
+    if (!force) {
+      throw new UllageError("shrinks", `volume '${name}' has ${formatSize(device.size)}: it would lose its end`, {
+        hint: "--force shrinks it, if nothing was written there",
+      });
+    }
+    const { env } = this.#host;
+    const rest = Math.min(device.size, Math.ceil(size / 4096) * 4096) - size;
+    if (rest > 0) await device.zero(size, rest, { allocate: false, fast: false });
+    await volume.rebase("the volume is being resized", force, async () => {
+      await shrinkVolume(env, volume.record.id, size).catch((error: unknown) => {
+        if (!(error instanceof RangeError)) throw error;
+        throw new UllageError("not-empty", `volume '${name}' has data behind ${formatSize(size)}`, {
+          hint: "discard it first (blkdiscard, fstrim), or choose a larger size",
+        });
+      });
+      return size;
+    });
+    return volume;
+  }
+
+  /** @throws UllageError `not-found`, `bad-name`, `name-taken` */
+  async rename(name: string, to: string): Promise<ManagedVolume> {
+    const volume = this.getReady(name);
+    if (to === name) return volume;
+    this.#demandFree(to);
+    this.#byName.set(to, volume);
+    try {
+      await volume.rename(to);
+    } catch (error) {
+      this.#byName.delete(to);
+      throw error;
+    }
+    this.#byName.delete(name);
     return volume;
   }
 
@@ -149,7 +274,7 @@ export class Volumes implements VolumeNames {
   #reserve(
     request: CreateVolumeRequest,
     size: number,
-    found: FoundSource | undefined,
+    origin: { source: string | null; format: string | null; blobId: string | null },
     requestKey: RequestKey | undefined,
   ): ManagedVolume {
     const { env } = this.#host;
@@ -159,9 +284,7 @@ export class Volumes implements VolumeNames {
       name: request.name,
       state: "creating",
       size,
-      source: found?.url ?? null,
-      format: found?.format.name ?? null,
-      blobId: null,
+      ...origin,
       settings,
       hydration: { wanted: settings.hydrate === "auto", paused: false, rate: null, priority: 0 },
       createdAt: env.clock.wallTime(),
@@ -217,22 +340,38 @@ export class Volumes implements VolumeNames {
     this.#byName.delete(name);
   }
 
-  /** @throws UllageError `not-found`, `creating`, `in-use` */
-  remove(name: string, force: boolean): Promise<void> {
-    return this.#track(this.#remove(name, force));
+  /**
+   * @param options.snapshots remove its snapshots as well; clones live on
+   * @throws UllageError `not-found`, `creating`, `in-use`, `has-snapshots`
+   */
+  remove(name: string, options: { force: boolean; snapshots: boolean }): Promise<void> {
+    return this.#track(this.#remove(name, options));
   }
 
-  async #remove(name: string, force: boolean): Promise<void> {
+  async #remove(name: string, { force, snapshots }: { force: boolean; snapshots: boolean }): Promise<void> {
     const { env, store } = this.#host;
     const volume = this.getReady(name);
     const { id, blobId } = volume.record;
+    const taken = this.snapshots.of(id);
+    if (taken.length > 0 && !snapshots) {
+      throw new UllageError("has-snapshots", `volume '${name}' has ${taken.length} snapshots`, {
+        hint: "remove them first, or use --snapshots, which removes them too; clones live on",
+      });
+    }
+    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, force);
+    await this.snapshots.settle(volume);
     await volume.end(force, async () => {
       await store.updateVolume(id, { state: "deleting" });
     });
     this.#byName.delete(name);
-    await removeVolumeFiles(env, id);
+    await this.snapshots.references.run(() => removeVolumeFiles(env, id, (other) => this.#openLayers(other)));
     await this.dropBlob(id, blobId);
     await store.deleteVolume(id);
+    await this.snapshots.collect();
+  }
+
+  #openLayers(id: string): Set<string> | undefined {
+    return this.#byId(id)?.opened?.layerIds();
   }
 
   /** A volume is gone: its blob goes too, unless another volume was made from it. */
@@ -269,6 +408,7 @@ export class Volumes implements VolumeNames {
   async close(): Promise<void> {
     this.#stopping.abort(new UllageError("stopping", "Ullage is being stopped"));
     await Promise.allSettled(this.#underWay);
+    await this.snapshots.close();
     const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;

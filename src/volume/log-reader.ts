@@ -126,6 +126,22 @@ export async function readLog(
   }
 }
 
+/** The owners that any whole record of a log names, whether it counts or not. */
+export async function ownersInLog(file: File, header: LogHeader): Promise<Owner[]> {
+  const seed = generationSeed(header.generation);
+  const buffer = new IoBuffer(windowBytes);
+  const view = new RecordView(buffer.bytes);
+  const owners: Owner[] = [];
+  for (let position = headerBytes; ; position += windowBytes) {
+    const got = await file.read(buffer, 0, windowBytes, position);
+    for (let at = 0; at + recordBytes <= got; at += recordBytes) {
+      if (view.type(at) !== RecordType.owner || !view.valid(at, seed)) continue;
+      owners.push({ kind: ownerKindOf(view.kind(at), file.path), id: view.id(at) });
+    }
+    if (got < windowBytes) return owners;
+  }
+}
+
 function refuse(error: CorruptionError): never {
   throw error;
 }

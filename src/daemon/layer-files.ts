@@ -1,0 +1,39 @@
+import { join } from "node:path";
+import { layerPath, layersDir } from "../volume/paths.ts";
+import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
+import type { VolumeEnvironment } from "../volume/types.ts";
+
+/** What is about to go, and what only memory knows. */
+export interface Leaving {
+  /** The layers that a volume's maps in memory refer to; undefined when it is not open. */
+  openLayers(volumeId: string): Set<string> | undefined;
+  /** Does not count: its references are what is being given up. */
+  withoutVolume?: string;
+  /** Likewise, a frozen map. */
+  withoutMap?: string;
+}
+
+/**
+ * Removes those of `candidates` that no map refers to any more, in memory or in files (durability rule 4). What can't be
+ * read may refer to anything: then nothing is removed.
+ * @throws CorruptionError, IoError
+ */
+export async function dropLayers(env: VolumeEnvironment, candidates: Set<string>, leaving: Leaving): Promise<void> {
+  const left = new Set(candidates);
+  const keep = (layers: Iterable<string>): void => {
+    for (const id of layers) left.delete(id);
+  };
+  for (const id of await frozenMaps(env)) {
+    if (left.size === 0) return;
+    if (id !== leaving.withoutMap) keep(await frozenReferences(env, id));
+  }
+  for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
+    if (left.size === 0) return;
+    if (id === leaving.withoutVolume || !/^[0-9a-f]{32}$/.test(id)) continue;
+    keep(leaving.openLayers(id) ?? []);
+    keep((await volumeReferences(env, id)).layers);
+  }
+  if (left.size === 0) return;
+  for (const id of left) await env.fs.unlink(layerPath(env.dataDir, id));
+  await env.fs.syncDirectory(layersDir(env.dataDir));
+}

@@ -1,0 +1,287 @@
+import { join } from "node:path";
+import { UllageError, describeError } from "../base/errors.ts";
+import type { Blob } from "../blob/blob.ts";
+import { checkName } from "../catalog/names.ts";
+import type { SnapshotRecord } from "../catalog/metadata-store.ts";
+import { loadFrozenMap, readFrozenTable } from "../volume/frozen-map.ts";
+import { frozenMapPath, mapsDir, volumeDir } from "../volume/paths.ts";
+import { baseOf, frozenReferences } from "../volume/references.ts";
+import { describedSnapshots, describeSnapshot, forgetSnapshot, readSnapshot } from "../volume/snapshot-files.ts";
+import { SnapshotView } from "../volume/snapshot-view.ts";
+import { dropLayers } from "./layer-files.ts";
+import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
+import { Turns } from "./turns.ts";
+
+/** Snapshots that stay open without a client, so that the next one finds them ready. */
+const idleViews = 16;
+
+/** Where a clone begins. */
+export interface CloneBase {
+  /** of the frozen map */
+  id: string;
+  /** bytes */
+  size: number;
+  /** an owner id that the frozen map does not use */
+  freeOwner: number;
+}
+
+interface OpenView {
+  view: SnapshotView;
+  blobs: string[];
+}
+
+/**
+ * The snapshots of all volumes. The volume's own files come first, the catalog's row after them (durability rule 17):
+ *
+ *     create   description -> record in the volume's log -> (answerable) row -> answered; frozen map when there is time
+ *     remove   row `deleting` -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
+ *
+ * A snapshot that is removed while a clone's checkpoint still names its frozen map only loses its name; it goes with the
+ * last clone that needs it.
+ */
+export class Snapshots {
+  readonly #host: VolumeHost;
+  readonly #rows = new Map<string, SnapshotRecord>();
+  readonly #volume: (id: string) => ManagedVolume | undefined;
+  readonly #views = new Map<string, Promise<OpenView>>();
+  /** Whoever makes or takes away a reference to a frozen map or a layer of somebody else. */
+  readonly references = new Turns();
+
+  constructor(host: VolumeHost, rows: SnapshotRecord[], volume: (id: string) => ManagedVolume | undefined) {
+    this.#host = host;
+    this.#volume = volume;
+    for (const row of rows) this.#rows.set(row.id, row);
+  }
+
+  /** Those with a name, oldest first. */
+  of(volumeId: string): (SnapshotRecord & { name: string })[] {
+    return [...this.#rows.values()]
+      .filter((row): row is SnapshotRecord & { name: string } => row.volumeId === volumeId && row.name !== null)
+      .sort((a, b) => (a.createdAt === b.createdAt ? (a.id < b.id ? -1 : 1) : a.createdAt < b.createdAt ? -1 : 1));
+  }
+
+  /** @throws UllageError `not-found` */
+  get(volume: ManagedVolume, name: string): SnapshotRecord & { name: string } {
+    const row = this.of(volume.record.id).find((candidate) => candidate.name === name);
+    if (row !== undefined) return row;
+    throw new UllageError("not-found", `volume '${volume.record.name}' has no snapshot '${name}'`, {
+      hint: `\`ullage snapshot ls ${volume.record.name}\` lists them`,
+    });
+  }
+
+  /** Durable when it resolves. @param name null: for a clone only @throws UllageError `bad-name`, `name-taken` */
+  async create(volume: ManagedVolume, name: string | null): Promise<SnapshotRecord> {
+    const { env, store } = this.#host;
+    const volumeId = volume.record.id;
+    if (name !== null) {
+      checkName(name);
+      if (this.of(volumeId).some((row) => row.name === name)) {
+        throw new UllageError("name-taken", `volume '${volume.record.name}' has a snapshot '${name}' already`, {
+          hint: "choose another name",
+        });
+      }
+    }
+    const device = await volume.device();
+    const id = env.randomBytes(16).toString("hex");
+    const { size, createdAt } = await device.snapshot({ id, name, createdAt: env.clock.wallTime() });
+    const row: SnapshotRecord = { id, volumeId, name, state: "ready", size, createdAt };
+    try {
+      await store.insertSnapshot(row);
+    } catch (error) {
+      device.forgetSnapshot(id);
+      await forgetSnapshot(env, volumeDir(env.dataDir, volumeId), id);
+      throw error;
+    }
+    this.#rows.set(id, row);
+    return row;
+  }
+
+  /**
+   * Takes a name away, and everything that is only there for it.
+   * @throws UllageError `not-found`, `in-use` while clients read it, unless `force`
+   */
+  async remove(volume: ManagedVolume, name: string, force: boolean): Promise<void> {
+    const row = this.get(volume, name);
+    const open = await this.#views.get(row.id);
+    if (open !== undefined && open.view.connections > 0 && !force) {
+      throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
+        hint: "disconnect them first, or use --force, which closes them",
+      });
+    }
+    await this.#closeView(row.id, "the snapshot is being removed");
+    await this.references.run(async () => {
+      if (await this.#isBase(row.id)) await this.#unname(row);
+      else await this.#delete(row);
+    });
+  }
+
+  /** Only clones need it from here on. */
+  async #unname(row: SnapshotRecord): Promise<void> {
+    const { env, store } = this.#host;
+    await store.updateSnapshot(row.id, { name: null });
+    this.#rows.set(row.id, { ...row, name: null });
+    const dir = volumeDir(env.dataDir, row.volumeId);
+    const { id, size, createdAt } = row;
+    if (await env.fs.exists(dir)) await describeSnapshot(env, dir, { id, name: null, size, createdAt });
+  }
+
+  /** Runs in its turn of `references`. May be repeated after a crash. */
+  async #delete(row: SnapshotRecord): Promise<void> {
+    const { env, store } = this.#host;
+    await store.updateSnapshot(row.id, { state: "deleting" });
+    this.#rows.delete(row.id);
+    const dir = volumeDir(env.dataDir, row.volumeId);
+    if (await env.fs.exists(dir)) await forgetSnapshot(env, dir, row.id);
+    this.#volume(row.volumeId)?.opened?.forgetSnapshot(row.id);
+    if (await env.fs.exists(frozenMapPath(env.dataDir, row.id))) {
+      const candidates = await frozenReferences(env, row.id);
+      await dropLayers(env, candidates, { openLayers: (id) => this.#openLayers(id), withoutMap: row.id });
+      await env.fs.unlink(frozenMapPath(env.dataDir, row.id));
+      await env.fs.syncDirectory(mapsDir(env.dataDir));
+    }
+    await store.deleteSnapshot(row.id);
+  }
+
+  #openLayers(volumeId: string): Set<string> | undefined {
+    return this.#volume(volumeId)?.opened?.layerIds();
+  }
+
+  /** Whether a checkpoint names the frozen map. */
+  async #isBase(id: string): Promise<boolean> {
+    const { env } = this.#host;
+    for (const volumeId of await env.fs.readdir(join(env.dataDir, "volumes"))) {
+      if (/^[0-9a-f]{32}$/.test(volumeId) && (await baseOf(env, volumeId)) === id) return true;
+    }
+    return false;
+  }
+
+  /** Frozen maps that only the volume's own log could rebuild get their files: the volume is about to go. */
+  async settle(volume: ManagedVolume): Promise<void> {
+    for (const row of this.#rows.values()) {
+      if (row.volumeId === volume.record.id && (await this.#isBase(row.id))) await this.materialise(row.id);
+    }
+  }
+
+  /** Removes layers that were given up, unless somebody else needs them. Runs in a turn of `references`. */
+  async dropLayers(candidates: Set<string>): Promise<void> {
+    await dropLayers(this.#host.env, candidates, { openLayers: (id) => this.#openLayers(id) });
+  }
+
+  /** Removes nameless snapshots that no clone needs any more. */
+  async collect(): Promise<void> {
+    await this.references.run(async () => {
+      for (const row of this.#rows.values()) {
+        if (row.name === null && !(await this.#isBase(row.id))) await this.#delete(row);
+      }
+    });
+  }
+
+  /** Makes sure that a frozen map is in its file. @throws UllageError, IoError when the volume can't be opened */
+  async materialise(id: string): Promise<void> {
+    const { env } = this.#host;
+    if (await env.fs.exists(frozenMapPath(env.dataDir, id))) return;
+    const volume = this.#volume(this.#rows.get(id)?.volumeId ?? "");
+    if (volume === undefined) throw new UllageError("not-found", `frozen map ${id} is missing, and no volume has it`);
+    await (await volume.device()).writeSnapshot(id);
+  }
+
+  /** What a clone of a snapshot needs to know. */
+  async base(row: SnapshotRecord): Promise<CloneBase> {
+    const { id } = row;
+    const pending = this.#volume(row.volumeId)?.opened?.pendingSnapshot(id);
+    if (pending !== undefined) return { id, size: pending.size, freeOwner: pending.table.free() };
+    await this.materialise(id);
+    const { size, table } = await readFrozenTable(this.#host.env, id);
+    return { id, size, freeOwner: table.free() };
+  }
+
+  // ---- reading -----------------------------------------------------------------------------------------------------
+
+  /** The snapshot as a read-only disk; stays open for those who come after. */
+  async view(row: SnapshotRecord): Promise<SnapshotView> {
+    let opening = this.#views.get(row.id);
+    if (opening === undefined) {
+      await this.#closeIdle();
+      opening = this.#open(row);
+      this.#views.set(row.id, opening);
+      opening.catch(() => this.#views.delete(row.id));
+    }
+    return (await opening).view;
+  }
+
+  async #open(row: SnapshotRecord): Promise<OpenView> {
+    const { env, sources } = this.#host;
+    await this.materialise(row.id);
+    const frozen = await loadFrozenMap(env, row.id);
+    const blobs = new Map<number, Blob>();
+    const ids: string[] = [];
+    try {
+      for (const [owner, { kind, id }] of frozen.table.entries()) {
+        if (kind !== "blob") continue;
+        blobs.set(owner, await sources.cache.open(id));
+        ids.push(id);
+      }
+    } catch (error) {
+      for (const id of ids) await sources.cache.release(id);
+      throw error;
+    }
+    return { view: new SnapshotView(env, frozen, blobs), blobs: ids };
+  }
+
+  async #closeIdle(): Promise<void> {
+    if (this.#views.size < idleViews) return;
+    for (const [id, opening] of this.#views) {
+      const open = await opening.catch(() => undefined);
+      if (open?.view.connections === 0) await this.#closeView(id, "");
+    }
+  }
+
+  async #closeView(id: string, reason: string): Promise<void> {
+    const open = await this.#views.get(id)?.catch(() => undefined);
+    this.#views.delete(id);
+    if (open === undefined) return;
+    open.view.disconnectAll(reason);
+    await open.view.close();
+    for (const blob of open.blobs) await this.#host.sources.cache.release(blob);
+  }
+
+  async close(): Promise<void> {
+    for (const id of [...this.#views.keys()]) await this.#closeView(id, "Ullage is being stopped");
+  }
+
+  // ---- at start ----------------------------------------------------------------------------------------------------
+
+  /**
+   * What the volumes say and the catalog does not know yet: a crash between the volume's log and the row. Also ends
+   * removals that were interrupted.
+   */
+  async adopt(volumes: readonly ManagedVolume[], deleting: readonly SnapshotRecord[]): Promise<void> {
+    const { env } = this.#host;
+    for (const row of deleting) await this.references.run(() => this.#delete(row));
+    for (const volume of volumes) {
+      const dir = volumeDir(env.dataDir, volume.record.id);
+      for (const id of describedSnapshots(await env.fs.readdir(dir))) {
+        if (this.#rows.has(id)) continue;
+        await this.#adoptOne(volume, dir, id).catch((error: unknown) => {
+          env.log("warn", `snapshot ${id} of volume '${volume.record.name}' is left alone: ${describeError(error)}`);
+        });
+      }
+    }
+  }
+
+  async #adoptOne(volume: ManagedVolume, dir: string, id: string): Promise<void> {
+    const { env, store } = this.#host;
+    const { name, size, createdAt } = await readSnapshot(env, dir, id);
+    if (!(await env.fs.exists(frozenMapPath(env.dataDir, id)))) {
+      const device = await volume.device(); // its recovery knows whether the log has it
+      if (device.pendingSnapshot(id) === undefined && !(await env.fs.exists(frozenMapPath(env.dataDir, id)))) {
+        await forgetSnapshot(env, dir, id);
+        return;
+      }
+    }
+    const row: SnapshotRecord = { id, volumeId: volume.record.id, name, state: "ready", size, createdAt };
+    await store.insertSnapshot(row);
+    this.#rows.set(id, row);
+    env.log("info", `snapshot '${volume.record.name}@${name ?? id}' was taken just before the last process ended`);
+  }
+}

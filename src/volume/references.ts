@@ -1,0 +1,65 @@
+import { readFrozenTable } from "./frozen-map.ts";
+import { ownersInLog, readLogHeader } from "./log-reader.ts";
+import { readMapTable } from "./map-file.ts";
+import type { OwnerTable } from "./owner-table.ts";
+import { logPath, mapPath, mapsDir, numbered, volumeDir } from "./paths.ts";
+import type { VolumeEnvironment } from "./types.ts";
+
+/*
+ * Who refers to which layer and frozen map, read from the files themselves when a removal needs to know (durability
+ * rule 17): every map begins with its owner table. Rather too many than too few: a table may name a layer that no block
+ * has any more.
+ */
+
+export interface References {
+  layers: Set<string>;
+  /** Frozen maps that a checkpoint names. */
+  bases: Set<string>;
+}
+
+/** What the files of a volume refer to: all checkpoints, and what the logs add. @throws CorruptionError, IoError */
+export async function volumeReferences(env: VolumeEnvironment, id: string): Promise<References> {
+  const dir = volumeDir(env.dataDir, id);
+  const entries = await env.fs.readdir(dir);
+  const found: References = { layers: new Set(), bases: new Set() };
+  for (const number of numbered(entries, "map")) {
+    const { checkpoint, table } = await readMapTable(env, mapPath(dir, number));
+    addLayers(found.layers, table);
+    if (checkpoint.base !== undefined) found.bases.add(checkpoint.base);
+  }
+  for (const number of numbered(entries, "intent")) {
+    const file = await env.fs.open(logPath(dir, number), "read");
+    try {
+      const header = await readLogHeader(file).catch(() => undefined); // being created when the power went: empty
+      if (header === undefined) continue;
+      for (const { kind, id: owner } of await ownersInLog(file, header)) if (kind === "layer") found.layers.add(owner);
+    } finally {
+      await file.close();
+    }
+  }
+  return found;
+}
+
+/** Frozen maps that are in files. */
+export async function frozenMaps(env: VolumeEnvironment): Promise<string[]> {
+  const names = await env.fs.readdir(mapsDir(env.dataDir));
+  return names.filter((name) => /^[0-9a-f]{32}$/.test(name));
+}
+
+/** The layers that a frozen map refers to. @throws CorruptionError, IoError */
+export async function frozenReferences(env: VolumeEnvironment, id: string): Promise<Set<string>> {
+  const layers = new Set<string>();
+  addLayers(layers, (await readFrozenTable(env, id)).table);
+  return layers;
+}
+
+/** The frozen map that a volume's newest checkpoint names, if it does. */
+export async function baseOf(env: VolumeEnvironment, id: string): Promise<string | undefined> {
+  const dir = volumeDir(env.dataDir, id);
+  const newest = numbered(await env.fs.readdir(dir), "map").at(-1);
+  return newest === undefined ? undefined : (await readMapTable(env, mapPath(dir, newest))).checkpoint.base;
+}
+
+function addLayers(layers: Set<string>, table: OwnerTable): void {
+  for (const [, { kind, id }] of table.entries()) if (kind === "layer") layers.add(id);
+}
