@@ -8,6 +8,7 @@ import { problem, problemContentType, problemOf } from "./problems.ts";
 import { schemas } from "./schemas.ts";
 import { declareScopes, demandScope } from "./scopes.ts";
 import { addServerRoutes } from "./server-routes.ts";
+import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
 
 /** Requests carry small objects only; nothing streams through here. */
@@ -28,6 +29,7 @@ export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | 
 /** Everything that the API offers, in the order of the OpenAPI document. */
 const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
+  (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
 ];
 

@@ -95,18 +95,35 @@ export const schemas = [
     },
     ["format", "download", "unpinned"],
   ),
+  object("VolumeFromSnapshot", "the snapshot to start from", {
+    snapshot: { type: "string", maxLength: 257, description: "VOLUME@SNAPSHOT" },
+  }),
+  object("VolumeFromVolume", "the volume to start from, as it is now", { volume: text }),
   object(
     "VolumeCreate",
     "a volume to make: from a source, or empty with a size",
     {
       name: { type: "string", pattern: namePattern },
       size: { ...bytes, minimum: 512 },
-      from: ref("VolumeSource"),
+      from: {
+        oneOf: [ref("VolumeSource"), ref("VolumeFromSnapshot"), ref("VolumeFromVolume")],
+        description: "an image, a snapshot, or another volume as it is now",
+      },
       settings: ref("SettingsChange"),
     },
     ["size", "from", "settings"],
   ),
-  object("VolumeChange", "what to change on a volume", { settings: ref("SettingsChange") }),
+  object(
+    "VolumeChange",
+    "what to change on a volume; what is left out stays",
+    {
+      name: { type: "string", pattern: namePattern },
+      size: { ...bytes, minimum: 512, description: "bytes; new connections see it. Less than now needs `force`" },
+      force: { type: "boolean", description: "close read-write connections when shrinking needs it" },
+      settings: ref("SettingsChange"),
+    },
+    ["name", "size", "force", "settings"],
+  ),
   object(
     "Reopen",
     "let writers in again after a failed sync or a power cut",

@@ -1,9 +1,8 @@
 import { createHash } from "node:crypto";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { UllageError } from "../base/errors.ts";
-import type { Settings } from "../catalog/metadata-store.ts";
 import type { Ullage } from "../daemon/ullage.ts";
-import type { CreateVolumeRequest, HydrationChange } from "../daemon/views.ts";
+import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "../daemon/views.ts";
 import { problemResponse, ref } from "./schemas.ts";
 
 const maxPageVolumes = 1000;
@@ -71,20 +70,20 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     handler: (request) => ullage.showVolume(request.params.name),
   });
 
-  app.route<Named & { Body: { settings: Partial<Settings> } }>({
+  app.route<Named & { Body: VolumeChangeRequest }>({
     method: "PATCH",
     url: "/v1/volumes/:name",
     schema: {
       operationId: "changeVolume",
-      summary: "Change settings",
+      summary: "Change name, size or settings",
       params: byName,
       body: ref("VolumeChange"),
       response: volumeAnswer,
     },
-    handler: (request) => ullage.changeSettings(request.params.name, request.body.settings),
+    handler: (request) => ullage.changeVolume(request.params.name, request.body),
   });
 
-  app.route<Named & { Querystring: { force: boolean } }>({
+  app.route<Named & { Querystring: { force: boolean; snapshots: boolean } }>({
     method: "DELETE",
     url: "/v1/volumes/:name",
     schema: {
@@ -94,7 +93,10 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       querystring: {
         type: "object",
         additionalProperties: false,
-        properties: { force: { type: "boolean", default: false, description: "close its connections first" } },
+        properties: {
+          force: { type: "boolean", default: false, description: "close its connections first" },
+          snapshots: { type: "boolean", default: false, description: "remove its snapshots too; clones live on" },
+        },
       },
       response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
     },

@@ -6,6 +6,7 @@ import { addCheckCommand } from "./commands/check.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
+import { addSnapshotCommand } from "./commands/snapshot.ts";
 import { addVolumeCommand } from "./commands/volume.ts";
 
 /*
@@ -31,6 +32,7 @@ Examples:
 addRunCommand(program);
 addServeCommand(program);
 addVolumeCommand(program);
+addSnapshotCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
 program.addCommand(benchCommand());

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { InvalidArgumentError } from "commander";
-import { describeError } from "../base/errors.ts";
+import { describeError, UllageError } from "../base/errors.ts";
 import { parseSize } from "../base/units.ts";
 import type { Settings } from "../catalog/metadata-store.ts";
 
@@ -52,4 +52,11 @@ export function settingOption(text: string, before: Partial<Settings> = {}): Par
 export function absoluteSource(source: string): string {
   if (/^[a-z][a-z0-9+.-]*:/i.test(source) && !existsSync(source)) return source;
   return resolve(source);
+}
+
+/** @param name `VOL@SNAP` @throws UllageError `usage` */
+export function snapshotName(name: string): { volume: string; snapshot: string } {
+  const at = name.indexOf("@");
+  if (at > 0 && at < name.length - 1) return { volume: name.slice(0, at), snapshot: name.slice(at + 1) };
+  throw new UllageError("usage", `'${name}' names no snapshot`, { hint: "write it as VOLUME@SNAPSHOT" });
 }

@@ -2,9 +2,11 @@ import type { ExportDirectory, ExportEntry, ExportLookup } from "../export/block
 import { describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
+import type { Snapshots } from "./snapshots.ts";
 
 /** What the names of exports are looked up in. */
 export interface VolumeNames {
+  readonly snapshots: Snapshots;
   byName(name: string): ManagedVolume | undefined;
   /** Those that are being made or removed left out. */
   ready(): ManagedVolume[];
@@ -12,7 +14,7 @@ export interface VolumeNames {
 
 /**
  * Volumes as exports: every name is an export on every listener as soon as the volume is ready, and the empty name is the
- * only volume when there is exactly one. Looking a name up opens the volume.
+ * only volume when there is exactly one. Looking a name up opens the volume. `VOL@SNAP` is a snapshot, read-only.
  */
 export class ExportNames implements ExportDirectory {
   readonly #names: VolumeNames;
@@ -24,13 +26,20 @@ export class ExportNames implements ExportDirectory {
   }
 
   list(): ExportEntry[] {
-    return this.#names.ready().map(({ record }) => ({
-      name: record.name,
-      description: `${formatSize(record.size)}${record.source === null ? "" : ` from ${record.source}`}`,
-    }));
+    return this.#names.ready().flatMap(({ record }) => [
+      {
+        name: record.name,
+        description: `${formatSize(record.size)}${record.source === null ? "" : ` from ${record.source}`}`,
+      },
+      ...this.#names.snapshots.of(record.id).map(({ name, size, createdAt }) => ({
+        name: `${record.name}@${name}`,
+        description: `${formatSize(size)}, snapshot of ${createdAt}`,
+      })),
+    ]);
   }
 
   async lookup(name: string): Promise<ExportLookup> {
+    if (name.includes("@")) return this.#lookupSnapshot(name);
     const volume = name === "" ? this.#only() : this.#names.byName(name);
     if (volume === undefined) return { kind: "none", reason: this.#whyNone(name) };
     if (volume.record.state !== "ready")
@@ -40,6 +49,18 @@ export class ExportNames implements ExportDirectory {
       return { kind: "device", name: volume.record.name, device, readOnly: this.#readOnly };
     } catch (error) {
       return { kind: "none", reason: `'${volume.record.name}' can't be opened: ${describeError(error)}` };
+    }
+  }
+
+  async #lookupSnapshot(name: string): Promise<ExportLookup> {
+    const at = name.indexOf("@");
+    const volume = this.#names.byName(name.slice(0, at));
+    if (volume === undefined) return { kind: "none", reason: this.#whyNone(name.slice(0, at)) };
+    try {
+      const device = await this.#names.snapshots.view(this.#names.snapshots.get(volume, name.slice(at + 1)));
+      return { kind: "device", name, device, readOnly: true };
+    } catch (error) {
+      return { kind: "none", reason: describeError(error) };
     }
   }
 

@@ -4,7 +4,7 @@ import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
-import type { MetadataStore, Settings } from "../catalog/metadata-store.ts";
+import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
@@ -26,7 +26,9 @@ import type {
   HydrationView,
   ListenerView,
   MapRunView,
+  SnapshotView,
   StatsView,
+  VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
 import { Volumes, type RequestKey } from "./volumes.ts";
@@ -128,12 +130,17 @@ export class Ullage {
       const swept = await sweepAtStart(env, store);
       const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log });
       undo.push(() => sources.close());
-      const volumes = new Volumes({ env, store, sources, slots: new HydrationSlots() }, swept.ready);
+      const volumes = new Volumes(
+        { env, store, sources, slots: new HydrationSlots() },
+        { volumes: swept.ready, snapshots: swept.snapshots.ready },
+      );
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
         await store.deleteVolume(id);
         log("info", `volume '${name}' (${id}) was ${state} when the last process ended: removed what was left of it`);
       }
+      await volumes.snapshots.adopt(volumes.all(), swept.snapshots.deleting);
+      await volumes.snapshots.collect();
       const warnings = [...directory.warnings, ...swept.warnings];
       for (const { message } of warnings) log("warn", message);
       return new Ullage({ directory, store, sources, volumes, log, warnings, readOnly: options.readOnly === true });
@@ -167,16 +174,62 @@ export class Ullage {
   }
 
   /** Removes a volume and everything written to it. @throws UllageError `not-found`, `in-use` */
-  async removeVolume(name: string, options: { force?: boolean } = {}): Promise<void> {
-    await this.#volumes.remove(name, options.force === true);
+  async removeVolume(name: string, options: { force?: boolean; snapshots?: boolean } = {}): Promise<void> {
+    const { force = false, snapshots = false } = options;
+    await this.#volumes.remove(name, { force, snapshots });
     this.#log("info", `volume '${name}' is removed`);
   }
 
-  /** Durable when it resolves. @throws UllageError `not-found` */
-  async changeSettings(name: string, change: Partial<Settings>): Promise<VolumeView> {
-    const volume = this.#volumes.getReady(name);
-    await volume.changeSettings(change);
+  /** Name, size and settings, in this order; each durable before the next. @throws UllageError `not-found`, `name-taken`, … */
+  async changeVolume(name: string, change: VolumeChangeRequest): Promise<VolumeView> {
+    const { name: newName = name, size, force = false, settings } = change;
+    let volume = this.#volumes.getReady(name);
+    if (newName !== name) volume = await this.#volumes.rename(name, newName);
+    if (size !== undefined) volume = await this.#volumes.resize(newName, size, force);
+    if (settings !== undefined) await volume.changeSettings(settings);
     return volume.view();
+  }
+
+  // ---- snapshots ---------------------------------------------------------------------------------------------------
+
+  /** Freezes a volume as it is; durable when it resolves. @throws UllageError `not-found`, `name-taken`, `bad-name` */
+  async createSnapshot(volumeName: string, name: string): Promise<SnapshotView> {
+    const volume = this.#volumes.getReady(volumeName);
+    const row = await this.#volumes.snapshots.create(volume, name);
+    this.#log("info", `snapshot '${volumeName}@${name}' is taken`);
+    return snapshotView(volumeName, { ...row, name });
+  }
+
+  /** Of one volume, or of all: by volume name, then oldest first. @throws UllageError `not-found` */
+  listSnapshots(volumeName?: string): SnapshotView[] {
+    const volumes = volumeName === undefined ? this.#volumes.ready() : [this.#volumes.get(volumeName)];
+    return volumes.flatMap(({ record }) =>
+      this.#volumes.snapshots.of(record.id).map((row) => snapshotView(record.name, row)),
+    );
+  }
+
+  /** @throws UllageError `not-found` */
+  showSnapshot(volumeName: string, name: string): SnapshotView {
+    return snapshotView(volumeName, this.#volumes.snapshots.get(this.#volumes.get(volumeName), name));
+  }
+
+  /** @throws UllageError `not-found`, `in-use` */
+  async removeSnapshot(volumeName: string, name: string, options: { force?: boolean } = {}): Promise<void> {
+    await this.#volumes.snapshots.remove(this.#volumes.getReady(volumeName), name, options.force === true);
+    this.#log("info", `snapshot '${volumeName}@${name}' is removed`);
+  }
+
+  /** What was written since the snapshot is lost. @throws UllageError `not-found`, `in-use` */
+  async revertVolume(volumeName: string, name: string, options: { force?: boolean } = {}): Promise<VolumeView> {
+    const volume = await this.#volumes.revert(volumeName, name, options.force === true);
+    this.#log("info", `volume '${volumeName}' is what '${volumeName}@${name}' was`);
+    return volume.view();
+  }
+
+  /** A snapshot as a read-only disk. @throws UllageError `not-found` */
+  getSnapshotDevice(volumeName: string, name: string): Promise<BlockDevice> {
+    const { snapshots } = this.#volumes;
+    return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
   }
 
   /** @throws UllageError `not-found`, `no-source` */
@@ -306,4 +359,8 @@ export class Ullage {
     if (failures.length === 0) return;
     throw new UllageError("close-failed", "not everything could be closed cleanly", { cause: failures[0] });
   }
+}
+
+function snapshotView(volume: string, { id, name, size, createdAt }: SnapshotRecord & { name: string }): SnapshotView {
+  return { id, name, volume, size, createdAt };
 }

@@ -42,7 +42,10 @@ export class Volumes implements VolumeNames {
   readonly #stopping = new AbortController();
 
   /** @param records complete volumes and snapshots, as the catalog has them after the sweep at start */
-  constructor(host: Omit<VolumeHost, "materialise">, records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[] }) {
+  constructor(
+    host: Omit<VolumeHost, "materialise">,
+    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[] },
+  ) {
     this.#host = { ...host, materialise: (id) => this.snapshots.materialise(id) };
     this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.#byId(id));
     for (const record of records.volumes) this.#byName.set(record.name, new ManagedVolume(this.#host, record));

@@ -58,7 +58,11 @@ function encodeFrame(into: Buffer, frame: Buffer, seed: number): number {
  * @returns bytes of the file, as far as it was read
  * @throws CorruptionError
  */
-export async function readFrames(file: File, headerCrc: number, onFrame: (frame: Buffer) => boolean | void): Promise<number> {
+export async function readFrames(
+  file: File,
+  headerCrc: number,
+  onFrame: (frame: Buffer) => boolean | void,
+): Promise<number> {
   let crc = headerCrc;
   let position = headerBytes;
   let buffer = new IoBuffer(64 * 1024);

@@ -337,7 +337,8 @@ export class Volume implements BlockDevice {
   /** Grows the volume; durable when it resolves. New connections see the new size. @param size bytes */
   grow(size: number): Promise<void> {
     return this.#restructure(async () => {
-      if (size % 512 !== 0 || size <= this.#size) throw new RangeError(`a volume of ${this.#size} can't grow to ${size}`);
+      if (size % 512 !== 0 || size <= this.#size)
+        throw new RangeError(`a volume of ${this.#size} can't grow to ${size}`);
       const blocks = Math.ceil(size / blockBytes);
       await this.#head.layer.grow(blocks);
       await this.#alone(() => {

@@ -74,6 +74,10 @@ export class CrashingWorld {
       updateVolume: (id, fields) => change("update row", () => inner.updateVolume(id, fields)),
       deleteVolume: (id) => change("delete row", () => inner.deleteVolume(id)),
       listVolumes: (after, limit) => inner.listVolumes(after, limit),
+      insertSnapshot: (snapshot) => change("insert snapshot", () => inner.insertSnapshot(snapshot)),
+      updateSnapshot: (id, fields) => change("update snapshot", () => inner.updateSnapshot(id, fields)),
+      deleteSnapshot: (id) => change("delete snapshot", () => inner.deleteSnapshot(id)),
+      listSnapshots: (after, limit) => inner.listSnapshots(after, limit),
       close: () => inner.close(),
     };
   };

@@ -139,7 +139,7 @@ void test("hydration goes on by itself after a restart", async (t) => {
   const dataDir = join(await temporaryDirectory(t), "data");
   const first = await openUllage(t, { dataDir });
   await first.createVolume({ name: "v", from: { source: source.url }, settings: { hydrate: "off" } });
-  await first.changeSettings("v", { hydrate: "auto" });
+  await first.changeVolume("v", { settings: { hydrate: "auto" } });
   await first.close();
   const second = await openUllage(t, { dataDir });
   second.resume();

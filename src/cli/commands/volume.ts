@@ -5,6 +5,9 @@ import { addLsCommand } from "./volume/ls.ts";
 import { addMapCommand } from "./volume/map.ts";
 import { addPauseCommand, addResumeCommand } from "./volume/pause.ts";
 import { addReopenCommand } from "./volume/reopen.ts";
+import { addRenameCommand } from "./volume/rename.ts";
+import { addResizeCommand } from "./volume/resize.ts";
+import { addRevertCommand } from "./volume/revert.ts";
 import { addRmCommand } from "./volume/rm.ts";
 import { addSetCommand } from "./volume/set.ts";
 import { addShowCommand } from "./volume/show.ts";
@@ -21,5 +24,8 @@ export function addVolumeCommand(program: Command): void {
   addResumeCommand(volume);
   addMapCommand(volume);
   addSetCommand(volume);
+  addResizeCommand(volume);
+  addRenameCommand(volume);
+  addRevertCommand(volume);
   addReopenCommand(volume);
 }

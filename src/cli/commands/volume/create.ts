@@ -12,6 +12,8 @@ const pollMs = 500;
 
 interface Options extends ClientOptions {
   from?: string;
+  snapshot?: string;
+  clone?: string;
   size?: number;
   format?: string;
   hydrate?: Settings["hydrate"];
@@ -28,6 +30,8 @@ export function addCreateCommand(parent: Command): void {
     "ullage volume create web1 --from https://example.org/debian.raw --size 20G",
   )
     .option("--from <source>", "the image: a path or URL")
+    .option("--snapshot <vol@snap>", "begin as a snapshot is")
+    .option("--clone <volume>", "begin as another volume is now")
     .option("--size <size>", "512, 64k, 10M, 1.5G, 2T; default: the image's", sizeOption)
     .option("--format <format>", "the image's format; default: by its first bytes")
     .addOption(new Option("--hydrate <when>", "fetch the image in the background").choices(["auto", "off"]))
@@ -64,9 +68,17 @@ async function pause(): Promise<false> {
 }
 
 function requestFor(name: string, options: Options): CreateVolumeRequest {
-  const { from, size, format, download, unpinned } = options;
-  if (from === undefined && size === undefined) {
-    throw new UllageError("usage", "a volume needs an image or a size", { hint: "give --from SOURCE or --size S" });
+  const { from, snapshot, clone, size, format, download, unpinned } = options;
+  const origins = [from, snapshot, clone].filter((origin) => origin !== undefined).length;
+  if (origins === 0 && size === undefined) {
+    throw new UllageError("usage", "a volume needs an image or a size", {
+      hint: "give --from SOURCE, --snapshot VOL@SNAP, --clone VOL or --size S",
+    });
+  }
+  if (origins > 1) {
+    throw new UllageError("usage", "a volume begins as one thing", {
+      hint: "give only one of --from, --snapshot and --clone",
+    });
   }
   if (from === undefined && (format ?? download ?? unpinned) !== undefined) {
     throw new UllageError("usage", "--format, --download and --unpinned are about an image", {
@@ -77,6 +89,8 @@ function requestFor(name: string, options: Options): CreateVolumeRequest {
   return {
     name,
     ...(size === undefined ? {} : { size }),
+    ...(snapshot === undefined ? {} : { from: { snapshot } }),
+    ...(clone === undefined ? {} : { from: { volume: clone } }),
     ...(from === undefined
       ? {}
       : {

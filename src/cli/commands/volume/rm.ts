@@ -4,14 +4,18 @@ import { print, printJson } from "../../output.ts";
 
 interface Options extends ClientOptions {
   force?: boolean;
+  snapshots?: boolean;
 }
 
 export function addRmCommand(parent: Command): void {
   clientCommand(parent, "rm <name>", "remove a volume and everything written to it", "ullage volume rm web1")
+    .option("--snapshots", "remove its snapshots too; clones live on")
     .option("--force", "close its connections first")
     .action(async (name: string, options: Options) => {
-      const query = options.force === true ? "?force=true" : "";
-      await askDaemon(options, `${volumePath(name)}${query}`, { method: "DELETE" });
+      const query = new URLSearchParams();
+      if (options.force === true) query.set("force", "true");
+      if (options.snapshots === true) query.set("snapshots", "true");
+      await askDaemon(options, `${volumePath(name)}?${query.toString()}`, { method: "DELETE" });
       if (options.json === true) printJson({ name, removed: true });
       else print(`${name} is gone`);
     });

@@ -1,0 +1,127 @@
+import type { FastifyInstance } from "fastify";
+import type { Ullage } from "../daemon/ullage.ts";
+import { problemResponse, ref } from "./schemas.ts";
+import { snapshotSchemas } from "./snapshot-schemas.ts";
+
+const byVolume = {
+  type: "object",
+  properties: { name: { type: "string", description: "the volume's name" } },
+  required: ["name"],
+} as const;
+const bySnapshot = {
+  type: "object",
+  properties: { ...byVolume.properties, snapshot: { type: "string", description: "the snapshot's name" } },
+  required: ["name", "snapshot"],
+} as const;
+const maxPage = 1000;
+
+type OfVolume = { Params: { name: string } };
+type OfSnapshot = { Params: { name: string; snapshot: string } };
+
+/** /v1/snapshots, and what hangs below a volume */
+export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
+  for (const schema of snapshotSchemas) app.addSchema(schema);
+
+  app.route<{ Querystring: { volume?: string; cursor?: string; limit: number } }>({
+    method: "GET",
+    url: "/v1/snapshots",
+    schema: {
+      operationId: "listSnapshots",
+      summary: "Snapshots of one volume, or of all",
+      querystring: {
+        type: "object",
+        additionalProperties: false,
+        properties: {
+          volume: { type: "string" },
+          cursor: { type: "string", description: "`next` of the page before" },
+          limit: { type: "integer", minimum: 1, maximum: maxPage, default: maxPage },
+        },
+      },
+      response: { 200: ref("SnapshotList"), default: problemResponse },
+    },
+    handler: (request) => {
+      const { volume, cursor, limit } = request.query;
+      const all = ullage.listSnapshots(volume);
+      const from = cursor === undefined ? 0 : all.findIndex(({ id }) => id === cursor) + 1;
+      const snapshots = all.slice(from, from + limit);
+      return { snapshots, next: from + limit < all.length ? snapshots[snapshots.length - 1].id : null };
+    },
+  });
+
+  app.route<OfVolume & { Body: { name: string } }>({
+    method: "POST",
+    url: "/v1/volumes/:name/snapshots",
+    schema: {
+      operationId: "createSnapshot",
+      summary: "Take a snapshot; it is there, durably, when the answer comes",
+      params: byVolume,
+      body: ref("SnapshotCreate"),
+      response: { 201: ref("Snapshot"), default: problemResponse },
+    },
+    handler: async (request, reply) => {
+      const snapshot = await ullage.createSnapshot(request.params.name, request.body.name);
+      const path = `/v1/volumes/${snapshot.volume}/snapshots/${snapshot.name}`;
+      return reply.code(201).header("location", path).send(snapshot);
+    },
+  });
+
+  app.route<OfVolume>({
+    method: "GET",
+    url: "/v1/volumes/:name/snapshots",
+    schema: {
+      operationId: "listVolumeSnapshots",
+      summary: "Snapshots of a volume, oldest first",
+      params: byVolume,
+      response: { 200: ref("SnapshotList"), default: problemResponse },
+    },
+    handler: (request) => ({ snapshots: ullage.listSnapshots(request.params.name), next: null }),
+  });
+
+  app.route<OfSnapshot>({
+    method: "GET",
+    url: "/v1/volumes/:name/snapshots/:snapshot",
+    schema: {
+      operationId: "getSnapshot",
+      summary: "One snapshot",
+      params: bySnapshot,
+      response: { 200: ref("Snapshot"), default: problemResponse },
+    },
+    handler: (request) => ullage.showSnapshot(request.params.name, request.params.snapshot),
+  });
+
+  app.route<OfSnapshot & { Querystring: { force: boolean } }>({
+    method: "DELETE",
+    url: "/v1/volumes/:name/snapshots/:snapshot",
+    schema: {
+      operationId: "removeSnapshot",
+      summary: "Remove a snapshot; clones live on",
+      params: bySnapshot,
+      querystring: {
+        type: "object",
+        additionalProperties: false,
+        properties: { force: { type: "boolean", default: false, description: "close its connections first" } },
+      },
+      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+    },
+    handler: async (request, reply) => {
+      await ullage.removeSnapshot(request.params.name, request.params.snapshot, request.query);
+      return reply.code(204).send();
+    },
+  });
+
+  app.route<OfVolume & { Body: { snapshot: string; force?: boolean } }>({
+    method: "POST",
+    url: "/v1/volumes/:name/revert",
+    schema: {
+      operationId: "revertVolume",
+      summary: "Make a volume what one of its snapshots is",
+      params: byVolume,
+      body: ref("Revert"),
+      response: { 200: ref("Volume"), default: problemResponse },
+    },
+    handler: (request) => {
+      const { snapshot, force = false } = request.body;
+      return ullage.revertVolume(request.params.name, snapshot, { force });
+    },
+  });
+}

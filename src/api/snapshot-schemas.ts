@@ -1,0 +1,51 @@
+import { namePattern } from "../catalog/names.ts";
+
+/** JSON schemas of snapshots; see schemas.ts. */
+const name = { type: "string", pattern: namePattern } as const;
+const force = { type: "boolean", description: "close read-write connections first" } as const;
+
+const snapshot = {
+  id: { type: "string" },
+  name: { type: "string" },
+  volume: { type: "string", description: "name of its volume" },
+  size: { type: "integer", minimum: 0, description: "bytes" },
+  createdAt: { type: "string", format: "date-time" },
+};
+
+export const snapshotSchemas = [
+  {
+    $id: "Snapshot",
+    type: "object",
+    description: "a volume as it was at one moment; never changes; NBD export VOLUME@SNAPSHOT, read-only",
+    additionalProperties: false,
+    required: Object.keys(snapshot),
+    properties: snapshot,
+  },
+  {
+    $id: "SnapshotList",
+    type: "object",
+    description: "snapshots by volume, oldest first",
+    additionalProperties: false,
+    required: ["snapshots", "next"],
+    properties: {
+      snapshots: { type: "array", items: { $ref: "Snapshot#" } },
+      next: { type: ["string", "null"] },
+    },
+  },
+  {
+    $id: "SnapshotCreate",
+    type: "object",
+    description: "a snapshot to take",
+    additionalProperties: false,
+    required: ["name"],
+    properties: { name },
+  },
+  {
+    $id: "Revert",
+    type: "object",
+    description: "the snapshot that the volume is to become; what was written since is lost",
+    additionalProperties: false,
+    required: ["snapshot"],
+    properties: { snapshot: name, force },
+  },
+];
