@@ -30,8 +30,8 @@ export async function dropLayers(env: VolumeEnvironment, candidates: Set<string>
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
     if (left.size === 0) return;
     if (id === leaving.withoutVolume || !/^[0-9a-f]{32}$/.test(id)) continue;
-    keep(leaving.openLayers(id) ?? []);
-    keep((await volumeReferences(env, id)).layers);
+    // An open volume knows of every layer that its files name, and changes them meanwhile.
+    keep(leaving.openLayers(id) ?? (await volumeReferences(env, id)));
   }
   if (left.size === 0) return;
   for (const id of left) await env.fs.unlink(layerPath(env.dataDir, id));

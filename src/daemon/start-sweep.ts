@@ -126,7 +126,7 @@ async function unreferenced(env: VolumeEnvironment, layers: string[]): Promise<s
   for (const id of await frozenMaps(env)) for (const layer of await frozenReferences(env, id)) used.add(layer);
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
     if (!/^[0-9a-f]{32}$/.test(id)) continue;
-    for (const layer of (await volumeReferences(env, id)).layers) used.add(layer);
+    for (const layer of await volumeReferences(env, id)) used.add(layer);
   }
   return layers.filter((layer) => !used.has(layer));
 }

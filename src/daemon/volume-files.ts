@@ -81,10 +81,7 @@ export async function removeVolumeFiles(
 
 /** The layers that a volume refers to, and those that were made for it: its own files need not be whole. */
 async function layersOf(env: VolumeEnvironment, id: string): Promise<Set<string>> {
-  const layers = await volumeReferences(env, id).then(
-    (found) => found.layers,
-    () => new Set<string>(),
-  );
+  const layers = await volumeReferences(env, id).catch(() => new Set<string>());
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
     if ((await describeLayer(env, name)).creator === id) layers.add(name);
   }

@@ -1,3 +1,4 @@
+import { errnoOf } from "../base/errors.ts";
 import { readFrozenTable } from "./frozen-map.ts";
 import { ownersInLog, readLogHeader } from "./log-reader.ts";
 import { readMapTable } from "./map-file.ts";
@@ -11,33 +12,42 @@ import type { VolumeEnvironment } from "./types.ts";
  * has any more.
  */
 
-export interface References {
-  layers: Set<string>;
-  /** Frozen maps that a checkpoint names. */
-  bases: Set<string>;
+/** A checkpoint may replace the files while they are being read. */
+const attempts = 5;
+
+async function steadily<T>(work: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (errnoOf(error) !== "ENOENT" || attempt === attempts) throw error;
+    }
+  }
 }
 
 /** What the files of a volume refer to: all checkpoints, and what the logs add. @throws CorruptionError, IoError */
-export async function volumeReferences(env: VolumeEnvironment, id: string): Promise<References> {
+export function volumeReferences(env: VolumeEnvironment, id: string): Promise<Set<string>> {
+  return steadily(() => readReferences(env, id));
+}
+
+async function readReferences(env: VolumeEnvironment, id: string): Promise<Set<string>> {
   const dir = volumeDir(env.dataDir, id);
   const entries = await env.fs.readdir(dir);
-  const found: References = { layers: new Set(), bases: new Set() };
+  const layers = new Set<string>();
   for (const number of numbered(entries, "map")) {
-    const { checkpoint, table } = await readMapTable(env, mapPath(dir, number));
-    addLayers(found.layers, table);
-    if (checkpoint.base !== undefined) found.bases.add(checkpoint.base);
+    addLayers(layers, (await readMapTable(env, mapPath(dir, number))).table);
   }
   for (const number of numbered(entries, "intent")) {
     const file = await env.fs.open(logPath(dir, number), "read");
     try {
       const header = await readLogHeader(file).catch(() => undefined); // being created when the power went: empty
       if (header === undefined) continue;
-      for (const { kind, id: owner } of await ownersInLog(file, header)) if (kind === "layer") found.layers.add(owner);
+      for (const { kind, id: owner } of await ownersInLog(file, header)) if (kind === "layer") layers.add(owner);
     } finally {
       await file.close();
     }
   }
-  return found;
+  return layers;
 }
 
 /** Frozen maps that are in files. */
@@ -54,10 +64,12 @@ export async function frozenReferences(env: VolumeEnvironment, id: string): Prom
 }
 
 /** The frozen map that a volume's newest checkpoint names, if it does. */
-export async function baseOf(env: VolumeEnvironment, id: string): Promise<string | undefined> {
+export function baseOf(env: VolumeEnvironment, id: string): Promise<string | undefined> {
   const dir = volumeDir(env.dataDir, id);
-  const newest = numbered(await env.fs.readdir(dir), "map").at(-1);
-  return newest === undefined ? undefined : (await readMapTable(env, mapPath(dir, newest))).checkpoint.base;
+  return steadily(async () => {
+    const newest = numbered(await env.fs.readdir(dir), "map").at(-1);
+    return newest === undefined ? undefined : (await readMapTable(env, mapPath(dir, newest))).checkpoint.base;
+  });
 }
 
 function addLayers(layers: Set<string>, table: OwnerTable): void {
