@@ -25,6 +25,8 @@ export interface VolumeHost {
   slots: HydrationSlots;
   /** Makes sure that a frozen map, which a clone begins with, is in its file. */
   materialise(id: string): Promise<void>;
+  /** A volume has given up layers: they go, unless somebody else needs them. */
+  layersUnused(layers: string[]): void;
 }
 
 interface Opened {
@@ -94,6 +96,7 @@ export class ManagedVolume {
         settings,
         acceptLoss,
         distrustCache,
+        onLayersUnused: (layers) => this.#host.layersUnused(layers),
         openBlob: async (blobId) => {
           const blob = await sources.cache.open(blobId);
           blobs.push(blob);

@@ -46,6 +46,7 @@ export class Snapshots {
   readonly #views = new Map<string, Promise<OpenView>>();
   /** Whoever makes or takes away a reference to a frozen map or a layer of somebody else. */
   readonly references = new Turns();
+  #dropping: Promise<void> = Promise.resolve();
 
   constructor(host: VolumeHost, rows: SnapshotRecord[], volume: (id: string) => ManagedVolume | undefined) {
     this.#host = host;
@@ -88,8 +89,8 @@ export class Snapshots {
     try {
       await store.insertSnapshot(row);
     } catch (error) {
-      device.forgetSnapshot(id);
       await forgetSnapshot(env, volumeDir(env.dataDir, volumeId), id);
+      await device.forgetSnapshot(id);
       throw error;
     }
     this.#rows.set(id, row);
@@ -128,17 +129,20 @@ export class Snapshots {
   /** Runs in its turn of `references`. May be repeated after a crash. */
   async #delete(row: SnapshotRecord): Promise<void> {
     const { env, store } = this.#host;
+    await this.#volume(row.volumeId)?.opened?.writeSnapshot(row.id); // so that its layers are known
     await store.updateSnapshot(row.id, { state: "deleting" });
     this.#rows.delete(row.id);
     const dir = volumeDir(env.dataDir, row.volumeId);
     if (await env.fs.exists(dir)) await forgetSnapshot(env, dir, row.id);
-    this.#volume(row.volumeId)?.opened?.forgetSnapshot(row.id);
+    // What its volume still refers to stays; a map that was never written has nothing else.
     if (await env.fs.exists(frozenMapPath(env.dataDir, row.id))) {
       const candidates = await frozenReferences(env, row.id);
       await dropLayers(env, candidates, { openLayers: (id) => this.#openLayers(id), withoutMap: row.id });
-      await env.fs.unlink(frozenMapPath(env.dataDir, row.id));
-      await env.fs.syncDirectory(mapsDir(env.dataDir));
     }
+    await this.#volume(row.volumeId)?.opened?.forgetSnapshot(row.id);
+    await env.fs.unlink(frozenMapPath(env.dataDir, row.id));
+    await env.fs.mkdir(mapsDir(env.dataDir));
+    await env.fs.syncDirectory(mapsDir(env.dataDir));
     await store.deleteSnapshot(row.id);
   }
 
@@ -160,6 +164,18 @@ export class Snapshots {
     for (const row of this.#rows.values()) {
       if (row.volumeId === volume.record.id && (await this.#isBase(row.id))) await this.materialise(row.id);
     }
+  }
+
+  /** The same beside everything else. */
+  layersUnused(layers: string[]): void {
+    this.#dropping = this.references
+      .run(() => this.dropLayers(new Set(layers)))
+      .catch((error: unknown) => this.#host.env.log("warn", `layers stay, though unused: ${describeError(error)}`));
+  }
+
+  /** Resolves when nothing is being removed any more. */
+  settled(): Promise<void> {
+    return this.#dropping;
   }
 
   /** Removes layers that were given up, unless somebody else needs them. Runs in a turn of `references`. */

@@ -1,11 +1,11 @@
 import { join } from "node:path";
 import { UllageError } from "../base/errors.ts";
 import type { MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
-import { layerPath, layersDir } from "../volume/paths.ts";
+import { layersDir, mapsDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Warning } from "./health.ts";
-import { describeLayer, hasBeenOpen, isComplete, readDescription, removeVolumeFiles } from "./volume-files.ts";
+import { hasBeenOpen, isComplete, layerCreator, readDescription, removeVolumeFiles } from "./volume-files.ts";
 
 /*
  * What every start does before anything is served (durability rule 17). Only what a durable row says was on its way in or
@@ -33,6 +33,7 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
   await refuseLostCatalog(env, strangers);
   const unfinished = rows.filter(({ state }) => state !== "ready");
   await refuseOldCatalog(env, unfinished);
+  await removeHalfWritten(env);
   for (const { id } of unfinished) await removeVolumeFiles(env, id);
   const orphans = strangers.map((id) => join("volumes", id));
   // Only an interrupted start or end of a volume leaves layers behind: otherwise they need not be looked at.
@@ -105,16 +106,19 @@ async function refuseOldCatalog(env: VolumeEnvironment, unfinished: VolumeRecord
   }
 }
 
-/**
- * Layers of volumes that nobody knows. One that has not a single byte yet, not even its header, is what an interrupted
- * creation left: it goes, since there is nothing in it to keep.
- */
+/** What was being written when the last process ended, under a name that nothing refers to. */
+async function removeHalfWritten(env: VolumeEnvironment): Promise<void> {
+  for (const dir of [layersDir(env.dataDir), mapsDir(env.dataDir)]) {
+    for (const name of await env.fs.readdir(dir)) if (name.endsWith(".tmp")) await env.fs.unlink(join(dir, name));
+  }
+}
+
+/** Layers of volumes that nobody knows. */
 async function nobodysLayers(env: VolumeEnvironment, known: Set<string>): Promise<string[]> {
   const found: string[] = [];
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
-    const { creator, empty } = await describeLayer(env, name);
-    if (empty) await env.fs.unlink(layerPath(env.dataDir, name));
-    else if (creator === undefined || !known.has(creator)) found.push(name);
+    const creator = await layerCreator(env, name);
+    if (creator === undefined || !known.has(creator)) found.push(name);
   }
   const nobodys = found.length === 0 ? [] : await unreferenced(env, found);
   return nobodys.map((name) => join("layers", name));

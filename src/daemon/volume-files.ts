@@ -83,24 +83,16 @@ export async function removeVolumeFiles(
 async function layersOf(env: VolumeEnvironment, id: string): Promise<Set<string>> {
   const layers = await volumeReferences(env, id).catch(() => new Set<string>());
   for (const name of await env.fs.readdir(layersDir(env.dataDir))) {
-    if ((await describeLayer(env, name)).creator === id) layers.add(name);
+    if ((await layerCreator(env, name)) === id) layers.add(name);
   }
   return layers;
 }
 
-/** What a layer's file tells. */
-export interface LayerDescription {
-  /** id of the volume that it was made for; undefined when its header was never written */
-  creator: string | undefined;
-  /** there is no data in it at all */
-  empty: boolean;
-}
-
-export async function describeLayer(env: VolumeEnvironment, name: string): Promise<LayerDescription> {
+/** id of the volume that a layer was made for; undefined when its file has no header */
+export async function layerCreator(env: VolumeEnvironment, name: string): Promise<string | undefined> {
   const file = await env.fs.open(layerPath(env.dataDir, name), "read");
   try {
-    const empty = file.seekData(0) === -1;
-    return { creator: await Layer.creator(file), empty };
+    return await Layer.creator(file);
   } finally {
     await file.close();
   }

@@ -43,10 +43,14 @@ export class Volumes implements VolumeNames {
 
   /** @param records complete volumes and snapshots, as the catalog has them after the sweep at start */
   constructor(
-    host: Omit<VolumeHost, "materialise">,
+    host: Omit<VolumeHost, "materialise" | "layersUnused">,
     records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[] },
   ) {
-    this.#host = { ...host, materialise: (id) => this.snapshots.materialise(id) };
+    this.#host = {
+      ...host,
+      materialise: (id) => this.snapshots.materialise(id),
+      layersUnused: (layers) => this.snapshots.layersUnused(layers),
+    };
     this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.#byId(id));
     for (const record of records.volumes) this.#byName.set(record.name, new ManagedVolume(this.#host, record));
   }
@@ -413,6 +417,7 @@ export class Volumes implements VolumeNames {
     await Promise.allSettled(this.#underWay);
     await this.snapshots.close();
     const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
+    await this.snapshots.settled();
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;
   }

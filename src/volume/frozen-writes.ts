@@ -1,18 +1,25 @@
+import { dirname } from "node:path";
 import { describeError } from "../base/errors.ts";
 import { type FrozenMap, writeFrozenMap } from "./frozen-map.ts";
+import { frozenMapPath } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 /**
  * Frozen maps on their way into files, one after the other, beside requests. Until one is there the volume's map and log
  * can rebuild it; so a failure loses nothing, and the next checkpoint, which may not go on without them, tries again.
+ *
+ *     added in the turn of its record -> committed with it (durability rule 3) -> written -> gone from here
  */
 export class FrozenWrites {
   readonly #env: VolumeEnvironment;
+  readonly #commit: () => Promise<void>;
   readonly #pending = new Map<string, FrozenMap>();
   #working: Promise<void> = Promise.resolve();
 
-  constructor(env: VolumeEnvironment) {
+  /** @param commit makes every record that has been appended durable, with its data */
+  constructor(env: VolumeEnvironment, commit: () => Promise<void>) {
     this.#env = env;
+    this.#commit = commit;
   }
 
   /** One that is in no file yet. */
@@ -26,21 +33,24 @@ export class FrozenWrites {
 
   add(frozen: FrozenMap): void {
     this.#pending.set(frozen.id, frozen);
-    this.write(frozen.id).catch((error: unknown) => {
-      this.#env.log("warn", `snapshot ${frozen.id}: its map can't be written now: ${describeError(error)}`);
+  }
+
+  /** Begins to write all there are. */
+  start(): void {
+    this.writeAll().catch((error: unknown) => {
+      this.#env.log("warn", `the map of a snapshot can't be written now: ${describeError(error)}`);
     });
   }
 
   /** Resolves when the frozen map is in its file, durably. */
   write(id: string): Promise<void> {
-    const done = this.#working.then(async () => {
+    return this.#next(async () => {
       const frozen = this.#pending.get(id);
       if (frozen === undefined) return;
+      await this.#commit(); // a frozen map that is there refers to nothing that could still be lost
       await writeFrozenMap(this.#env, frozen);
-      this.forget(id);
+      this.#drop(frozen);
     });
-    this.#working = done.catch(() => undefined);
-    return done;
   }
 
   /** Resolves when none is left. */
@@ -49,10 +59,27 @@ export class FrozenWrites {
     await this.#working;
   }
 
-  /** It is not needed any more. */
-  forget(id: string): void {
-    this.#pending.get(id)?.map.release();
-    this.#pending.delete(id);
+  /** It is not needed any more: when this resolves it is neither here nor in a file. */
+  forget(id: string): Promise<void> {
+    return this.#next(async () => {
+      const frozen = this.#pending.get(id);
+      if (frozen !== undefined) this.#drop(frozen);
+      const path = frozenMapPath(this.#env.dataDir, id);
+      if (!(await this.#env.fs.exists(path))) return;
+      await this.#env.fs.unlink(path);
+      await this.#env.fs.syncDirectory(dirname(path));
+    });
+  }
+
+  #drop(frozen: FrozenMap): void {
+    this.#pending.delete(frozen.id);
+    frozen.map.release();
+  }
+
+  #next(work: () => Promise<void>): Promise<void> {
+    const done = this.#working.then(work);
+    this.#working = done.catch(() => undefined);
+    return done;
   }
 
   /** Resolves when nothing is under way. */

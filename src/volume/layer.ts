@@ -1,12 +1,11 @@
-import { dirname } from "node:path";
-import { allOf } from "../base/all-of.ts";
 import { CorruptionError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
 import { blockBytes } from "./owner-map.ts";
-import { layerPath, layersDir } from "./paths.ts";
+import { layerPath } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
+import { writeWhole } from "./whole-file.ts";
 
 /*
  * A layer: a sparse file of a 4096-byte header and the blocks of one volume, block n at 4096 + 4096 n, that were written
@@ -28,29 +27,23 @@ export class Layer {
     this.file = file;
   }
 
-  /** Creates a layer's file; durable, with its directory entries, when the promise resolves (durability rule 27). */
+  /**
+   * Creates a layer's file; durable, with its directory entries, when the promise resolves (durability rule 27). Until its
+   * header is, it has another name, so that every layer tells whom it was made for.
+   */
   static async create(env: VolumeEnvironment, id: string, volumeId: string, blocks: number): Promise<Layer> {
-    const path = layerPath(env.dataDir, id);
-    const file = await env.fs.open(path, "create");
-    try {
+    const header = new IoBuffer(headerBytes);
+    header.bytes.fill(0);
+    header.bytes.write(id, 16, "hex");
+    header.bytes.write(volumeId, 32, "hex");
+    env.randomBytes(16).copy(header.bytes, 48);
+    sealHeader(header.bytes, magic);
+    await writeWhole(env, layerPath(env.dataDir, id), async (file) => {
       await file.truncate(headerBytes + blocks * blockBytes);
-      const header = new IoBuffer(headerBytes);
-      header.bytes.fill(0);
-      header.bytes.write(id, 16, "hex");
-      header.bytes.write(volumeId, 32, "hex");
-      env.randomBytes(16).copy(header.bytes, 48);
-      sealHeader(header.bytes, magic);
       await file.write(header, 0, headerBytes, 0);
-      await allOf([
-        file.datasync(),
-        env.fs.syncDirectory(layersDir(env.dataDir)),
-        env.fs.syncDirectory(dirname(layersDir(env.dataDir))),
-      ]);
-    } catch (error) {
-      await file.close();
-      throw error;
-    }
-    return new Layer(id, file);
+    });
+    await env.fs.syncDirectory(env.dataDir);
+    return Layer.open(env, id);
   }
 
   /** Opens an existing layer for writing. Reads nothing of it: that is `verify`'s. */

@@ -13,7 +13,7 @@ import { writeMapFile } from "./map-file.ts";
 import { removeOlderFiles } from "./old-files.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
-import { descriptionPath, frozenMapPath, layersDir, snapshotPath, volumeDir } from "./paths.ts";
+import { descriptionPath, frozenMapPath, layersDir, mapsDir, snapshotPath, volumeDir } from "./paths.ts";
 import { clearPoison, markPoisoned, readPoison } from "./poison.ts";
 import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
 import { punchStrays } from "./strays.ts";
@@ -224,10 +224,18 @@ async function begin(
  */
 async function unwritten(env: VolumeEnvironment, dir: string, found: FrozenMap[]): Promise<FrozenMap[]> {
   const missing: FrozenMap[] = [];
+  let entries = false;
   for (const frozen of found) {
     const wanted = await env.fs.exists(snapshotPath(dir, frozen.id));
-    if (wanted && !(await env.fs.exists(frozenMapPath(env.dataDir, frozen.id)))) missing.push(frozen);
+    const there = wanted && (await env.fs.exists(frozenMapPath(env.dataDir, frozen.id)));
+    entries ||= there;
+    if (wanted && !there) missing.push(frozen);
     else frozen.map.release();
+  }
+  if (entries) {
+    // They may have been renamed into place and no more: the log that could rebuild them will go.
+    await env.fs.syncDirectory(mapsDir(env.dataDir));
+    await env.fs.syncDirectory(env.dataDir);
   }
   return missing;
 }

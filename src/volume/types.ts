@@ -39,6 +39,8 @@ export interface OpenVolumeOptions {
   settings: VolumeSettings;
   /** Resolves the blob ids in the owner table. */
   openBlob(id: string): Promise<Blob>;
+  /** A checkpoint has given up these layers (ids); somebody else may still need them. */
+  onLayersUnused?(layers: string[]): void;
   /** `volume reopen`: open although poisoned, by the power-loss rule, and clear `lostUnflushed`. */
   acceptLoss?: boolean;
   /** With `acceptLoss`: the volume was poisoned in this process, even if no mark could be written. */

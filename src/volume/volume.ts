@@ -1,4 +1,3 @@
-import { allOf } from "../base/all-of.ts";
 import { describeError, IoError, UllageError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
@@ -57,6 +56,7 @@ export class Volume implements BlockDevice {
   readonly #unsealed: Map<number, Layer>;
   readonly #frozen: FrozenWrites;
   readonly #opened: OpenedVolume;
+  readonly #onLayersUnused: (layers: string[]) => void;
   readonly #journal: Journal;
   readonly #writer: OwnerWriter;
   readonly #strays: Strays;
@@ -74,11 +74,13 @@ export class Volume implements BlockDevice {
   #onIdle: (() => void) | undefined;
   /** Replaced descriptors that operations under way may still use. */
   readonly #retired: File[] = [];
+  readonly #closings = new Set<Promise<void>>();
   #restructuring: Promise<void> = Promise.resolve();
 
   private constructor(env: VolumeEnvironment, options: OpenVolumeOptions, opened: OpenedVolume) {
     this.#env = env;
     this.#opened = opened;
+    this.#onLayersUnused = options.onLayersUnused ?? (() => undefined);
     const limits = volumeLimits(env.limits);
     this.id = options.id;
     this.#size = opened.size;
@@ -88,7 +90,7 @@ export class Volume implements BlockDevice {
     this.#layers = new SealedLayers(env, opened.table);
     this.#unsealed = opened.sealed;
     for (const [owner, layer] of opened.sealed) this.#layers.add(owner, layer);
-    this.#frozen = new FrozenWrites(env);
+    this.#frozen = new FrozenWrites(env, () => this.#journal.flush());
     this.#reader = new OwnerReader(opened.map, opened.head, this.#layers, opened.blobs);
     this.#settings = options.settings;
     this.#volumeState = opened.lostUnflushed ? "lostUnflushed" : "ok";
@@ -176,7 +178,9 @@ export class Volume implements BlockDevice {
   static async open(env: VolumeEnvironment, options: OpenVolumeOptions): Promise<Volume> {
     const opened = await openVolume(env, options);
     const volume = new Volume(env, options, opened);
-    if (opened.predecessors.length > 0) void volume.#settleRecovery();
+    const sealed = [...opened.sealed.keys()];
+    if (opened.predecessors.length > 0) void volume.#settleRecovery(sealed);
+    else await volume.#seal(sealed);
     return volume;
   }
 
@@ -184,10 +188,11 @@ export class Volume implements BlockDevice {
    * After a start by rule `all`, beside the first requests: what was replayed is synced and committed (a failure poisons,
    * and says so there), blocks that the last life wrote but never claimed are freed, and a checkpoint ends the old logs.
    */
-  async #settleRecovery(): Promise<void> {
+  async #settleRecovery(sealed: readonly number[]): Promise<void> {
     try {
       await this.#journal.flush();
-      await this.#sealSynced();
+      await this.#seal(sealed);
+      this.#frozen.start();
       if (await this.#strays.sweep()) this.#journal.strays = false;
       if (!this.#closing) this.#journal.checkpointSoon();
     } catch (error) {
@@ -279,58 +284,57 @@ export class Volume implements BlockDevice {
    */
   snapshot(description: Omit<SnapshotDescription, "size">): Promise<SnapshotDescription> {
     return this.#restructure(async () => {
-      const blocks = this.#map.blocks;
+      const { id } = description;
       const complete = { ...description, size: this.#size };
-      const [layer] = await allOf([
-        Layer.create(this.#env, this.#env.randomBytes(16).toString("hex"), this.id, blocks),
-        describeSnapshot(this.#env, this.#opened.dir, complete),
-      ]);
-      let frozen: FrozenMap;
+      const layer = await Layer.create(this.#env, this.#env.randomBytes(16).toString("hex"), this.id, this.#map.blocks);
+      let sealed: number;
       try {
-        frozen = await this.#alone(() => this.#changeHead(description.id, layer));
+        await describeSnapshot(this.#env, this.#opened.dir, complete);
+        sealed = await this.#alone(() => this.#changeHead(id, layer));
       } catch (error) {
         await layer.file.close();
         await this.#env.fs.unlink(layer.file.path);
-        await forgetSnapshot(this.#env, this.#opened.dir, description.id);
+        await forgetSnapshot(this.#env, this.#opened.dir, id);
         throw error;
       }
       try {
         await this.#journal.flush();
       } catch (error) {
-        frozen.map.release();
-        await forgetSnapshot(this.#env, this.#opened.dir, description.id).catch(() => undefined); // the disk fails
+        await forgetSnapshot(this.#env, this.#opened.dir, id).catch(() => undefined); // the disk fails
+        await this.#frozen.forget(id).catch(() => undefined);
         throw error;
       }
-      this.#frozen.add(frozen);
-      await this.#sealSynced();
+      this.#frozen.start();
+      await this.#seal([sealed]);
       return complete;
     });
   }
 
-  /** In one turn, with no write under way. Throws before anything has changed, or not at all. */
-  #changeHead(id: string, layer: Layer): FrozenMap {
+  /** In one turn, with no write under way; when it throws, the head stays. @returns the owner that was the head */
+  #changeHead(id: string, layer: Layer): number {
     const { table } = this.#opened;
     const owner = table.free();
     this.#journal.appendWithId(RecordType.owner, owner, ownerKinds.layer, layer.id);
     table.put(owner, { kind: "layer", id: layer.id });
     this.#journal.appendWithId(RecordType.snapshot, owner, 0, id);
-    const frozen = { id, volumeId: this.id, size: this.#size, map: this.#map.freeze(), table: table.copy() };
+    this.#frozen.add({ id, volumeId: this.id, size: this.#size, map: this.#map.freeze(), table: table.copy() });
     const before = { ...this.#head };
     this.#unsealed.set(before.owner, before.layer);
     this.#layers.add(before.owner, before.layer);
     this.#head.layer = layer;
     this.#head.owner = owner;
-    return frozen;
+    return before.owner;
   }
 
-  /** Makes earlier heads read-only once all they hold is durable. */
-  async #sealSynced(): Promise<void> {
-    for (const [owner, layer] of this.#unsealed) {
-      if (layer.dirty) continue;
-      this.#unsealed.delete(owner);
+  /** Makes earlier heads read-only; a round that began after they were sealed has made them durable. */
+  async #seal(owners: readonly number[]): Promise<void> {
+    for (const owner of owners) {
+      const layer = this.#unsealed.get(owner);
+      if (layer === undefined) continue;
       await layer.file.seal();
       const writable = this.#layers.reopen(owner);
       if (writable !== undefined) this.#retire(writable);
+      this.#unsealed.delete(owner);
     }
   }
 
@@ -388,9 +392,9 @@ export class Volume implements BlockDevice {
     return this.#frozen.write(id);
   }
 
-  /** Its frozen map needs no file any more, if it has none yet. */
-  forgetSnapshot(id: string): void {
-    this.#frozen.forget(id);
+  /** Its frozen map is needed no more: when this resolves it is neither in memory nor in a file. */
+  forgetSnapshot(id: string): Promise<void> {
+    return this.#frozen.forget(id);
   }
 
   /** The layers that this volume, or a frozen map of it that is in no file yet, may refer to. */
@@ -403,12 +407,15 @@ export class Volume implements BlockDevice {
   }
 
   #forgetOwners(owners: number[]): void {
+    const layers: string[] = [];
     for (const owner of owners) {
       if (owner === this.#head.owner || this.#unsealed.has(owner)) continue;
+      layers.push(this.#opened.table.get(owner)!.id);
       this.#opened.table.remove(owner);
       const file = this.#layers.take(owner);
       if (file !== undefined) this.#retire(file);
     }
+    if (layers.length > 0) this.#onLayersUnused(layers);
   }
 
   /** Closes a file when nothing can be reading it any more. */
@@ -419,7 +426,11 @@ export class Volume implements BlockDevice {
 
   #closeRetired(): void {
     for (const file of this.#retired.splice(0)) {
-      file.close().catch((error: unknown) => this.#env.log("warn", `${file.path}: ${describeError(error)}`));
+      const closing = file
+        .close()
+        .catch((error: unknown) => this.#env.log("warn", `${file.path}: ${describeError(error)}`))
+        .finally(() => this.#closings.delete(closing));
+      this.#closings.add(closing);
     }
   }
 
@@ -550,6 +561,7 @@ export class Volume implements BlockDevice {
     await this.#strays.stop();
     await this.#frozen.settled();
     await this.#journal.close();
+    await Promise.all(this.#closings);
     await this.#layers.close();
     await this.#head.layer.file.close();
     await this.#opened.lock.release();

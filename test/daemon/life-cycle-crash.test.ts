@@ -6,7 +6,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
-import { describeLayer } from "../../src/daemon/volume-files.ts";
+import { layerCreator } from "../../src/daemon/volume-files.ts";
 import type { VolumeEnvironment } from "../../src/volume/types.ts";
 import { temporaryDirectory } from "./support.ts";
 import { CrashingWorld } from "./crashing-world.ts";
@@ -86,7 +86,7 @@ async function assertInOrder(dataDir: string, names: string[][], died: string): 
   assert.deepEqual(await readdir(join(dataDir, "orphans")), [], died);
   const env = { fs: realFileSystem, dataDir } as VolumeEnvironment;
   for (const layer of await readdir(join(dataDir, "layers"))) {
-    const { creator } = await describeLayer(env, layer);
+    const creator = await layerCreator(env, layer);
     assert.ok(
       rows.some(({ id }) => id === creator),
       `${died}: layer ${layer} of ${creator}`,

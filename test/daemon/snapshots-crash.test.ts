@@ -1,0 +1,141 @@
+import assert from "node:assert/strict";
+import { cp, readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
+import { Ullage } from "../../src/daemon/ullage.ts";
+import type { BlockDevice } from "../../src/export/block-device.ts";
+import { CrashingWorld } from "./crashing-world.ts";
+import { temporaryDirectory } from "./support.ts";
+
+const block = 4096;
+
+async function put(ullage: Ullage, name: string, value: number): Promise<void> {
+  const device = await ullage.getDevice(name);
+  await device.write(0, block, IoBuffer.from(Buffer.alloc(block, value)), 0);
+  await device.flush();
+}
+
+async function first(device: BlockDevice): Promise<number> {
+  const buffer = new IoBuffer(block);
+  await device.read(0, block, buffer, 0);
+  return buffer.bytes[0];
+}
+
+/** `web=2 web@s=1`: every volume and snapshot, and what its first block holds. */
+async function contents(ullage: Ullage): Promise<string> {
+  const found: string[] = [];
+  for (const { name, state, reason } of await ullage.listVolumes()) {
+    assert.equal(state, "ok", `${name}: ${reason}`);
+    found.push(`${name}=${await first(await ullage.getDevice(name))}`);
+  }
+  for (const { volume, name } of ullage.listSnapshots()) {
+    found.push(`${volume}@${name}=${await first(await ullage.getSnapshotDevice(volume, name))}`);
+  }
+  return found.join(" ");
+}
+
+/** The logs of a copy are not believed as far as those of the original: opening and closing begins new ones. */
+async function touch(dataDir: string): Promise<void> {
+  const ullage = await Ullage.open({ dataDir });
+  for (const { name } of await ullage.listVolumes()) await ullage.getDevice(name);
+  await ullage.close();
+}
+
+/** Dies at step n of `work`, for every n; after each death what is there must be one of `allowed`, and nothing else. */
+async function dieEverywhere(
+  t: TestContext,
+  options: { before: (ullage: Ullage) => Promise<void>; work: (ullage: Ullage) => Promise<unknown>; allowed: string[] },
+): Promise<void> {
+  const directory = await temporaryDirectory(t);
+  const template = join(directory, "template");
+  const prepared = await Ullage.open({ dataDir: template });
+  await options.before(prepared);
+  await prepared.close();
+  const counted = new CrashingWorld(Infinity);
+  const opened = await Ullage.open({ dataDir: template, fs: counted.fs, openStore: counted.openStore });
+  const opening = counted.steps;
+  await opened.close();
+  const seen = new Set<string>();
+  for (let step = 1, finished = false; !finished; step++) {
+    const dataDir = join(directory, `data-${step}`);
+    await cp(template, dataDir, { recursive: true });
+    await touch(dataDir);
+    const world = new CrashingWorld(opening + step);
+    const ullage = await Ullage.open({ dataDir, fs: world.fs, openStore: world.openStore });
+    finished = await Promise.race([options.work(ullage).then(() => true), world.crashed.then(() => false)]);
+    world.crashAt = Infinity;
+    if (finished) await ullage.close();
+    else await world.bury();
+    const died = `step ${step}: ${world.died ?? "none"}`;
+    const next = await Ullage.open({ dataDir });
+    const found = await contents(next)
+      .catch((error: unknown) => assert.fail(`${died}: ${String(error)}`))
+      .finally(() => next.close());
+    assert.ok(options.allowed.includes(found), `${died}: ${found}`);
+    seen.add(found);
+    // Opening again removes what the first one left to be removed; then only what is named is there.
+    const last = await Ullage.open({ dataDir });
+    assert.equal(await contents(last), found, died);
+    for (const { name } of await last.listVolumes()) await last.removeVolume(name, { snapshots: true });
+    await last.close();
+    for (const folder of ["layers", "maps", "volumes", "orphans"]) {
+      assert.deepEqual(await readdir(join(dataDir, folder)).catch(() => []), [], `${died}: ${folder}`);
+    }
+    await rm(dataDir, { recursive: true });
+  }
+  assert.deepEqual([...seen].sort(), [...options.allowed].sort());
+}
+
+async function prepare(ullage: Ullage): Promise<void> {
+  await ullage.createVolume({ name: "web", size: 1 << 20 });
+  await put(ullage, "web", 1);
+  await ullage.createSnapshot("web", "s");
+  await put(ullage, "web", 2);
+}
+
+void test("durability rules 3 and 17: a kill at any step of taking a snapshot leaves all of it or nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepare,
+    work: (ullage) => ullage.createSnapshot("web", "t"),
+    allowed: ["web=2 web@s=1", "web=2 web@s=1 web@t=2"],
+  });
+});
+
+void test("durability rule 17: a kill at any step of removing a snapshot leaves all of it or nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepare,
+    work: (ullage) => ullage.removeSnapshot("web", "s"),
+    allowed: ["web=2 web@s=1", "web=2"],
+  });
+});
+
+void test("durability rule 17: a kill at any step of cloning leaves all of the clone or nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepare,
+    work: async (ullage) => {
+      await ullage.createVolume({ name: "c1", from: { snapshot: "web@s" } });
+      await ullage.createVolume({ name: "c2", from: { volume: "web" } });
+    },
+    allowed: ["web=2 web@s=1", "c1=1 web=2 web@s=1", "c1=1 c2=2 web=2 web@s=1"],
+  });
+});
+
+void test("durability rule 17: a kill at any step of a revert leaves the volume before it or after it", async (t) => {
+  await dieEverywhere(t, {
+    before: prepare,
+    work: (ullage) => ullage.revertVolume("web", "s"),
+    allowed: ["web=2 web@s=1", "web=1 web@s=1"],
+  });
+});
+
+void test("durability rule 17: a kill at any step of removing a cloned volume leaves the clone whole", async (t) => {
+  await dieEverywhere(t, {
+    before: async (ullage) => {
+      await prepare(ullage);
+      await ullage.createVolume({ name: "c", from: { volume: "web" } });
+    },
+    work: (ullage) => ullage.removeVolume("web", { snapshots: true }),
+    allowed: ["c=2 web=2 web@s=1", "c=2 web=2", "c=2"],
+  });
+});
