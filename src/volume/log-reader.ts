@@ -38,8 +38,8 @@ export interface LogContents {
   remoteWriters: boolean | undefined;
   /** It has records of snapshots. */
   changesHead: boolean;
-  /** It has records of resizing. */
-  changesSize: boolean;
+  /** LSN of its last record of resizing; -1 when it has none. */
+  resizedAt: number;
   /** How far replay got, in bytes. */
   tail: number;
 }
@@ -73,7 +73,7 @@ export async function readLog(
     cut: -1,
     remoteWriters: undefined,
     changesHead: false,
-    changesSize: false,
+    resizedAt: -1,
     tail: headerBytes,
   };
   let previousCrc = 0;
@@ -114,7 +114,7 @@ export async function readLog(
           visitor.snapshot?.(lsn, view.small(at), view.id(at));
           break;
         case RecordType.resize:
-          contents.changesSize = true;
+          contents.resizedAt = lsn;
           visitor.resize?.(lsn, view.a(at));
           break;
         default:

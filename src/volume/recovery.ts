@@ -262,7 +262,7 @@ async function scanLogs(
         cut: -1,
         remoteWriters: undefined,
         changesHead: false,
-        changesSize: false,
+        resizedAt: -1,
         tail: 0,
       },
     });
@@ -303,7 +303,8 @@ async function worstRule(
   }
   if (worst !== "sparse") return worst;
   // A snapshot or a change of size that nobody was told of yet is not worth telling holes of two layers apart.
-  if (heads.some(({ lsn }) => lsn > committedCut) || logs.some(({ contents }) => contents.changesSize)) return "cut";
+  if (heads.some(({ lsn }) => lsn > committedCut) || logs.some(({ contents }) => contents.resizedAt > committedCut))
+    return "cut";
   return (await holesCanTell(logs, layers.get(heads[heads.length - 1].owner)!)) ? worst : "cut";
 }
 
