@@ -3,6 +3,7 @@ import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { addCheckCommand } from "./commands/check.ts";
+import { addConfigCommand } from "./commands/config.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
@@ -31,6 +32,7 @@ Examples:
 addRunCommand(program);
 addServeCommand(program);
 addVolumeCommand(program);
+addConfigCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
 program.addCommand(benchCommand());

@@ -1,12 +1,14 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
 import type { Ullage } from "../../daemon/ullage.ts";
+import type { SocketOptions } from "../addresses.ts";
+import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
 import { print, printJson } from "../output.ts";
 import { addLogOptions, stderrLog, type LogOptions } from "../stderr-log.ts";
 import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
 
-interface Options extends LogOptions, TlsFlags {
+interface Options extends LogOptions, TlsFlags, SocketOptions {
   data?: string;
   api?: string[];
   nbd?: string[];
@@ -24,7 +26,7 @@ export function addServeCommand(program: Command): void {
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where it listens as an object")
     .addHelpText("after", "\nExample:\n  $ ullage serve --data /srv/ullage --nbd 127.0.0.1:10809");
-  addLogOptions(addTlsOptions(command), "info").action(serve);
+  addConfigOption(addLogOptions(addTlsOptions(command), "info")).action(serve);
 }
 
 async function serve(options: Options): Promise<void> {
@@ -33,6 +35,7 @@ async function serve(options: Options): Promise<void> {
   const stop = stopSignal();
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { Server } = await import("../server.ts");
+  const { notifyServiceManager } = await import("../service-manager.ts");
   const { chooseAddresses } = await import("../addresses.ts");
   const log = stderrLog(options);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
@@ -45,7 +48,9 @@ async function serve(options: Options): Promise<void> {
   });
   const server = await Server.start(ullage, addresses, { tls }, log);
   announce(ullage, options.json === true);
+  notifyServiceManager("READY=1", log);
   await aborted(stop);
+  notifyServiceManager("STOPPING=1", log);
   log("info", "stopping: draining connections, flushing volumes");
   await server.stop();
   log("info", "stopped");
