@@ -20,6 +20,7 @@ const statusOf: Record<string, number> = {
   "bad-size": 400,
   "bad-source": 400,
   "bad-cursor": 400,
+  "source-forbidden": 403,
   "not-found": 404,
   "name-taken": 409,
   "in-use": 409,

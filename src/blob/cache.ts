@@ -42,6 +42,8 @@ export interface CreateBlobOptions {
   /** bytes, a power of two; default `DEFAULT_UNIT_BYTES` */
   unitBytes?: number;
 }
+  /** See `BlobMeta.guarded`. */
+  guarded?: boolean;
 
 interface OpenBlob {
   users: number;
@@ -130,11 +132,12 @@ export class BlobCache {
    * @param reader reads the object; absent: the source is opened at the first miss
    */
   async create(options: CreateBlobOptions, reader?: ImageReader): Promise<CachedBlob> {
-    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES } = options;
+    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES, guarded = false } = options;
     if (!isUnit(unitBytes)) throw new RangeError("a unit must be a power of two, 4096 to 8 MiB");
     const { fs, clock } = this.#options;
     const id = this.#options.randomBytes(16).toString("hex");
-    const meta = { id, url, imageFormat, identity, size, unitBytes, createdAt: clock.wallTime() };
+    const createdAt = clock.wallTime();
+    const meta = { id, url, imageFormat, identity, size, unitBytes, createdAt, ...(guarded ? { guarded } : {}) };
     const dir = join(this.#dir, id);
     let blob: CachedBlob | undefined;
     try {
