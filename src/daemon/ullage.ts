@@ -1,6 +1,5 @@
 import { randomBytes } from "node:crypto";
 import { monitorEventLoopDelay, type ELDHistogram } from "node:perf_hooks";
-import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
@@ -30,7 +29,7 @@ import type {
   StatsView,
   VolumeView,
 } from "./views.ts";
-import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
+import { Volumes, type RequestKey } from "./volumes.ts";
 
 export interface UllageOptions {
   /** Made when it is missing. */
@@ -44,15 +43,12 @@ export interface UllageOptions {
   /** Default: nothing is logged. */
   log?: Log;
   /** The world, for tests that inject faults. */
-  /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
-  allowSources?: readonly string[];
   fs?: FileSystem;
   clock?: Clock;
   openStore?: (path: string) => Promise<MetadataStore>;
 }
 
 const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadataStore.open(path);
-  resolveHost?: Resolver;
 
 const eventLoopResolutionMs = 20;
 
@@ -100,7 +96,7 @@ export class Ullage {
   /**
    * Locks and opens a data directory and puts right what a crash left behind. Volumes are opened on first use, or by
    * `resume`.
-   * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `sources-allow`, `catalog-lost`, …
+   * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `catalog-lost`, `catalog-version`, …
    */
   static async open(options: UllageOptions): Promise<Ullage> {
     const {
@@ -117,7 +113,6 @@ export class Ullage {
         create: true,
         unsafeFileSystem: options.unsafeFileSystem === true,
       });
-    const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
       undo.push(() => directory.close());
       const store = await openStore(directory.below("catalog.db"));
       undo.push(() => store.close());
@@ -131,7 +126,7 @@ export class Ullage {
         log,
       };
       const swept = await sweepAtStart(env, store);
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log });
       undo.push(() => sources.close());
       const volumes = new Volumes({ env, store, sources, slots: new HydrationSlots() }, swept.ready);
       for (const { id, name, state, blobId } of swept.removed) {
@@ -151,12 +146,8 @@ export class Ullage {
   // ---- volumes -----------------------------------------------------------------------------------------------------
 
   /** Resolves when the volume can be used. See `Volumes.create` for errors. */
-  async createVolume(
-    request: CreateVolumeRequest,
-    requestKey?: RequestKey,
-    options?: CreateOptions,
-  ): Promise<VolumeView> {
-    const volume = await this.#volumes.create(request, requestKey, options);
+  async createVolume(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<VolumeView> {
+    const volume = await this.#volumes.create(request, requestKey);
     this.#log("info", `volume '${request.name}' is ready`);
     return volume.view();
   }
@@ -245,6 +236,11 @@ export class Ullage {
   /** An API listener was opened beside this; for `health`. */
   noteListener(listener: ListenerView): void {
     this.#apiListeners.push(listener);
+  }
+
+  /** Something about what was opened beside this; for `health`. */
+  noteWarning(warning: Warning): void {
+    this.#startWarnings.push(warning);
   }
 
   health(): HealthView {

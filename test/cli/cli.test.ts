@@ -57,19 +57,6 @@ void test("without a daemon the message says how to get one", async (t) => {
   assert.match(elsewhere.stderr, /no daemon listens on unix:.*api\.sock/);
 });
 
-void test("the API is refused on TCP, with the reason", async (t) => {
-  const cwd = await temporaryDirectory(t);
-  for (const args of [
-    ["serve", "--data", "data", "--api", "127.0.0.1:7070"],
-    ["volume", "ls", "--api", "127.0.0.1:7070"],
-  ]) {
-    const { code, stderr } = await run(args, { cwd });
-    assert.equal(code, 1);
-    assert.match(stderr, /tokens/);
-    assert.match(stderr, /--api unix:PATH/);
-  }
-});
-
 void test("volumes are made, listed, shown, set, steered, mapped and removed", async (t) => {
   const daemon = await launchDaemon(t);
   const image = join(await temporaryDirectory(t), "image.raw");
