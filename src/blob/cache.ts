@@ -41,9 +41,9 @@ export interface CreateBlobOptions {
   size: number;
   /** bytes, a power of two; default `DEFAULT_UNIT_BYTES` */
   unitBytes?: number;
-}
   /** See `BlobMeta.guarded`. */
   guarded?: boolean;
+}
 
 interface OpenBlob {
   users: number;
