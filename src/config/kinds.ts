@@ -1,6 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { isAbsolute, resolve } from "node:path";
-import { describeError } from "../base/errors.ts";
+import { sourcePolicy } from "../backend/source-guard.ts";
+import { describeError, UllageError } from "../base/errors.ts";
 import { parseListenAddress } from "../export/listen-address.ts";
 
 /** What may stand behind a key of the configuration file. */
@@ -50,6 +51,28 @@ function absolute(address: string, directory: string): string {
   return `unix:${resolve(directory, parsed.path)}`;
 }
 
+export const hostNames: Kind = {
+  name: "a list of host names",
+  read: (value) => texts(value, "a list of host names"),
+};
+
+/** See backend/source-guard.ts. */
+export const sourceEntries: Kind = {
+  name: "a list of what is let in",
+  read(value) {
+    const entries = texts(value, "a list of what is let in");
+    try {
+      sourcePolicy(entries);
+    } catch (error) {
+      if (!(error instanceof UllageError)) throw error;
+      throw new Error(`is not right: ${error.message}${error.hint === undefined ? "" : `; ${error.hint}`}`, {
+        cause: error,
+      });
+    }
+    return entries;
+  },
+};
+
 export function oneOf(...choices: readonly string[]): Kind {
   const quoted = choices.map((each) => `"${each}"`);
   const name = `${quoted.slice(0, -1).join(", ")} or ${quoted.at(-1)}`;
@@ -94,6 +117,11 @@ export const group: Kind = {
     }
   },
 };
+
+function texts(value: unknown, wanted: string): string[] {
+  if (!Array.isArray(value)) throw new Error(`must be ${wanted}, not ${describe(value)}`);
+  return (value as unknown[]).map((each) => text(each, wanted));
+}
 
 function text(value: unknown, wanted: string): string {
   if (typeof value !== "string") throw new Error(`must be ${wanted} in quotes, not ${describe(value)}`);

@@ -1,4 +1,4 @@
-import { addresses, boolean, fileMode, group, oneOf, path, type Kind } from "./kinds.ts";
+import { addresses, boolean, fileMode, group, hostNames, oneOf, path, sourceEntries, type Kind } from "./kinds.ts";
 
 /** A key of the configuration file. */
 export interface ConfigKey {
@@ -29,8 +29,24 @@ export const configKeys: readonly ConfigKey[] = [
     kind: addresses,
     option: "api",
     flag: "--api",
-    fallback: "unix:<data>/api.sock",
+    fallback: "127.0.0.1:7070 and unix:<data>/api.sock",
     meaning: "where the API listens",
+  },
+  {
+    key: "apiAuth",
+    kind: oneOf("token", "off"),
+    option: "apiAuth",
+    flag: "--api-auth",
+    fallback: '"token"',
+    meaning: "whether the API takes a token on TCP; off: on loopback only",
+  },
+  {
+    key: "apiHosts",
+    kind: hostNames,
+    option: "apiHost",
+    flag: "--api-host",
+    fallback: "none",
+    meaning: "further names that the API goes by on TCP, such as that of a proxy in front of it",
   },
   {
     key: "nbd",
@@ -93,6 +109,13 @@ export const configKeys: readonly ConfigKey[] = [
     flag: "--tls-verify-peer",
     fallback: "false",
     meaning: "let in only clients whose certificate ca-cert.pem has signed",
+  },
+  {
+    key: "sources.allow",
+    kind: sourceEntries,
+    option: "allowSources",
+    fallback: '["public"]',
+    meaning: "which sources may be named over TCP, see below; over the unix socket any may",
   },
   {
     key: "log.level",

@@ -12,13 +12,16 @@ import { launch, run } from "./support.ts";
 void test("serve takes its settings from the file, and flags override them", async (t) => {
   const directory = await temporaryDirectory(t);
   const file = join(directory, "ullage.toml");
-  await writeFile(file, 'data = "data"\nnbd = ["unix:one.sock"]\n[log]\nformat = "json"\nlevel = "error"\n');
+  await writeFile(
+    file,
+    'data = "data"\napi = "unix:api.sock"\nnbd = ["unix:one.sock"]\n[log]\nformat = "json"\nlevel = "error"\n',
+  );
   const daemon = await launch<HealthView>(t, ["serve", "--config", file, "--log-level", "info"]);
   const { dataDirectory, listeners } = daemon.announced;
   assert.equal(dataDirectory, join(directory, "data"));
   assert.deepEqual(
     listeners.map(({ address }) => address),
-    [`unix:${directory}/data/api.sock`, `unix:${directory}/one.sock`],
+    [`unix:${directory}/api.sock`, `unix:${directory}/one.sock`],
   );
   const { stderr } = await daemon.stop();
   assert.equal((JSON.parse(stderr.trimEnd().split("\n").at(-1)!) as { level: string }).level, "info");
@@ -30,7 +33,10 @@ void test("socketMode and socketGroup hold for the sockets of the API and of NBD
   if (!requireTool(t, "root")) return;
   const directory = await temporaryDirectory(t);
   const file = join(directory, "ullage.toml");
-  await writeFile(file, 'data = "data"\nnbd = "unix:nbd.sock"\nsocketMode = "0660"\nsocketGroup = "daemon"\n');
+  await writeFile(
+    file,
+    'data = "data"\napi = "unix:api.sock"\nnbd = "unix:nbd.sock"\nsocketMode = "0660"\nsocketGroup = "daemon"\n',
+  );
   const daemon = await launch<HealthView>(t, ["serve", "--config", file]);
   for (const { address } of daemon.announced.listeners) {
     const { mode, gid, uid } = await stat(address.slice("unix:".length));
@@ -79,7 +85,8 @@ void test("the service manager is told when everything is open and when a stop b
     const lines = createInterface({ input: receiver.stdout })[Symbol.asyncIterator]();
     const said = async (): Promise<string> => (await lines.next()).value as string;
     assert.equal(await said(), "bound");
-    const args = ["serve", "--data", join(directory, "data"), "--nbd", `unix:${directory}/nbd.sock`];
+    const listeners = ["--api", `unix:${directory}/api.sock`, "--nbd", `unix:${directory}/nbd.sock`];
+    const args = ["serve", "--data", join(directory, "data"), ...listeners];
     const daemon = await launch(t, args, { env: { NOTIFY_SOCKET: path } });
     assert.equal(await said(), "READY=1");
     await daemon.stop();

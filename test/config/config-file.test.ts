@@ -19,6 +19,8 @@ void test("every key is read; relative paths start at the directory of the file"
   const text = `
 data = "state"
 api = "unix:api.sock"
+apiAuth = "off"
+apiHosts = ["disks.example.org"]
 nbd = ["127.0.0.1:10809", "unix:/run/ullage/nbd.sock"]
 unsafeFileSystem = true
 socketMode = "0660"
@@ -30,6 +32,9 @@ certs = "pki"
 psk = "/etc/keys.psk"
 verifyPeer = true
 
+[sources]
+allow = ["public", "10.0.0.0/8", "file:/images"]
+
 [log]
 level = "debug"
 format = "json"
@@ -39,6 +44,8 @@ format = "json"
   assert.deepEqual(values, {
     data: "/etc/ullage/state",
     api: ["unix:/etc/ullage/api.sock"],
+    apiAuth: "off",
+    apiHost: ["disks.example.org"],
     nbd: ["127.0.0.1:10809", "unix:/run/ullage/nbd.sock"],
     unsafeFileSystem: true,
     socketMode: 0o660,
@@ -47,6 +54,7 @@ format = "json"
     tlsCerts: "/etc/ullage/pki",
     tlsPsk: "/etc/keys.psk",
     tlsVerifyPeer: true,
+    allowSources: ["public", "10.0.0.0/8", "file:/images"],
     logLevel: "debug",
     logFormat: "json",
   });
@@ -98,6 +106,12 @@ lines"""
     "2: 'data' must be a path, not an empty text",
     '3: \'socketMode\' must be an octal mode in quotes, such as "0660", not "0999"',
   ]);
+});
+
+void test("what sources.allow can't mean is refused; an empty list lets nothing in", () => {
+  const [problem] = problems('[sources]\nallow = ["public", "nonsense:"]');
+  assert.match(problem, /^2: 'sources.allow' is not right: .*nonsense:/);
+  assert.deepEqual(parseConfig("[sources]\nallow = []", "/").values, { allowSources: [] });
 });
 
 void test("a group is looked up; one that does not exist is refused", () => {

@@ -14,6 +14,8 @@ interface Options extends LogOptions, TlsFlags, SocketOptions {
   api?: string[];
   apiAuth?: ApiAuth;
   apiHost?: string[];
+  /** Only the configuration file says it. */
+  allowSources?: string[];
   nbd?: string[];
   unsafeFileSystem?: boolean;
   json?: boolean;
@@ -57,6 +59,7 @@ async function serve(options: Options): Promise<void> {
     dataDir,
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
+    ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
     log,
   });
   const server = await Server.start(ullage, addresses, { tls, ...apiOptions(options) }, log);
