@@ -9,6 +9,7 @@ import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
+import { SourceTraffics } from "./source-traffic.ts";
 
 /*
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
@@ -48,9 +49,13 @@ export interface CreateBlobOptions {
 interface OpenBlob {
   users: number;
   blob: Promise<CachedBlob>;
+  /** Once the promise has resolved. */
+  opened: CachedBlob | undefined;
 }
 
 export class BlobCache {
+  /** What was asked of the sources. */
+  readonly sources = new SourceTraffics();
   readonly #options: BlobCacheOptions;
   readonly #environment: BlobEnvironment;
   readonly #dir: string;
@@ -71,6 +76,7 @@ export class BlobCache {
       openSource: (meta, signal) => options.openSource(meta, signal),
       traffic: new FetchTraffic(clock),
       buffers: new StagingBuffers(),
+      sources: this.sources,
     };
     this.#dir = dir;
     this.#lock = lock;
@@ -150,7 +156,7 @@ export class BlobCache {
     }
     if (reader !== undefined) blob.attach(reader);
     this.#known.set(id, meta);
-    this.#open.set(id, { users: 1, blob: Promise.resolve(blob) });
+    this.#open.set(id, { users: 1, blob: Promise.resolve(blob), opened: blob });
     return blob;
   }
 
@@ -164,12 +170,29 @@ export class BlobCache {
     }
     let entry = this.#open.get(id);
     if (entry === undefined) {
-      entry = { users: 0, blob: CachedBlob.open(this.#environment, join(this.#dir, id)) };
-      this.#open.set(id, entry);
-      entry.blob.catch(() => this.#open.delete(id));
+      entry = this.#opening(id);
     }
     entry.users++;
     return entry.blob;
+  }
+
+  #opening(id: string): OpenBlob {
+    const entry: OpenBlob = {
+      users: 0,
+      blob: CachedBlob.open(this.#environment, join(this.#dir, id)),
+      opened: undefined,
+    };
+    this.#open.set(id, entry);
+    entry.blob.then(
+      (blob) => (entry.opened = blob),
+      () => this.#open.delete(id),
+    );
+    return entry;
+  }
+
+  /** Those that somebody uses. */
+  opened(): CachedBlob[] {
+    return [...this.#open.values()].flatMap(({ opened }) => opened ?? []);
   }
 
   /** Ends one use; the last one closes the blob. */
