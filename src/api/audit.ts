@@ -35,12 +35,13 @@ export function auditChanges(app: FastifyInstance, log: Log): void {
     if (status === 429 || (!denied && looks.has(request.method))) return;
     const caller = describeCaller(request.caller);
     const address = request.caller.kind === "unix" ? "unix" : `${request.ip}:${request.raw.socket.remotePort}`;
+    const who = address === caller ? caller : `${caller} from ${address}`;
     const path = printable(request.url.split("?")[0]);
     const name = nameInBody(request);
     const code = request.problemCode;
     const what = `${request.method} ${path}${name === undefined ? "" : ` '${name}'`}`;
     const result = code === null ? String(status) : `${status} ${code}`;
-    log(denied ? "warn" : "info", `${caller} from ${address}: ${what}: ${result} (request ${request.id})`, {
+    log(denied ? "warn" : "info", `${who}: ${what}: ${result} (request ${request.id})`, {
       event: denied ? "denied" : "change",
       caller,
       address,

@@ -7,6 +7,7 @@ import { addConfigCommand } from "./commands/config.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
+import { addTokenCommand } from "./commands/token.ts";
 import { addVolumeCommand } from "./commands/volume.ts";
 
 /*
@@ -32,6 +33,7 @@ Examples:
 addRunCommand(program);
 addServeCommand(program);
 addVolumeCommand(program);
+addTokenCommand(program);
 addConfigCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);

@@ -13,6 +13,7 @@ const commands = [
     "volume",
     verb,
   ]),
+  ...["create", "ls", "rm"].map((verb) => ["token", verb]),
   ["check"],
   ["repair"],
 ];
