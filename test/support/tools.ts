@@ -40,6 +40,8 @@ const tools = {
   psktool: { package: "gnutls-bin" },
   curl: { package: "curl" },
   strace: { package: "strace" },
+  "systemd-analyze": { package: "systemd" },
+  "systemd-socket-activate": { package: "systemd" },
   python3: { package: "python3" },
   losetup: { package: "mount" },
   mount: { package: "mount" },
