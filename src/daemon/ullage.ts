@@ -32,6 +32,7 @@ import type {
 } from "./views.ts";
 import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
 
+/** How a data directory is opened. */
 export interface UllageOptions {
   /** Made when it is missing. */
   dataDir: string;
@@ -252,6 +253,7 @@ export class Ullage {
     this.#startWarnings.push(warning);
   }
 
+  /** What is open, and what an operator should know about. */
   health(): HealthView {
     const warnings = [...this.#startWarnings, ...this.#nbd.warnings, ...this.#currentWarnings()];
     return {
@@ -279,6 +281,7 @@ export class Ullage {
     return warnings;
   }
 
+  /** Figures of the process, as `GET /v1/stats` shows them. */
   stats(): StatsView {
     const { user, system } = process.cpuUsage();
     const { rss, heapUsed } = process.memoryUsage();
