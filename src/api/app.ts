@@ -5,6 +5,7 @@ import type { Log } from "../daemon/log.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
+import { addDashboardRoutes } from "./dashboard-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
 import { OpenCalls } from "./open-calls.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
@@ -62,6 +63,7 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { tokens }) => addTokenRoutes(app, tokens),
+  (app) => addDashboardRoutes(app),
 ];
 
 /** The REST API as a request handler (`app.routing`), ready to be put on listeners. */

@@ -39,6 +39,7 @@ const tools = {
   certtool: { package: "gnutls-bin" },
   psktool: { package: "gnutls-bin" },
   curl: { package: "curl" },
+  chromium: { package: "chromium" },
   strace: { package: "strace" },
   "systemd-analyze": { package: "systemd" },
   "systemd-socket-activate": { package: "systemd" },
