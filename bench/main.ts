@@ -6,6 +6,7 @@ import { rmSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { UllageError } from "../src/base/errors.ts";
+import type { BenchOptions } from "../src/cli/commands/bench.ts";
 import type { Benchmark, Context } from "./context.ts";
 import { describeMachine } from "./machine.ts";
 import { killChildren } from "./process.ts";
@@ -15,19 +16,6 @@ import { hydration } from "./tables/hydration.ts";
 import { lazy } from "./tables/lazy.ts";
 import { scale } from "./tables/scale.ts";
 import { steady } from "./tables/steady.ts";
-
-export interface BenchOptions {
-  /** Names of tables; all when absent. */
-  only?: readonly string[];
-  rounds: number;
-  /** Of one fio job. */
-  seconds: number;
-  quick: boolean;
-  /** Servers by the beginning of their name; all when absent. */
-  servers?: readonly string[];
-  /** Where to write the Markdown; standard output when absent. */
-  output?: string;
-}
 
 const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale];
 export const tableNames = benchmarks.map(({ name }) => name);

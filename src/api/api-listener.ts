@@ -1,43 +1,70 @@
 import { createServer, type RequestListener, type Server } from "node:http";
 import { once } from "node:events";
 import { lstatSync, unlinkSync } from "node:fs";
+import type { Socket } from "node:net";
 import { UllageError } from "../base/errors.ts";
-import { formatListenAddress, type ListenAddress } from "../export/listen-address.ts";
+import { formatListenAddress, isLocalAddress, type ListenAddress } from "../export/listen-address.ts";
 import { adoptListeningSocket, openListeningSocket } from "../export/listening-socket.ts";
 import type { ListenTarget } from "../daemon/nbd-listeners.ts";
+import { noteAccess, type Access, type ApiAuth } from "./connection-access.ts";
 
-/** More at once are dropped. */
+/** Per listener. More at once are dropped: those on TCP can't keep the unix socket from answering. */
 const maxConnections = 256;
 
 /** How long requests under way may hold up the end. */
 const graceMs = 1000;
 
-/** One HTTP server on a unix socket (mode 0600 from birth), or on one that the service manager passed. */
+export interface ApiListenerOptions {
+  /** Over TCP; unix sockets demand nothing. Default: token. */
+  auth?: ApiAuth;
+  /** For all of a request's headers, from the connection's or the last request's end on. */
+  headersMs?: number;
+  /** Between two requests. */
+  idleMs?: number;
+}
+
+/** One HTTP server: on a unix socket (mode 0600 from birth), on TCP, or on a socket that the service manager passed. */
 export class ApiListener {
-  readonly address: string;
+  /** With the port that was chosen for 0. */
+  readonly address: ListenAddress;
   readonly #server: Server;
   /** Removes the socket's file, if it is still ours. */
   readonly #unlink: () => void;
 
-  private constructor(address: string, server: Server, unlink: () => void) {
+  private constructor(address: ListenAddress, server: Server, unlink: () => void) {
     this.address = address;
     this.#server = server;
     this.#unlink = unlink;
   }
 
-  /** @throws UllageError `api-tcp`, `listen-in-use`, `listen` */
-  static async listen(target: ListenTarget, handler: RequestListener): Promise<ApiListener> {
-    if (target.kind !== "fd") refuseTcp(target);
+  /** @throws UllageError `api-auth`, `listen-in-use`, `listen` */
+  static async listen(
+    target: ListenTarget,
+    handler: RequestListener,
+    { auth = "token", headersMs = 10_000, idleMs = 15_000 }: ApiListenerOptions = {},
+  ): Promise<ApiListener> {
     const socket = target.kind === "fd" ? adoptListeningSocket(target.fd) : await openListeningSocket(target);
-    refuseTcp(socket.address);
-    const { path } = socket.address as { path: string };
-    const inode = target.kind === "fd" ? undefined : lstatSync(path).ino;
-    const server = createServer(handler);
+    const address = formatListenAddress(socket.address);
+    if (auth === "off" && !isLocalAddress(socket.address)) {
+      socket.close();
+      throw new UllageError("api-auth", `the API is not opened on ${address} without tokens: others could reach it`, {
+        hint: "leave --api-auth off out, or use --api 127.0.0.1:7070",
+      });
+    }
+    const path = socket.address.kind === "unix" ? socket.address.path : undefined;
+    const inode = target.kind === "fd" || path === undefined ? undefined : lstatSync(path).ino;
+    const server = createServer(
+      { headersTimeout: headersMs, requestTimeout: 0, connectionsCheckingInterval: headersMs / 4 },
+      handler,
+    );
     server.maxConnections = maxConnections;
+    server.keepAliveTimeout = idleMs;
+    const access: Access = path === undefined ? { kind: "tcp", auth } : { kind: "unix" };
+    server.on("connection", (connection: Socket) => noteAccess(connection, access));
     server.listen({ fd: socket.fd }); // the descriptor is the server's from here on
     await once(server, "listening");
-    return new ApiListener(formatListenAddress(socket.address), server, () => {
-      if (inode !== undefined && lstatSync(path, { throwIfNoEntry: false })?.ino === inode) unlinkSync(path);
+    return new ApiListener(socket.address, server, () => {
+      if (inode !== undefined && lstatSync(path!, { throwIfNoEntry: false })?.ino === inode) unlinkSync(path!);
     });
   }
 
@@ -50,13 +77,4 @@ export class ApiListener {
     await closed;
     clearTimeout(timer);
   }
-}
-
-/** @throws UllageError `api-tcp` */
-export function refuseTcp(address: ListenAddress): void {
-  if (address.kind === "unix") return;
-  const where = formatListenAddress(address);
-  throw new UllageError("api-tcp", `the API is not opened on ${where}: there are no tokens yet that would guard it`, {
-    hint: "use --api unix:PATH; who may open that socket may do everything",
-  });
 }

@@ -1,22 +1,55 @@
 import swagger from "@fastify/swagger";
-import Fastify, { type FastifyInstance } from "fastify";
+import Fastify, { type FastifyInstance, type FastifyReply } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { Log } from "../daemon/log.ts";
 import { packageVersion } from "../daemon/version.ts";
-import type { Caller } from "./caller.ts";
+import { auditChanges } from "./audit.ts";
+import { guardRoutes } from "./auth.ts";
+import { addDashboardRoutes } from "./dashboard-routes.ts";
+import { bindIdempotencyKeys } from "./idempotency.ts";
+import { OpenCalls } from "./open-calls.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
+import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts";
+import { requestIdOf } from "./request-id.ts";
 import { schemas } from "./schemas.ts";
-import { declareScopes, demandScope } from "./scopes.ts";
+import { declareScopes } from "./scopes.ts";
 import { addServerRoutes } from "./server-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
+import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
+import { addTokenRoutes } from "./token-routes.ts";
+import { Tokens } from "./tokens.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
 
 /** Requests carry small objects only; nothing streams through here. */
 const maxBodyBytes = 256 * 1024;
 
+/** Longer than any name: what is too long is not found, or refused by what checks it. */
+const maxParameterLength = 512;
+
+const description = `Writable disks from any image, at once. Errors are problem documents (RFC 9457) with a stable \`code\`.
+
+Over a unix socket everything is allowed; over TCP a request carries a token, \`Authorization: Bearer TOKEN\`, and the
+security of each operation names the scope that it takes: read, write, which includes read, or admin, which includes both.
+
+Creating is idempotent under \`Idempotency-Key\`: a request that is repeated with the same key gets the same thing, another
+request with that key is refused. Keys belong to the caller: the same key of another token is another key.
+
+A request is named by its header \`x-request-id\` (at most 64 letters, digits, '.', '_' and '-'), or gets a name; the answer
+and the log carry it.`;
+
+export interface ApiOptions {
+  /** Default: those of the data directory. */
+  tokens?: Tokens;
+  /** Further names that the server goes by over TCP, in lower case. */
+  hostNames?: readonly string[];
+  rateLimits?: RateLimits;
+  transferLimits?: TransferLimits;
+}
+
 /** What route modules are given besides the app. */
 export interface ApiContext {
   ullage: Ullage;
+  tokens: Tokens;
   log: Log;
 }
 
@@ -31,16 +64,24 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
+  (app, { tokens }) => addTokenRoutes(app, tokens),
+  (app) => addDashboardRoutes(app),
 ];
 
 /** The REST API as a request handler (`app.routing`), ready to be put on listeners. */
-export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstance> {
+export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {}): Promise<FastifyInstance> {
+  const tokens = options.tokens ?? (await Tokens.open(ullage.health().dataDirectory));
   const app = Fastify({
     logger: false,
+    genReqId: requestIdOf,
+    frameworkErrors: (error, _request, reply: FastifyReply) => {
+      const answer = problemOf(error);
+      void reply.code(answer.status).type(problemContentType).send(JSON.stringify(answer));
+    },
     bodyLimit: maxBodyBytes,
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     schemaErrorFormatter: (errors, part) => new Error(describeInvalid(errors[0], part)),
-    routerOptions: { querystringParser: parseQuery },
+    routerOptions: { querystringParser: parseQuery, maxParamLength: maxParameterLength },
   });
   await app.register(swagger, {
     openapi: {
@@ -48,7 +89,7 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
       info: {
         title: "Ullage",
         version: packageVersion,
-        description: "Writable disks from any image, at once. Errors are problem documents with a stable `code`.",
+        description,
         license: { name: "Apache-2.0", identifier: "Apache-2.0" },
       },
       components: {
@@ -61,22 +102,36 @@ export async function buildApi(ullage: Ullage, log: Log): Promise<FastifyInstanc
 
   app.setErrorHandler((error, request, reply) => {
     const answer = problemOf(error);
-    if (answer.status >= 500) log("error", `${request.method} ${request.url}: ${answer.detail}`);
+    const { code } = answer;
+    if (answer.status >= 500) {
+      const what = `${request.method} ${request.url}: ${answer.detail} (request ${request.id})`;
+      log("error", what, { requestId: request.id, code });
+    }
+    request.problemCode = code;
     return reply.code(answer.status).type(problemContentType).send(answer);
   });
   app.setNotFoundHandler((request, reply) => {
     const path = request.url.split("?")[0];
     const answer = problem(404, "no-such-path", `there is no ${request.method} ${path}`, "GET /openapi.json lists all");
+    request.problemCode = answer.code;
     return reply.code(404).type(problemContentType).send(answer);
   });
 
   declareScopes(app);
-  app.decorateRequest<Caller>("caller", { getter: () => ({ kind: "unix", scope: "admin" }) });
-  app.addHook("onRequest", async ({ caller, routeOptions }) => {
-    if (caller.kind !== "nobody") demandScope(caller.scope, routeOptions.config.scope ?? "read");
+  app.addHook("onRequest", async (request, reply) => {
+    reply.header("x-request-id", request.id);
   });
+  auditChanges(app, log);
+  limitTransfers(app, options.transferLimits ?? defaultTransferLimits);
+  guardRoutes(app, {
+    tokens,
+    limiter: await RateLimiter.create(app, options.rateLimits ?? defaultRateLimits),
+    openCalls: new OpenCalls(tokens),
+    hostNames: options.hostNames ?? [],
+  });
+  bindIdempotencyKeys(app);
 
-  for (const add of routeModules) await add(app, { ullage, log });
+  for (const add of routeModules) await add(app, { ullage, tokens, log });
   app.get("/openapi.json", { schema: { hide: true } }, () => app.swagger());
   await app.ready();
   return app;

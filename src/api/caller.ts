@@ -9,7 +9,7 @@ import type { Scope } from "./scopes.ts";
  */
 export type Caller =
   | { kind: "unix"; scope: "admin" }
-  | { kind: "token"; scope: Scope; name: string }
+  | { kind: "token"; scope: Scope; name: string; id: string }
   | { kind: "loopback"; scope: "admin" }
   | { kind: "nobody" };
 

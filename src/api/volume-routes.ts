@@ -58,7 +58,8 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       response: { 201: ref("Volume"), default: problemResponse },
     },
     handler: async (request, reply) => {
-      const volume = await ullage.createVolume(request.body, requestKeyOf(request));
+      const guarded = request.caller.kind !== "unix";
+      const volume = await ullage.createVolume(request.body, requestKeyOf(request), { guarded });
       return reply.code(201).header("location", `/v1/volumes/${volume.name}`).send(volume);
     },
   });

@@ -1,3 +1,5 @@
+import type { SourceError } from "../base/errors.ts";
+
 /**
  * A backend reads ranges of one remote object, and nothing else: it neither caches nor interprets. Wrappers (retry,
  * timeout, rate limit) are backends around a backend.
@@ -34,6 +36,8 @@ export interface ReadOptions {
   signal?: AbortSignal;
   /** Prefetch and hydration: must never delay or fail a foreground read. */
   background?: boolean;
+  /** An attempt failed and is made again; for metrics and health. */
+  onRetry?: (error: SourceError) => void;
 }
 
 export interface Probe {

@@ -19,6 +19,7 @@ import {
 } from "./http-answer.ts";
 import { type BodyPlan, type ExchangeLimits, exchange } from "./http-exchange.ts";
 import { type Target, parseTarget, redirectedTarget, shown } from "./http-target.ts";
+import type { SourcePolicy } from "./source-guard.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
 
 export interface HttpOptions {
@@ -31,9 +32,11 @@ export interface HttpOptions {
   /** Connections to the source, of which background reads use at most `backgroundConnections`. */
   connections?: number;
   backgroundConnections?: number;
+  /** Where requests may go, redirected ones included; absent: anywhere. */
+  policy?: SourcePolicy;
 }
 
-const defaults: Required<HttpOptions> = {
+const defaults: Required<Omit<HttpOptions, "policy">> = {
   connectTimeoutMs: 10_000,
   idleTimeoutMs: 15_000,
   // 16 connections that share a 2 Mbit/s line still get there.
@@ -60,6 +63,7 @@ export class HttpBackend implements Backend {
   readonly url: string;
   readonly #source: Target;
   readonly #limits: ExchangeLimits;
+  readonly #policy: SourcePolicy | undefined;
   readonly #agent: Agent;
   readonly #admission: Admission;
   readonly #closing = new AbortController();
@@ -71,10 +75,12 @@ export class HttpBackend implements Backend {
     this.#source = parseTarget(source);
     this.url = this.#source.url.href;
     this.#limits = all;
+    this.#policy = all.policy;
     this.#admission = new Admission(all.connections, all.backgroundConnections);
     this.#agent = new Agent({
       connections: all.connections,
-      connect: { timeout: all.connectTimeoutMs },
+      // The policy judges the addresses that are connected to: whoever resolves a name has to be itself.
+      connect: { timeout: all.connectTimeoutMs, ...(all.policy === undefined ? {} : { lookup: all.policy.lookup }) },
       keepAliveTimeout: keepAliveMs,
       keepAliveMaxTimeout: keepAliveMs,
     });
@@ -185,6 +191,7 @@ export class HttpBackend implements Backend {
           return decide(answer, where);
         };
         try {
+          this.#policy?.check(at.url);
           await exchange(this.#agent, { ...request, target: at, signal }, this.#limits, judge);
         } catch (error) {
           // A mirror that fails must not be asked again by the retry: the source may name another one.

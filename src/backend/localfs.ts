@@ -1,8 +1,9 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
-import { type FileHandle, open, readFile, stat } from "node:fs/promises";
+import { type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
+import type { SourcePolicy } from "./source-guard.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
 
 /** One call to the thread pool reads this much: long enough to be cheap, short enough to let others in between. */
@@ -21,14 +22,16 @@ const spareBuffers = 4;
 export class LocalFileBackend implements Backend {
   readonly url: string;
   readonly #path: string;
+  readonly #policy: SourcePolicy | undefined;
   readonly #admission = new Admission(poolReads, backgroundPoolReads);
   readonly #spare: Buffer[] = [];
   readonly #closing = new AbortController();
 
-  /** @param path absolute */
-  constructor(path: string) {
+  /** @param path absolute @param policy which files may be read; absent: any */
+  constructor(path: string, policy?: SourcePolicy) {
     this.url = path;
     this.#path = path;
+    this.#policy = policy;
   }
 
   async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
@@ -81,11 +84,14 @@ export class LocalFileBackend implements Backend {
 
   async #withFile<T>(work: (file: FileHandle) => Promise<T>): Promise<T> {
     this.#closing.signal.throwIfAborted();
+    this.#policy?.checkFile(this.#path);
     const info = await this.#own(stat(this.#path));
     if (!info.isFile() && !info.isBlockDevice()) throw notAFile(this.#path, info.isDirectory());
     // O_NONBLOCK: what became a pipe since the line above must not hang a thread of the pool.
     const file = await this.#own(open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK));
     try {
+      // What was opened, behind all symbolic links.
+      if (this.#policy !== undefined) this.#policy.checkFile(await this.#own(readlink(`/proc/self/fd/${file.fd}`)));
       return await work(file);
     } finally {
       await file.close();

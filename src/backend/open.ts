@@ -8,6 +8,7 @@ import { HttpBackend, type HttpOptions } from "./http.ts";
 import { parseTarget } from "./http-target.ts";
 import { LocalFileBackend } from "./localfs.ts";
 import { RetryBackend, type RetryOptions } from "./retry.ts";
+import type { SourcePolicy } from "./source-guard.ts";
 
 export interface OpenBackendOptions {
   clock?: Clock;
@@ -15,6 +16,8 @@ export interface OpenBackendOptions {
   random?: () => number;
   http?: HttpOptions;
   retry?: RetryOptions;
+  /** What may be read, now and with every request to come; absent: anything. */
+  policy?: SourcePolicy;
 }
 
 /**
@@ -22,10 +25,13 @@ export interface OpenBackendOptions {
  * @throws SourceError with code `source-unsupported` or `source-invalid`
  */
 export function openBackend(source: string, options: OpenBackendOptions = {}): Backend {
-  if (schemeOf(source) === undefined || schemeOf(source) === "file") return new LocalFileBackend(localPath(source));
+  const { clock = systemClock, random = Math.random, policy } = options;
+  if (schemeOf(source) === undefined || schemeOf(source) === "file") {
+    return new LocalFileBackend(localPath(source), policy);
+  }
   demandHttp(source);
-  const { clock = systemClock, random = Math.random } = options;
-  return new RetryBackend(new HttpBackend(source, options.http), { clock, random, ...options.retry });
+  const http = new HttpBackend(source, { ...options.http, ...(policy === undefined ? {} : { policy }) });
+  return new RetryBackend(http, { clock, random, ...options.retry });
 }
 
 /**

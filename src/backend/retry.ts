@@ -64,7 +64,8 @@ export class RetryBackend implements Backend {
 
   probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
     const attempt = (): Promise<Probe> => this.#inner.probe(headBytes, signal);
-    return this.#retry({ policy: this.#policies.probe, signal, background: false, mayRetry: () => true }, attempt);
+    const policy = this.#policies.probe;
+    return this.#retry({ policy, signal, background: false, mayRetry: () => true, onRetry: undefined }, attempt);
   }
 
   read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
@@ -72,7 +73,7 @@ export class RetryBackend implements Backend {
     const background = options?.background === true;
     const policy = background ? this.#policies.background : this.#policies.foreground;
     const mayRetry = (error: SourceError): boolean => counting.bytes === 0 || error.code !== "source-bad-answer";
-    return this.#retry({ policy, background, signal: options?.signal, mayRetry }, () =>
+    return this.#retry({ policy, background, signal: options?.signal, mayRetry, onRetry: options?.onRetry }, () =>
       this.#inner.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options),
     );
   }
@@ -81,7 +82,8 @@ export class RetryBackend implements Backend {
     const counting = countingSink(sink);
     const policy = this.#policies.background;
     const mayRetry = (): boolean => counting.bytes === 0;
-    return this.#retry({ policy, background: true, signal: options?.signal, mayRetry }, () =>
+    const { signal, onRetry } = options ?? {};
+    return this.#retry({ policy, background: true, signal, mayRetry, onRetry }, () =>
       this.#inner.stream(identity, counting.sink, options),
     );
   }
@@ -100,6 +102,7 @@ export class RetryBackend implements Backend {
       } catch (error) {
         if (!(error instanceof SourceError) || !error.transient || !operation.mayRetry(error)) throw error;
         if (attempts >= policy.attempts) throw error;
+        operation.onRetry?.(error);
         await this.#pause(operation, attempts, deadline, error);
       }
     }
@@ -136,6 +139,7 @@ interface Operation {
   background: boolean;
   signal: AbortSignal | undefined;
   mayRetry(error: SourceError): boolean;
+  onRetry: ((error: SourceError) => void) | undefined;
 }
 
 function countingSink(sink: Sink): { bytes: number; sink: Sink } {

@@ -22,6 +22,7 @@ import { SourceError } from "../base/errors.ts";
  * | source-not-a-file    | no        | a directory, a pipe, …                                                       |
  * | source-invalid       | no        | the source as written is no path and no address                              |
  * | source-unsupported   | no        | its scheme is not one that this version reads                                |
+ * | source-forbidden     | no        | the policy does not let it in (source-guard.ts)                              |
  * | source-closed        | no        | the backend was closed meanwhile                                             |
  */
 

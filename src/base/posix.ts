@@ -33,8 +33,11 @@ const eventfdCall = libc.func("int eventfd(unsigned int, int)");
 const readCall = libc.func("int64_t read(int, uintptr_t, size_t)");
 const writeCall = libc.func("int64_t write(int, uintptr_t, size_t)");
 const sendmsgCall = libc.func("int64_t sendmsg(int, uintptr_t, int)");
+const sendtoCall = libc.func("int64_t sendto(int, uintptr_t, size_t, int, uintptr_t, uint32_t)");
 const recvCall = libc.func("int64_t recv(int, uintptr_t, size_t, int)");
+const closeCall = libc.func("int close(int)");
 const umaskCall = libc.func("unsigned int umask(unsigned int)");
+const prctlCall = libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)");
 
 /** errno of the last failed call on this thread; valid only right after it. */
 export const errno = (): number => koffi.errno();
@@ -218,6 +221,16 @@ export function umask(mask: number): number {
   return umaskCall(mask) as number;
 }
 
+/**
+ * prctl(2) PR_SET_IO_FLUSHER for this thread, the threads it starts and the programs they run: memory that the kernel
+ * needs for it is not made free by writing back dirty pages, which may have to come through this very process.
+ * @returns false without CAP_SYS_RESOURCE
+ */
+export function setIoFlusher(): boolean {
+  const PR_SET_IO_FLUSHER = 57;
+  return prctlCall(PR_SET_IO_FLUSHER, 1, 0, 0, 0) === 0;
+}
+
 // ---- sockets -------------------------------------------------------------------------------------------------------
 
 export const AF_UNIX = 1;
@@ -292,6 +305,21 @@ export function sendMessage(fd: number, message: number): number {
   const MSG_DONTWAIT = 0x40;
   const MSG_NOSIGNAL = 0x4000;
   return sendmsgCall(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) as number;
+}
+
+/**
+ * Sends one datagram from a socket of its own.
+ * @param address a sockaddr; like `message` in memory of its own (`Buffer.allocUnsafeSlow`) @returns 0, or the errno
+ */
+export function sendDatagram(family: number, address: Buffer, message: Buffer): number {
+  const SOCK_DGRAM = 2;
+  const MSG_NOSIGNAL = 0x4000;
+  const fd = socketCall(family, SOCK_DGRAM | SOCK_CLOEXEC, 0) as number;
+  if (fd < 0) return errno();
+  const sent = sendtoCall(fd, addressOf(message), message.length, MSG_NOSIGNAL, addressOf(address), address.length);
+  const failure = (sent as number) < 0 ? errno() : 0;
+  closeCall(fd);
+  return failure;
 }
 
 /** recv(2) with MSG_DONTWAIT. @returns bytes, 0 at the end of the stream, or -1 with `errno` EAGAIN, ECONNRESET, … */

@@ -21,6 +21,8 @@ export interface BlobMeta {
   readonly unitBytes: number;
   /** RFC 3339, for people */
   readonly createdAt: string;
+  /** The source was named over the network: it is read only as far as `sources.allow` lets it. Absent: no. */
+  readonly guarded?: boolean;
 }
 
 const FORMAT = "ullage-blob";
@@ -46,7 +48,7 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
     throw new CorruptionError(`${path} is not JSON: ${describeError(error)}`);
   }
   if (typeof raw !== "object" || raw === null) throw new CorruptionError(`${path} holds no object`);
-  const { format, version, id, url, imageFormat, identity, size, unitBytes, createdAt } = raw as Record<
+  const { format, version, id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = raw as Record<
     string,
     unknown
   >;
@@ -61,9 +63,10 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
     isIdentity(identity) &&
     isLength(size) &&
     isUnit(unitBytes) &&
-    typeof createdAt === "string";
+    typeof createdAt === "string" &&
+    (guarded === undefined || typeof guarded === "boolean");
   if (!valid) throw new CorruptionError(`${path} has a field that is missing or out of range`);
-  return { id, url, imageFormat, identity, size, unitBytes, createdAt };
+  return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...(guarded === true ? { guarded } : {}) };
 }
 
 export const isBlobId = (text: string): boolean => /^[0-9a-f]{32}$/.test(text);

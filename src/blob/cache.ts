@@ -9,6 +9,7 @@ import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
+import { SourceTraffics } from "./source-traffic.ts";
 
 /*
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
@@ -41,14 +42,20 @@ export interface CreateBlobOptions {
   size: number;
   /** bytes, a power of two; default `DEFAULT_UNIT_BYTES` */
   unitBytes?: number;
+  /** See `BlobMeta.guarded`. */
+  guarded?: boolean;
 }
 
 interface OpenBlob {
   users: number;
   blob: Promise<CachedBlob>;
+  /** Once the promise has resolved. */
+  opened: CachedBlob | undefined;
 }
 
 export class BlobCache {
+  /** What was asked of the sources. */
+  readonly sources = new SourceTraffics();
   readonly #options: BlobCacheOptions;
   readonly #environment: BlobEnvironment;
   readonly #dir: string;
@@ -69,6 +76,7 @@ export class BlobCache {
       openSource: (meta, signal) => options.openSource(meta, signal),
       traffic: new FetchTraffic(clock),
       buffers: new StagingBuffers(),
+      sources: this.sources,
     };
     this.#dir = dir;
     this.#lock = lock;
@@ -130,11 +138,12 @@ export class BlobCache {
    * @param reader reads the object; absent: the source is opened at the first miss
    */
   async create(options: CreateBlobOptions, reader?: ImageReader): Promise<CachedBlob> {
-    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES } = options;
+    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES, guarded = false } = options;
     if (!isUnit(unitBytes)) throw new RangeError("a unit must be a power of two, 4096 to 8 MiB");
     const { fs, clock } = this.#options;
     const id = this.#options.randomBytes(16).toString("hex");
-    const meta = { id, url, imageFormat, identity, size, unitBytes, createdAt: clock.wallTime() };
+    const createdAt = clock.wallTime();
+    const meta = { id, url, imageFormat, identity, size, unitBytes, createdAt, ...(guarded ? { guarded } : {}) };
     const dir = join(this.#dir, id);
     let blob: CachedBlob | undefined;
     try {
@@ -147,7 +156,7 @@ export class BlobCache {
     }
     if (reader !== undefined) blob.attach(reader);
     this.#known.set(id, meta);
-    this.#open.set(id, { users: 1, blob: Promise.resolve(blob) });
+    this.#open.set(id, { users: 1, blob: Promise.resolve(blob), opened: blob });
     return blob;
   }
 
@@ -161,12 +170,29 @@ export class BlobCache {
     }
     let entry = this.#open.get(id);
     if (entry === undefined) {
-      entry = { users: 0, blob: CachedBlob.open(this.#environment, join(this.#dir, id)) };
-      this.#open.set(id, entry);
-      entry.blob.catch(() => this.#open.delete(id));
+      entry = this.#opening(id);
     }
     entry.users++;
     return entry.blob;
+  }
+
+  #opening(id: string): OpenBlob {
+    const entry: OpenBlob = {
+      users: 0,
+      blob: CachedBlob.open(this.#environment, join(this.#dir, id)),
+      opened: undefined,
+    };
+    this.#open.set(id, entry);
+    entry.blob.then(
+      (blob) => (entry.opened = blob),
+      () => this.#open.delete(id),
+    );
+    return entry;
+  }
+
+  /** Those that somebody uses. */
+  opened(): CachedBlob[] {
+    return [...this.#open.values()].flatMap(({ opened }) => opened ?? []);
   }
 
   /** Ends one use; the last one closes the blob. */

@@ -14,6 +14,7 @@ import { FetchQueue, type Transfer } from "./fetch-queue.ts";
 import { RangeMap } from "./range-map.ts";
 import { encodeRangeMap } from "./range-map-file.ts";
 import { Readahead } from "./readahead.ts";
+import type { SourceTraffic, SourceTraffics } from "./source-traffic.ts";
 
 /*
  * A blob in a directory of its own: `data` (sparse, full size), `map` (which units are durably ready), `meta.json`
@@ -43,16 +44,27 @@ export interface BlobEnvironment {
   readonly clock: Clock;
   readonly traffic: FetchTraffic;
   readonly buffers: StagingBuffers;
+  readonly sources: SourceTraffics;
   log(level: "info" | "warn" | "error", message: string): void;
   /** A reader of exactly the object that `meta.identity` pins. Called at the first miss, and again after a failure. */
   openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
+}
+
+/** The last thing that the source did was to fail. */
+export interface SourceTrouble {
+  error: SourceError;
+  /** RFC 3339 */
+  at: string;
 }
 
 export class CachedBlob implements Blob {
   readonly meta: BlobMeta;
   readonly file: File;
   readonly stats: BlobStats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  /** Undefined: the last request was answered well, or none was made yet. */
+  sourceTrouble: SourceTrouble | undefined;
   readonly #environment: BlobEnvironment;
+  readonly #traffic: SourceTraffic;
   readonly #dir: string;
   readonly #lock: DirectoryLock;
   readonly #inode: number;
@@ -79,6 +91,7 @@ export class CachedBlob implements Blob {
     this.meta = meta;
     this.file = data;
     this.#environment = environment;
+    this.#traffic = environment.sources.of(meta.url);
     this.#dir = dir;
     this.#lock = lock;
     this.#inode = data.binding().inode;
@@ -227,10 +240,14 @@ export class CachedBlob implements Blob {
       offset: request.first * this.unitBytes,
       length: this.#map.bytesOf(request.first, request.end),
     });
+    const { clock } = this.#environment;
+    const began = clock.now();
+    const lane = this.#traffic.lane(background);
+    lane.requests++;
     this.stats.requests++;
     let failure: { error: unknown } | undefined;
     try {
-      await read(writer.sink, { signal: request.signal, background });
+      await read(writer.sink, { signal: request.signal, background, onRetry: (error) => this.#retried(error) });
       await writer.finish();
     } catch (error) {
       failure = { error };
@@ -238,14 +255,29 @@ export class CachedBlob implements Blob {
     // What the cache file said goes before how the source's reader may have wrapped it.
     const writeError = await writer.close();
     this.stats[background ? "backgroundBytes" : "foregroundBytes"] += writer.received;
+    lane.bytes += writer.received;
     if (failure !== undefined) {
       if (!request.signal.aborted) this.stats.errors++;
+      if (!request.signal.aborted && writeError === undefined) this.#noteFailure(failure.error);
       throw writeError ?? failure.error;
     }
+    lane.latency.observe(clock.now() - began);
+    this.sourceTrouble = undefined;
     if (failedSyncs !== this.#failedSyncs) return false;
     for (let unit = request.first; unit < request.end; unit++) this.#map.add(unit);
     this.#noteUnsynced(writer.received);
     return true;
+  }
+
+  #retried(error: SourceError): void {
+    this.#traffic.retries++;
+    this.sourceTrouble = { error, at: this.#environment.clock.wallTime() };
+  }
+
+  #noteFailure(error: unknown): void {
+    if (!(error instanceof SourceError)) return;
+    this.#traffic.failed(error);
+    this.sourceTrouble = { error, at: this.#environment.clock.wallTime() };
   }
 
   #source(): Promise<ImageReader> {

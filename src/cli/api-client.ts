@@ -1,108 +1,102 @@
-import { existsSync } from "node:fs";
-import { request } from "node:http";
-import { join } from "node:path";
+import { request as requestHttp, type IncomingMessage } from "node:http";
+import { request as requestHttps } from "node:https";
 import { UllageError } from "../base/errors.ts";
-import { parseListenAddress } from "../export/listen-address.ts";
+import { findApiServer, type ApiServer } from "./api-server.ts";
 
 /** Answers are pages; more than this is not an answer of Ullage. */
 const maxAnswerBytes = 64 * 1024 * 1024;
-
-/** Where the system service listens. */
-const systemSocket = "/var/lib/ullage/api.sock";
 
 export interface Call {
   method?: "GET" | "POST" | "PATCH" | "DELETE";
   body?: unknown;
 }
 
-/** Talks HTTP to a daemon over its unix socket. */
+/** Talks HTTP to a daemon, over its unix socket or TCP. */
 export class ApiClient {
-  readonly #socketPath: string;
+  readonly #server: ApiServer;
 
-  private constructor(socketPath: string) {
-    this.#socketPath = socketPath;
+  private constructor(server: ApiServer) {
+    this.#server = server;
   }
 
-  /**
-   * Finds the daemon: the given address, else $ULLAGE_API, else ./ullage-data/api.sock, else the system service's.
-   * @throws UllageError `no-daemon`, `api-tcp`, `listen-address`
-   */
-  static find(given: string | undefined): ApiClient {
-    const named = given ?? (process.env["ULLAGE_API"] || undefined);
-    if (named !== undefined) {
-      const address = parseListenAddress(named);
-      if (address.kind === "unix") return new ApiClient(address.path);
-      throw new UllageError("api-tcp", `'${named}' is a TCP address: over TCP the API has no tokens yet`, {
-        hint: "give --api unix:PATH",
-      });
-    }
-    const candidates = [join(process.cwd(), "ullage-data", "api.sock"), systemSocket];
-    const found = candidates.find((path) => existsSync(path));
-    if (found !== undefined) return new ApiClient(found);
-    throw new UllageError("no-daemon", `no daemon found: neither ${candidates.join(" nor ")} is there`, {
-      hint: "start one with `ullage serve`, or say where it is with --api unix:PATH or $ULLAGE_API",
-    });
+  /** See `findApiServer`. @throws UllageError `no-daemon`, `listen-address`, `bad-api`, `token-file` */
+  static find(given: string | undefined, tokenFile?: string): ApiClient {
+    return new ApiClient(findApiServer(given, tokenFile));
   }
 
   /** @returns the answer's object @throws UllageError with the code, message and hint of the daemon's problem document */
   call<T>(path: string, { method = "GET", body }: Call = {}): Promise<T> {
+    const { kind, target, headers: own } = this.#server;
+    const request = kind === "https" ? requestHttps : requestHttp;
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    const headers = { ...own, ...(text === undefined ? {} : { "content-type": "application/json" }) };
     return new Promise((resolve, reject) => {
-      const text = body === undefined ? undefined : JSON.stringify(body);
-      const headers = text === undefined ? {} : { "content-type": "application/json" };
-      // `localhost` keeps the Host header valid; the socket decides who answers.
-      const outgoing = request(
-        { socketPath: this.#socketPath, host: "localhost", path, method, headers, agent: false },
-        (answer) => {
-          const chunks: Buffer[] = [];
-          let length = 0;
-          answer.on("data", (chunk: Buffer) => {
-            length += chunk.length;
-            if (length > maxAnswerBytes) answer.destroy(new Error(`an answer of more than ${maxAnswerBytes} bytes`));
-            else chunks.push(chunk);
-          });
-          answer.on("error", (error) => reject(this.#unreachable(error)));
-          answer.on("end", () => {
+      const outgoing = request({ ...target, path, method, headers, agent: false }, (answer) => {
+        receive(answer).then(
+          (received) => {
             try {
-              resolve(readAnswer(answer.statusCode ?? 0, Buffer.concat(chunks).toString()) as T);
+              resolve(this.#read(answer, received) as T);
             } catch (error) {
               reject(error);
             }
-          });
-        },
-      );
+          },
+          (error: unknown) => reject(this.#unreachable(error as Error)),
+        );
+      });
       outgoing.on("error", (error) => reject(this.#unreachable(error)));
       outgoing.end(text);
     });
   }
 
-  #unreachable(error: NodeJS.ErrnoException): UllageError {
-    const where = `unix:${this.#socketPath}`;
-    switch (error.code ?? "") {
-      case "ENOENT":
-      case "ECONNREFUSED":
-        return new UllageError("no-daemon", `no daemon listens on ${where}`, {
-          hint: "start one with `ullage serve`, or say where it is with --api unix:PATH or $ULLAGE_API",
-        });
-      case "EACCES":
-        return new UllageError("no-daemon", `${where} is not open to user ${process.getuid?.()}`, {
-          hint: "run this as the user who runs the daemon",
-        });
-      default:
-        return new UllageError("no-answer", `the daemon on ${where} gave no answer`, {
-          cause: error,
-          hint: "look at the daemon's log",
-        });
+  #read({ statusCode = 0, headers }: IncomingMessage, text: string): unknown {
+    if (text !== "" && !/^application\/(problem\+)?json\b/.test(headers["content-type"] ?? "")) {
+      throw new UllageError("no-answer", `what answers on ${this.#server.name} (${statusCode}) is not Ullage's API`, {
+        hint: "look at the address, and at the proxy in front of the daemon if there is one",
+      });
     }
+    const value: unknown = text === "" ? undefined : JSON.parse(text);
+    if (statusCode >= 200 && statusCode < 300) return value;
+    const { code, detail, hint } = (value ?? {}) as { code?: string; detail?: string; hint?: string };
+    throw new UllageError(
+      code ?? "no-answer",
+      detail ?? `the daemon answered ${statusCode}`,
+      hint === undefined ? {} : { hint: code === "no-token" ? tokenHint : hint },
+    );
+  }
+
+  #unreachable(error: NodeJS.ErrnoException): UllageError {
+    const { name, kind } = this.#server;
+    const code = error.code ?? "";
+    if (code === "ENOENT" || code === "ECONNREFUSED") {
+      return new UllageError("no-daemon", `no daemon listens on ${name}`, {
+        hint: "start one with `ullage serve`, or say where it is with --api unix:PATH or $ULLAGE_API",
+      });
+    }
+    if (code === "EACCES" && kind === "unix") {
+      return new UllageError("no-daemon", `${name} is not open to user ${process.getuid?.()}`, {
+        hint: "run this as the user who runs the daemon",
+      });
+    }
+    return new UllageError("no-answer", `the daemon on ${name} gave no answer`, {
+      cause: error,
+      hint:
+        kind === "https"
+          ? "look at the daemon's log; a certificate authority of your own goes into $NODE_EXTRA_CA_CERTS"
+          : "look at the daemon's log",
+    });
   }
 }
 
-function readAnswer(status: number, text: string): unknown {
-  const value: unknown = text === "" ? undefined : JSON.parse(text);
-  if (status >= 200 && status < 300) return value;
-  const { code, detail, hint } = (value ?? {}) as { code?: string; detail?: string; hint?: string };
-  throw new UllageError(
-    code ?? "no-answer",
-    detail ?? `the daemon answered ${status}`,
-    hint === undefined ? {} : { hint },
-  );
+const tokenHint =
+  "give one with --token-file FILE or $ULLAGE_TOKEN; `ullage token create` on the daemon's machine makes it";
+
+async function receive(answer: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of answer as AsyncIterable<Buffer>) {
+    length += chunk.length;
+    if (length > maxAnswerBytes) throw new Error(`an answer of more than ${maxAnswerBytes} bytes`);
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString();
 }

@@ -3,6 +3,7 @@ import type { ApiClient, Call } from "./api-client.ts";
 
 export interface ClientOptions {
   api?: string;
+  tokenFile?: string;
   json?: boolean;
 }
 
@@ -11,15 +12,19 @@ export function clientCommand(parent: Command, usage: string, description: strin
   return parent
     .command(usage)
     .description(description)
-    .option("--api <addr>", "where the daemon listens: unix:PATH (else $ULLAGE_API, ./ullage-data, /var/lib/ullage)")
+    .option(
+      "--api <addr>",
+      "where the daemon is: unix:PATH, HOST:PORT or http(s)://HOST (else $ULLAGE_API, ./ullage-data, /var/lib/ullage)",
+    )
+    .option("--token-file <file>", "holds the token for an API on TCP (else $ULLAGE_TOKEN)")
     .option("--json", "print the REST object")
     .addHelpText("after", `\nExample:\n  $ ${example}`);
 }
 
-/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `api-tcp`, `listen-address` */
+/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `listen-address`, `bad-api`, `token-file` */
 export async function findDaemon(options: ClientOptions): Promise<ApiClient> {
   const { ApiClient } = await import("./api-client.ts");
-  return ApiClient.find(options.api);
+  return ApiClient.find(options.api, options.tokenFile);
 }
 
 /** One question to the daemon. @throws UllageError with what the daemon answered */

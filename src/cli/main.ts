@@ -1,12 +1,16 @@
 import { Command, CommanderError } from "commander";
 import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
+import { addAttachCommand } from "./commands/attach.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { addCheckCommand } from "./commands/check.ts";
+import { addConfigCommand } from "./commands/config.ts";
+import { addDetachCommand } from "./commands/detach.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
 import { addSnapshotCommand } from "./commands/snapshot.ts";
+import { addTokenCommand } from "./commands/token.ts";
 import { addVolumeCommand } from "./commands/volume.ts";
 
 /*
@@ -33,6 +37,10 @@ addRunCommand(program);
 addServeCommand(program);
 addVolumeCommand(program);
 addSnapshotCommand(program);
+addAttachCommand(program);
+addDetachCommand(program);
+addTokenCommand(program);
+addConfigCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
 program.addCommand(benchCommand());

@@ -19,8 +19,8 @@ import { flushWarnings, lockWeakness, mountPointOf } from "./mount-point.ts";
 const subdirectories = ["blobs", "volumes", "maps", "layers", "orphans"] as const;
 /** What a directory must hold, at least one of them, to be taken for ours when it is not empty. */
 const marks = ["catalog.db", "volumes"];
-/** May lie in a directory that counts as empty. */
-const ignored = new Set(["lost+found", "lock"]);
+/** May lie in a directory that counts as empty; a service manager makes sockets before the first start. */
+const ignored = new Set(["lost+found", "lock", "api.sock", "nbd.sock"]);
 
 export interface OpenDataDirectoryOptions {
   /** For the `lock` file: what the process is, `serve`, `run`, `repair`. */

@@ -1,3 +1,4 @@
+/** From the worst to what only developers read. */
 export type LogLevel = "error" | "warn" | "info" | "debug";
 
 /**

@@ -9,6 +9,7 @@ import type { ListenerView } from "./views.ts";
 /** An address, or a listening socket that the process was started with. */
 export type ListenTarget = ListenAddress | { kind: "fd"; fd: number };
 
+/** How NBD is served. */
 export interface NbdOptions {
   /** Default: no TLS. */
   tls?: TlsSettings;

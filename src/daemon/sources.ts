@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import type { Backend, Identity } from "../backend/backend.ts";
 import { canonicalSource, openBackend } from "../backend/open.ts";
+import type { SourcePolicy } from "../backend/source-guard.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
@@ -21,6 +22,8 @@ export interface FoundSource {
   backend: Backend;
   reader: ImageReader;
   download: boolean;
+  /** Named over the network: bound by the policy for as long as it is read. */
+  guarded: boolean;
 }
 
 /** How `download` fetches. */
@@ -32,34 +35,41 @@ export interface FillOptions {
 
 type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
 
-/** Turns sources as users write them into blobs of the local cache. One backend per blob stays open while it is used. */
+/**
+ * Turns sources as users write them into blobs of the local cache. One backend per blob stays open while it is used.
+ * A blob is guarded when who made it was; who finds it there shares it, after the policy let him look at the source.
+ */
 export class Sources {
   readonly cache: BlobCache;
+  readonly #policy: SourcePolicy;
   readonly #place: Place;
   readonly #backends: Map<string, Backend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
 
-  private constructor(place: Place, cache: BlobCache, backends: Map<string, Backend>) {
+  private constructor(place: Place, policy: SourcePolicy, cache: BlobCache, backends: Map<string, Backend>) {
     this.#place = place;
+    this.#policy = policy;
     this.cache = cache;
     this.#backends = backends;
   }
 
-  static async open(options: Omit<BlobCacheOptions, "openSource">): Promise<Sources> {
+  /** @param policy binds guarded sources */
+  static async open(options: Omit<BlobCacheOptions, "openSource">, policy: SourcePolicy): Promise<Sources> {
     const backends = new Map<string, Backend>();
-    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends) });
-    return new Sources(options, cache, backends);
+    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends, policy) });
+    return new Sources(options, policy, cache, backends);
   }
 
   /**
    * Looks at a source: what it is now, and in which format.
+   * @param guarded the policy decides whether it may be looked at, and later read
    * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`
    */
-  async find(request: SourceRequest, signal?: AbortSignal): Promise<FoundSource> {
+  async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
-    const backend = openBackend(source);
+    const backend = openBackend(source, guarded ? { policy: this.#policy } : {});
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       const format = detectFormat(head, identity.size, wanted);
@@ -67,7 +77,7 @@ export class Sources {
       if (!identity.strong && !unpinned) throw notPinned(url);
       const reader = await format.open(backend, identity);
       if (reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
-      return { url, format, identity, size: reader.size, backend, reader, download };
+      return { url, format, identity, size: reader.size, backend, reader, download, guarded };
     } catch (error) {
       await backend.close();
       throw error;
@@ -94,11 +104,11 @@ export class Sources {
     }
   }
 
-  async #findOrMake({ url, format, identity, size, backend, reader }: FoundSource): Promise<CachedBlob> {
+  async #findOrMake({ url, format, identity, size, backend, reader, guarded }: FoundSource): Promise<CachedBlob> {
     const known = this.cache.find(url, format.name, identity);
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format.name, identity, size }, reader)
+        ? await this.cache.create({ url, imageFormat: format.name, identity, size, guarded }, reader)
         : await this.cache.open(known.id);
     if (!this.#backends.has(blob.id)) {
       this.#backends.set(blob.id, backend);
@@ -145,10 +155,14 @@ export class Sources {
 }
 
 /** Costs no round trip: every read is bound to the identity by itself. */
-async function reopenSource(meta: BlobMeta, backends: Map<string, Backend>): Promise<ImageReader> {
+async function reopenSource(
+  meta: BlobMeta,
+  backends: Map<string, Backend>,
+  policy: SourcePolicy,
+): Promise<ImageReader> {
   let backend = backends.get(meta.id);
   if (backend === undefined) {
-    backend = openBackend(meta.url);
+    backend = openBackend(meta.url, meta.guarded === true ? { policy } : {});
     backends.set(meta.id, backend);
   }
   return detectFormat(Buffer.alloc(0), meta.identity.size, meta.imageFormat).open(backend, meta.identity);

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { monitorEventLoopDelay, type ELDHistogram } from "node:perf_hooks";
+import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
@@ -31,8 +32,9 @@ import type {
   VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
-import { Volumes, type RequestKey } from "./volumes.ts";
+import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
 
+/** How a data directory is opened. */
 export interface UllageOptions {
   /** Made when it is missing. */
   dataDir: string;
@@ -42,12 +44,15 @@ export interface UllageOptions {
   unsafeFileSystem?: boolean;
   /** Every export is read-only. */
   readOnly?: boolean;
+  /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
+  allowSources?: readonly string[];
   /** Default: nothing is logged. */
   log?: Log;
   /** The world, for tests that inject faults. */
   fs?: FileSystem;
   clock?: Clock;
   openStore?: (path: string) => Promise<MetadataStore>;
+  resolveHost?: Resolver;
 }
 
 const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadataStore.open(path);
@@ -98,7 +103,7 @@ export class Ullage {
   /**
    * Locks and opens a data directory and puts right what a crash left behind. Volumes are opened on first use, or by
    * `resume`.
-   * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `catalog-lost`, `catalog-version`, …
+   * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `sources-allow`, `catalog-lost`, …
    */
   static async open(options: UllageOptions): Promise<Ullage> {
     const {
@@ -108,6 +113,7 @@ export class Ullage {
       openStore = openSqliteStore,
       log = () => undefined,
     } = options;
+    const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
       const directory = await DataDirectory.open(fs, dataDir, {
@@ -128,7 +134,7 @@ export class Ullage {
         log,
       };
       const swept = await sweepAtStart(env, store);
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log });
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots() },
@@ -153,8 +159,12 @@ export class Ullage {
   // ---- volumes -----------------------------------------------------------------------------------------------------
 
   /** Resolves when the volume can be used. See `Volumes.create` for errors. */
-  async createVolume(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<VolumeView> {
-    const volume = await this.#volumes.create(request, requestKey);
+  async createVolume(
+    request: CreateVolumeRequest,
+    requestKey?: RequestKey,
+    options?: CreateOptions,
+  ): Promise<VolumeView> {
+    const volume = await this.#volumes.create(request, requestKey, options);
     this.#log("info", `volume '${request.name}' is ready`);
     return volume.view();
   }
@@ -291,6 +301,12 @@ export class Ullage {
     this.#apiListeners.push(listener);
   }
 
+  /** Something about what was opened beside this; for `health`. */
+  noteWarning(warning: Warning): void {
+    this.#startWarnings.push(warning);
+  }
+
+  /** What is open, and what an operator should know about. */
   health(): HealthView {
     const warnings = [...this.#startWarnings, ...this.#nbd.warnings, ...this.#currentWarnings()];
     return {
@@ -318,6 +334,7 @@ export class Ullage {
     return warnings;
   }
 
+  /** Figures of the process, as `GET /v1/stats` shows them. */
   stats(): StatsView {
     const { user, system } = process.cpuUsage();
     const { rss, heapUsed } = process.memoryUsage();

@@ -12,6 +12,7 @@ import type { Warning } from "./health.ts";
  */
 export type VolumeViewState = "creating" | "ok" | "degraded" | "poisoned" | "lostUnflushed" | "failed";
 
+/** A volume. */
 export interface VolumeView {
   /** 32 hex digits */
   id: string;
@@ -42,6 +43,7 @@ export interface VolumeView {
  */
 export type HydrationViewState = "none" | "running" | "paused" | "waiting" | "detached";
 
+/** How far the filling of a volume's local cache is. */
 export interface HydrationView {
   state: HydrationViewState;
   reason: string | null;
@@ -63,6 +65,7 @@ export interface HydrationChange {
   priority?: number;
 }
 
+/** A client of a volume. */
 export interface ConnectionView {
   protocol: string;
   address: string;
@@ -71,6 +74,7 @@ export interface ConnectionView {
   writable: boolean;
 }
 
+/** A run of a volume's bytes that are in one place. */
 export interface MapRunView {
   offset: number;
   length: number;
@@ -80,6 +84,7 @@ export interface MapRunView {
   owner: string | null;
 }
 
+/** What is open, and what an operator should know about. */
 export interface HealthView {
   status: "ok" | "warning";
   warnings: Warning[];
@@ -89,6 +94,7 @@ export interface HealthView {
   listeners: ListenerView[];
 }
 
+/** Where a server listens. */
 export interface ListenerView {
   protocol: "api" | "nbd";
   /** `127.0.0.1:10809`, `unix:/path` */
@@ -97,6 +103,7 @@ export interface ListenerView {
   uri: string | null;
 }
 
+/** Figures of the process. */
 export interface StatsView {
   uptimeSeconds: number;
   cpuSeconds: number;
@@ -140,6 +147,7 @@ export interface SnapshotView {
   createdAt: string;
 }
 
+/** Which image, and how it is read. */
 export interface SourceRequest {
   /** URL or absolute path */
   source: string;

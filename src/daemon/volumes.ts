@@ -24,6 +24,12 @@ export interface RequestKey {
   digest: string;
 }
 
+/** How a volume is made, beside what it is made from. */
+export interface CreateOptions {
+  /** Its source was named over the network: `sources.allow` decides whether it may be read, now and later. */
+  guarded?: boolean;
+}
+
 /**
  * The volumes of a data directory by name, and how they come and go. Each step is durable before the next one begins, so
  * that a crash between any two leaves something that the next start understands (durability rule 17):
@@ -93,9 +99,11 @@ export class Volumes implements VolumeNames {
    * Makes a volume that can be used when the promise resolves.
    * @throws UllageError `bad-name`, `bad-size`, `name-taken`, `request-key-reused`, `too-large`; SourceError
    */
-  create(request: CreateVolumeRequest, requestKey?: RequestKey): Promise<ManagedVolume> {
+  create(request: CreateVolumeRequest, requestKey?: RequestKey, options: CreateOptions = {}): Promise<ManagedVolume> {
     return this.#track(
-      requestKey === undefined ? this.#create(request, undefined) : this.#createOnce(request, requestKey),
+      requestKey === undefined
+        ? this.#create(request, undefined, options)
+        : this.#createOnce(request, requestKey, options),
     );
   }
 
@@ -108,7 +116,11 @@ export class Volumes implements VolumeNames {
     }
   }
 
-  async #createOnce(request: CreateVolumeRequest, requestKey: RequestKey): Promise<ManagedVolume> {
+  async #createOnce(
+    request: CreateVolumeRequest,
+    requestKey: RequestKey,
+    options: CreateOptions,
+  ): Promise<ManagedVolume> {
     const before = this.#earlier(requestKey.key);
     if (before !== undefined) {
       if (before.digest === requestKey.digest) return before.made;
@@ -116,7 +128,7 @@ export class Volumes implements VolumeNames {
         hint: "use a new Idempotency-Key for a new request",
       });
     }
-    const made = this.#create(request, requestKey);
+    const made = this.#create(request, requestKey, options);
     this.#requests.set(requestKey.key, { digest: requestKey.digest, made });
     try {
       return await made;
@@ -132,11 +144,16 @@ export class Volumes implements VolumeNames {
     return done === undefined ? undefined : { digest: done.record.requestDigest, made: Promise.resolve(done) };
   }
 
-  async #create(request: CreateVolumeRequest, requestKey: RequestKey | undefined): Promise<ManagedVolume> {
+  async #create(
+    request: CreateVolumeRequest,
+    requestKey: RequestKey | undefined,
+    { guarded = false }: CreateOptions,
+  ): Promise<ManagedVolume> {
     const { name, from } = request;
     this.#demandFree(name);
     if (from !== undefined && !("source" in from)) return this.#clone(request, from, requestKey);
-    const found = from === undefined ? undefined : await this.#host.sources.find(from, this.#stopping.signal);
+    const { sources } = this.#host;
+    const found = from === undefined ? undefined : await sources.find(from, this.#stopping.signal, guarded);
     let volume: ManagedVolume;
     try {
       const size = volumeSize(found?.size, request.size);

@@ -53,6 +53,7 @@ export interface BlockDevice {
 export const ExtentState = { local: 0, remote: 1, written: 2, zero: 3 } as const;
 export type ExtentState = (typeof ExtentState)[keyof typeof ExtentState];
 
+/** A run of bytes that are in one place. */
 export interface Extent {
   /** bytes, > 0 */
   length: number;
@@ -61,7 +62,8 @@ export interface Extent {
 
 /** A connection, as the device needs to know it. */
 export interface Client {
-  protocol: "nbd";
+  /** `library`: a program that has the device in its own process */
+  protocol: "nbd" | "library";
   /** For people: `127.0.0.1:5123`, `unix` */
   address: string;
   /** The peer may outlive this machine's power cut: TCP and not loopback. */

@@ -2,7 +2,16 @@ import net from "node:net";
 import { UllageError } from "../base/errors.ts";
 
 /** Where a server listens: `HOST:PORT`, `[::1]:PORT` or `unix:PATH`. */
-export type ListenAddress = { kind: "tcp"; host: string; port: number } | { kind: "unix"; path: string };
+export type ListenAddress =
+  { kind: "tcp"; host: string; port: number } | { kind: "unix"; path: string; access?: SocketAccess };
+
+/** Who may connect to a unix socket. */
+export interface SocketAccess {
+  /** Permissions; default: 0600. */
+  mode?: number;
+  /** Number of the group; default: the process's. */
+  group?: number;
+}
 
 /** `sun_path` of a socket address, with its terminating zero byte. */
 const MAX_UNIX_PATH_BYTES = 107;

@@ -1,5 +1,5 @@
 import { lookup } from "node:dns/promises";
-import { closeSync, fchmodSync, lstatSync, unlinkSync } from "node:fs";
+import { chmodSync, closeSync, fchmodSync, lchownSync, lstatSync, unlinkSync } from "node:fs";
 import net from "node:net";
 import { UllageError } from "../base/errors.ts";
 import {
@@ -33,8 +33,8 @@ export interface ListeningSocket {
 }
 
 /**
- * Opens a listening socket, not accepting yet. A unix socket has mode 0600 from birth; a file that nobody listens
- * behind is replaced.
+ * Opens a listening socket, not accepting yet. A unix socket has mode 0600 from birth, and the access that its address
+ * asks for before anybody can connect; a file that nobody listens behind is replaced.
  * @throws UllageError `listen` when the address is in use or can't be bound
  */
 export async function openListeningSocket(address: ListenAddress): Promise<ListeningSocket> {
@@ -85,6 +85,7 @@ async function openUnix(address: ListenAddress & { kind: "unix" }): Promise<List
   // bind(2) gives the file the socket's own mode: nobody else can connect even for an instant.
   fchmodSync(fd, 0o600);
   if (bind(fd, unixSocketAddress(address.path)) !== 0) throw failed(fd, address, errno());
+  giveAccess(fd, address);
   if (listen(fd, BACKLOG) !== 0) {
     const code = errno();
     unlinkSync(address.path);
@@ -99,6 +100,22 @@ async function openUnix(address: ListenAddress & { kind: "unix" }): Promise<List
       closeSync(fd);
     },
   };
+}
+
+/** The group comes first: with the new mode, the old group must not get in. */
+function giveAccess(fd: number, address: ListenAddress & { kind: "unix" }): void {
+  const { mode, group } = address.access ?? {};
+  try {
+    if (group !== undefined) lchownSync(address.path, -1, group);
+    if (mode !== undefined) chmodSync(address.path, mode);
+  } catch (cause) {
+    unlinkSync(address.path);
+    closeSync(fd);
+    throw new UllageError("listen", `can't give ${formatListenAddress(address)} to group ${group}`, {
+      cause,
+      hint: "the daemon's user must be a member of socketGroup",
+    });
+  }
 }
 
 /** Removes a socket file that no process listens behind. Anything else in its place is left, and bind(2) will say so. */

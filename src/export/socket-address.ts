@@ -2,10 +2,11 @@ import { AF_INET, AF_INET6, AF_UNIX } from "../base/posix.ts";
 
 // struct sockaddr_* of Linux. The buffers are `allocUnsafeSlow`: their memory never moves, so system calls may use it.
 
-/** `struct sockaddr_un` */
+/** `struct sockaddr_un`. A path that begins with a zero byte is a name in the abstract namespace. */
 export function unixSocketAddress(path: string): Buffer {
   const bytes = Buffer.from(path, "utf8");
-  const address = Buffer.allocUnsafeSlow(3 + bytes.length).fill(0);
+  const terminator = path.startsWith("\0") ? 0 : 1; // it would be a part of an abstract name
+  const address = Buffer.allocUnsafeSlow(2 + bytes.length + terminator).fill(0);
   address.writeUInt16LE(AF_UNIX, 0);
   bytes.copy(address, 2);
   return address;

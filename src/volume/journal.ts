@@ -115,6 +115,11 @@ export class Journal {
     return this.#earlierBytes + this.#log.length;
   }
 
+  /** Bytes of the newest checkpoint's file. */
+  get mapBytes(): number {
+    return this.#mapBytes;
+  }
+
   /** Appends a record; throws (ENOSPC, EIO) and changes nothing when it can't. The caller changes the map after it. */
   append(type: number, small: number, a: number, b: number, privileged: boolean): void {
     if (this.#failure) throw this.#failure;
@@ -200,10 +205,13 @@ export class Journal {
     await Promise.resolve(); // flushes parsed in this turn share the round
     while (this.#wanted > this.#started && !this.#failure) {
       this.#started++;
+      const began = this.#env.clock.now();
       try {
         await this.#round();
+        this.#env.observer?.roundEnded(this.#volumeId, this.#env.clock.now() - began, true);
         this.#rounds.advance(this.#started);
       } catch (error) {
+        this.#env.observer?.roundEnded(this.#volumeId, this.#env.clock.now() - began, false);
         if (error instanceof RoundFailure) this.#rounds.advance(this.#started, error.cause as Error);
         else this.#fail(error as Error);
       }
@@ -265,8 +273,13 @@ export class Journal {
     if (this.#checkpointing) return this.settled().then(() => this.checkpoint(clean));
     if (this.#failure) return Promise.reject(this.#failure);
     if (this.#closed) return Promise.reject(new IoError("ESHUTDOWN", "the journal is closed"));
+    const began = this.#env.clock.now();
+    const ended = (succeeded: boolean): void =>
+      this.#env.observer?.checkpointEnded(this.#volumeId, this.#env.clock.now() - began, succeeded);
     this.#checkpointing = this.#checkpoint(clean)
+      .then(() => ended(true))
       .catch((error: unknown) => {
+        ended(false);
         this.#checkpointFailedAt = this.#env.clock.now();
         throw error;
       })

@@ -1,6 +1,7 @@
 import type { Blob } from "../blob/blob.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import type { Clock } from "../base/clock.ts";
+import type { EngineObserver } from "./engine-observer.ts";
 import type { VolumeLimits } from "./limits.ts";
 
 /** How the engine reaches the world; everything is replaced in the crash model. */
@@ -15,6 +16,8 @@ export interface VolumeEnvironment {
   runtimeDir: string | undefined;
   /** Other bounds than the defaults. */
   limits?: Partial<VolumeLimits>;
+  /** Hears of flush rounds and checkpoints, for metrics. */
+  observer?: EngineObserver;
   log(level: "info" | "warn" | "error", message: string): void;
 }
 
@@ -72,6 +75,8 @@ export interface VolumeInfo {
   /** bytes of blocks owned by the head */
   writtenBytes: number;
   logBytes: number;
+  /** bytes of the newest checkpoint's file */
+  mapBytes: number;
   connections: { protocol: string; address: string; remote: boolean; writable: boolean }[];
 }
 

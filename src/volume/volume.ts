@@ -496,6 +496,7 @@ export class Volume implements BlockDevice {
       lineage: this.lineage,
       writtenBytes: this.#head.layer.writtenBytes,
       logBytes: this.#journal.logBytes,
+      mapBytes: this.#journal.mapBytes,
       connections: this.#attachments.clients().map(({ protocol, address, remote, writable }) => ({
         protocol,
         address,

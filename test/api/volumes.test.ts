@@ -265,6 +265,8 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
   assert.deepEqual(Object.keys(body.paths).sort(), [
     "/v1/health",
     "/v1/stats",
+    "/v1/tokens",
+    "/v1/tokens/{name}",
     "/v1/volumes",
     "/v1/volumes/{name}",
     "/v1/volumes/{name}/connections",

@@ -23,8 +23,15 @@ export async function run(args: string[], options: { cwd?: string; env?: NodeJS.
   return result;
 }
 
+/** The default addresses include a port, which only one of the tests that run at the same time could have. */
+function withOwnApi(args: string[]): string[] {
+  const data = args[args.indexOf("--data") + 1];
+  if (args[0] !== "serve" || !args.includes("--data") || args.includes("--api")) return args;
+  return [...args, "--api", `unix:${data}/api.sock`];
+}
+
 function start(args: string[], options: { cwd?: string; env?: NodeJS.ProcessEnv }): ChildProcess {
-  return spawn("sh", [ullage, ...args], {
+  return spawn("sh", [ullage, ...withOwnApi(args)], {
     cwd: options.cwd,
     env: { ...process.env, ULLAGE_API: undefined, ...options.env },
     stdio: ["ignore", "pipe", "pipe"],

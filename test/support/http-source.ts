@@ -27,6 +27,8 @@ export interface HttpSourceOptions {
   path?: string;
   /** `user:password` that every request must bring. */
   credentials?: string;
+  /** A loopback address to listen on; default 127.0.0.1. */
+  host?: string;
 }
 
 /**
@@ -99,6 +101,7 @@ const logLimit = 10_000;
 export async function startHttpSource(options: HttpSourceOptions): Promise<HttpSource> {
   let object = typeof options.content === "string" ? await openFile(options.content) : fromBuffer(options.content);
   const objectPath = options.path ?? "/disk.img";
+  const host = options.host ?? "127.0.0.1";
   const bucket = options.bytesPerSecond === undefined ? undefined : new TokenBucket(options.bytesPerSecond);
   const requests: SourceRequest[] = [];
   const injected: Fault[] = [];
@@ -175,7 +178,7 @@ export async function startHttpSource(options: HttpSourceOptions): Promise<HttpS
     });
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
-      server.listen(port, "127.0.0.1", resolve);
+      server.listen(port, host, resolve);
     });
   };
 
@@ -213,7 +216,7 @@ export async function startHttpSource(options: HttpSourceOptions): Promise<HttpS
   };
   await listen(0);
   source.port = (server!.address() as AddressInfo).port;
-  source.url = `http://127.0.0.1:${source.port}${objectPath}`;
+  source.url = `http://${host}:${source.port}${objectPath}`;
   return source;
 }
 

@@ -86,9 +86,10 @@ async function start(
   const { Server } = await import("../server.ts");
   const { chooseAddresses } = await import("../addresses.ts");
   const log = stderrLog(options);
-  const addresses = chooseAddresses({ nbd: options.nbd === undefined ? undefined : [options.nbd] }, dataDir, [
-    "127.0.0.1:10809",
-  ]);
+  const addresses = chooseAddresses(
+    { nbd: options.nbd === undefined ? undefined : [options.nbd] },
+    { api: [`unix:${dataDir}/api.sock`], nbd: ["127.0.0.1:10809"] },
+  );
   const ullage = await Ullage.open({
     dataDir,
     command: "run",

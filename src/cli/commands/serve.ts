@@ -1,14 +1,21 @@
 import { resolve } from "node:path";
-import type { Command } from "commander";
+import { Option, type Command } from "commander";
+import type { ApiAuth } from "../../api/connection-access.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
+import type { SocketOptions } from "../addresses.ts";
+import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
 import { print, printJson } from "../output.ts";
 import { addLogOptions, stderrLog, type LogOptions } from "../stderr-log.ts";
 import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
 
-interface Options extends LogOptions, TlsFlags {
+interface Options extends LogOptions, TlsFlags, SocketOptions {
   data?: string;
   api?: string[];
+  apiAuth?: ApiAuth;
+  apiHost?: string[];
+  /** Only the configuration file says it. */
+  allowSources?: string[];
   nbd?: string[];
   unsafeFileSystem?: boolean;
   json?: boolean;
@@ -19,12 +26,19 @@ export function addServeCommand(program: Command): void {
     .command("serve")
     .description("the daemon: serves every volume of a data directory over NBD, with an API to manage them")
     .option("--data <dir>", "data directory; default: ./ullage-data, for a system service its state directory")
-    .option("--api <addr...>", "unix:PATH; default: unix:<data>/api.sock")
+    .option("--api <addr...>", "HOST:PORT, [::1]:PORT or unix:PATH; default: 127.0.0.1:7070 and unix:<data>/api.sock")
+    .addOption(
+      new Option("--api-auth <auth>", "whether the API takes a token on TCP; off: on loopback only").choices([
+        "token",
+        "off",
+      ]),
+    )
+    .option("--api-host <name...>", "further names that the API goes by on TCP, such as that of a proxy in front of it")
     .option("--nbd <addr...>", "HOST:PORT, [::1]:PORT or unix:PATH; default: 127.0.0.1:10809 and unix:<data>/nbd.sock")
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where it listens as an object")
     .addHelpText("after", "\nExample:\n  $ ullage serve --data /srv/ullage --nbd 127.0.0.1:10809");
-  addLogOptions(addTlsOptions(command), "info").action(serve);
+  addConfigOption(addLogOptions(addTlsOptions(command), "info")).action(serve);
 }
 
 async function serve(options: Options): Promise<void> {
@@ -33,25 +47,39 @@ async function serve(options: Options): Promise<void> {
   const stop = stopSignal();
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { Server } = await import("../server.ts");
+  const { notifyServiceManager } = await import("../service-manager.ts");
   const { chooseAddresses } = await import("../addresses.ts");
   const log = stderrLog(options);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
-  const addresses = chooseAddresses(options, dataDir, ["127.0.0.1:10809", `unix:${dataDir}/nbd.sock`]);
+  const addresses = chooseAddresses(options, {
+    api: ["127.0.0.1:7070", `unix:${dataDir}/api.sock`],
+    nbd: ["127.0.0.1:10809", `unix:${dataDir}/nbd.sock`],
+  });
   const ullage = await Ullage.open({
     dataDir,
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
+    ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
     log,
   });
-  const server = await Server.start(ullage, addresses, { tls }, log);
-  announce(ullage, options.json === true);
+  const server = await Server.start(ullage, addresses, { tls, ...apiOptions(options) }, log);
+  // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
+  const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
+  announce(ullage, options.json === true, link);
+  notifyServiceManager("READY=1", log);
   await aborted(stop);
+  notifyServiceManager("STOPPING=1", log);
   log("info", "stopping: draining connections, flushing volumes");
   await server.stop();
   log("info", "stopped");
 }
 
-function announce(ullage: Ullage, json: boolean): void {
+function apiOptions({ apiAuth, apiHost = [] }: Options): { apiAuth?: ApiAuth; apiHosts: string[] } {
+  const apiHosts = apiHost.map((name) => name.toLowerCase());
+  return apiAuth === undefined ? { apiHosts } : { apiAuth, apiHosts };
+}
+
+function announce(ullage: Ullage, json: boolean, dashboard: string | undefined): void {
   const health = ullage.health();
   if (json) {
     printJson(health);
@@ -64,7 +92,7 @@ function announce(ullage: Ullage, json: boolean): void {
   print(`Ullage ${version} serves ${dataDirectory}
   NBD  ${uris.join("  ")}
   API  ${api.join("  ")}
-
+${dashboard === undefined ? "" : `  Dashboard  ${dashboard}\n`}
 Next, in another terminal:
   ${program} volume create web1 --from SOURCE      a writable disk from an image: a path or an http(s) address
   ${program} volume ls

@@ -1,6 +1,7 @@
 import net from "node:net";
 import { describeError, UllageError } from "../../base/errors.ts";
 import type { Attachment, Client, ExportDirectory } from "../block-device.ts";
+import type { ExportTraffic } from "../export-traffic.ts";
 import { formatListenAddress, isLoopback } from "../listen-address.ts";
 import type { BufferPool } from "./buffer-pool.ts";
 import type { HandshakeChannel } from "./handshake-channel.ts";
@@ -8,6 +9,7 @@ import { CLOSE_GRACE_MS, LINGER_MS } from "./limits.ts";
 import { type Negotiated, Negotiation } from "./negotiation.ts";
 import { ReceiveBuffer } from "./receive-buffer.ts";
 import { ReplyWriter } from "./reply-writer.ts";
+import { RequestMeter } from "./request-meter.ts";
 import type { PayloadHolder } from "./stall-watch.ts";
 import { secure, type TlsSettings } from "./tls.ts";
 import { Transmission } from "./transmission.ts";
@@ -16,6 +18,13 @@ import { Transmission } from "./transmission.ts";
 const HANDSHAKE_OUTPUT_BYTES = 64 * 1024;
 /** The device's failures are logged no more often than this; the client is told of each. */
 const FAILURE_LOG_MS = 1_000;
+
+/** See daemon/log.ts for the fields. */
+export type NbdLog = (
+  level: "info" | "warn" | "error",
+  message: string,
+  fields?: { address: string; volume?: string },
+) => void;
 
 export interface ConnectionOptions {
   id: number;
@@ -26,7 +35,9 @@ export interface ConnectionOptions {
   pool: BufferPool;
   handshakeTimeoutMs: number;
   refusal: string | undefined;
-  log: (level: "info" | "warn" | "error", message: string) => void;
+  log: NbdLog;
+  /** Where what is done with an export is counted. */
+  traffic: (exportName: string) => ExportTraffic;
   /** The socket is closed. */
   closed(connection: Connection): void;
 }
@@ -132,7 +143,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
   }
 
   cut(reason: string): void {
-    this.#options.log("warn", `nbd: ${this.address}: connection cut: ${reason}`);
+    this.#log("warn", `connection cut: ${reason}`);
     this.destroy();
   }
 
@@ -188,7 +199,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
   // ---- life ----------------------------------------------------------------------------------------------------------
 
   async #serve(): Promise<void> {
-    const { exports, tls, refusal, log } = this.#options;
+    const { exports, tls, refusal } = this.#options;
     try {
       const negotiated = await new Negotiation(this, {
         exports,
@@ -199,7 +210,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
       if (negotiated === undefined) this.#shut();
       else this.#transmit(negotiated);
     } catch (error) {
-      if (this.#phase !== "closed") log("info", `nbd: ${this.address}: connection ended: ${describeError(error)}`);
+      if (this.#phase !== "closed") this.#log("info", `connection ended: ${describeError(error)}`);
       this.destroy();
     }
   }
@@ -211,7 +222,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
       remote: this.#remote,
       writable,
       close: (reason) => {
-        this.#options.log("info", `nbd: ${this.address}: closing the connection: ${reason}`);
+        this.#log("info", `closing the connection: ${reason}`);
         this.shutdown(CLOSE_GRACE_MS);
       },
     };
@@ -226,7 +237,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
     }
     this.#negotiated = negotiated;
     this.#phase = "transmission";
-    const { pool, fd, log } = this.#options;
+    const { pool, fd, traffic } = this.#options;
     const writer = (this.#writer = new ReplyWriter(pool, this.#socket, this.secure ? -1 : fd, () =>
       this.#transmission?.writable(),
     ));
@@ -235,10 +246,11 @@ export class Connection implements HandshakeChannel, PayloadHolder {
       pool,
       received: this.#received,
       writer,
+      meter: new RequestMeter(traffic(negotiated.name)),
       setReading: (reading) => this.#setReading(reading),
       defect: (error) => this.#defect(error),
       violation: (reason) => {
-        log("info", `nbd: ${this.address}: connection ended: ${reason}`);
+        this.#log("info", `connection ended: ${reason}`);
         this.destroy();
       },
       finished: (clean) => {
@@ -347,7 +359,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
   /** An error of ours, not of the client or the device: it must not reach the others. */
   #defect(error: unknown): void {
     const stack = error instanceof Error ? error.stack : String(error);
-    this.#options.log("error", `nbd: ${this.address}: connection ended by a defect in the server: ${stack}`);
+    this.#log("error", `connection ended by a defect in the server: ${stack}`);
     this.destroy();
   }
 
@@ -356,7 +368,13 @@ export class Connection implements HandshakeChannel, PayloadHolder {
     if (now - this.#lastFailureLog < FAILURE_LOG_MS) return;
     this.#lastFailureLog = now;
     const name = this.#negotiated?.name ?? "";
-    this.#options.log("warn", `nbd: ${this.address}: ${what} of export "${name}" failed: ${describeError(error)}`);
+    this.#log("warn", `${what} of export "${name}" failed: ${describeError(error)}`);
+  }
+
+  #log(level: "info" | "warn" | "error", message: string): void {
+    const volume = this.#negotiated?.name;
+    const fields = { address: this.address, ...(volume === undefined ? {} : { volume }) };
+    this.#options.log(level, `nbd: ${this.address}: ${message}`, fields);
   }
 }
 

@@ -1,11 +1,12 @@
 import { closeSync } from "node:fs";
 import { Acceptor } from "../../base/acceptor.ts";
 import type { ExportDirectory } from "../block-device.ts";
+import { ExportTraffic } from "../export-traffic.ts";
 import { formatListenAddress, type ListenAddress, parseListenAddress } from "../listen-address.ts";
 import { adoptListeningSocket, type ListeningSocket, openListeningSocket } from "../listening-socket.ts";
 import { SEND_BUFFER_BYTES, tuneTcpSocket, tuneUnixSocket } from "../socket-options.ts";
 import { BufferPool } from "./buffer-pool.ts";
-import { Connection, type ConnectionInfo } from "./connection.ts";
+import { Connection, type ConnectionInfo, type NbdLog } from "./connection.ts";
 import { DEFAULT_LIMITS, MAX_REFUSALS, type NbdLimits, REFUSAL_TIMEOUT_MS } from "./limits.ts";
 import { StallWatch } from "./stall-watch.ts";
 import type { TlsSettings } from "./tls.ts";
@@ -15,7 +16,9 @@ export interface NbdServerOptions {
   /** Absent: no TLS. */
   tls?: TlsSettings;
   limits?: Partial<NbdLimits>;
-  log: (level: "info" | "warn" | "error", message: string) => void;
+  log: NbdLog;
+  /** Where what clients do with an export is counted; default: nowhere that anybody looks. */
+  traffic?: (exportName: string) => ExportTraffic;
 }
 
 /** A socket that the server accepts connections from. */
@@ -42,7 +45,9 @@ export class NbdServer {
   readonly #connections = new Set<Connection>();
   readonly #refused = new Set<Connection>();
   readonly #stallWatch: StallWatch;
-  #nextId = 1;
+  /** Connections taken, and turned away because there were too many, since the start. */
+  accepted = 0;
+  turnedAway = 0;
   #sendBufferReported = false;
   #stopping = false;
   #onEmpty: (() => void) | undefined;
@@ -124,15 +129,18 @@ export class NbdServer {
     const { maxConnections, handshakeTimeoutMs } = this.#limits;
     const full = this.#connections.size >= maxConnections;
     if (this.#stopping || (full && this.#refused.size >= MAX_REFUSALS)) {
+      if (!this.#stopping) this.turnedAway++;
       closeSync(fd);
       return;
     }
+    if (full) this.turnedAway++;
+    else this.accepted++;
     if (unix) this.#tuneUnix(fd);
     else tuneTcpSocket(fd);
-    const { exports, log } = this.#options;
+    const { exports, log, traffic = () => new ExportTraffic() } = this.#options;
     const set = full ? this.#refused : this.#connections;
     const connection = new Connection({
-      id: this.#nextId++,
+      id: this.accepted + this.turnedAway,
       fd,
       unix,
       exports,
@@ -141,6 +149,7 @@ export class NbdServer {
       handshakeTimeoutMs: full ? REFUSAL_TIMEOUT_MS : handshakeTimeoutMs,
       refusal: full ? `too many connections: the limit is ${maxConnections}` : undefined,
       log,
+      traffic,
       closed: (closed) => {
         set.delete(closed);
         if (this.#connections.size === 0) this.#onEmpty?.();

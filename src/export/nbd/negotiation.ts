@@ -217,6 +217,10 @@ export class Negotiation {
       sizes.writeUInt32BE(MAX_PAYLOAD_BYTES, 8);
       replies.push(this.#info(option, Info.blockSize, sizes));
     }
+    if (request.infos.includes(Info.lineage)) {
+      // In the reply to GO it is that of the very device that transmission is about: no restart can come in between.
+      replies.push(this.#info(option, Info.lineage, Buffer.from(found.device.lineage, "hex")));
+    }
     replies.push(optionReply(option, OptionReply.ack));
     if (negotiated === undefined) await this.#channel.write(Buffer.concat(replies));
     else await this.#handOver(negotiated, Buffer.concat(replies));

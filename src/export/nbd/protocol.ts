@@ -57,8 +57,8 @@ export const OptionReply = {
   tooBig: 0x80000009,
 } as const;
 
-/** Information types of NBD_OPT_INFO and NBD_OPT_GO */
-export const Info = { export: 0, name: 1, description: 2, blockSize: 3 } as const;
+/** Information types of NBD_OPT_INFO and NBD_OPT_GO; `lineage` (16 bytes) is ours and told only to who asks: docs/NBD.md */
+export const Info = { export: 0, name: 1, description: 2, blockSize: 3, lineage: 0x554c } as const;
 
 /** "Request message" */
 export const REQUEST_MAGIC = 0x25609513;

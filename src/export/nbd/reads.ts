@@ -4,6 +4,7 @@ import { CHUNK_DATA_BYTES, FRAGMENT_BYTES, LARGE_RECEIVE_BYTES, SYNC_BYTES } fro
 import { Command, CommandFlag, OFFSET_DATA_BYTES, REPLY_FLAG_DONE, SIMPLE_REPLY_BYTES } from "./protocol.ts";
 import { putOffsetDataHeader, putReadHeader, putSimpleReply } from "./reply-format.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
+import type { RequestMeter } from "./request-meter.ts";
 import { LongRead, type SlowOperations } from "./slow-operations.ts";
 import type { TransmissionContext } from "./transmission-context.ts";
 
@@ -21,6 +22,7 @@ export class Reads {
   readonly #device: BlockDevice;
   readonly #pool: BufferPool;
   readonly #writer: ReplyWriter;
+  readonly #meter: RequestMeter;
   readonly #structured: boolean;
   readonly #headerBytes: number;
   readonly #slow: SlowOperations;
@@ -31,6 +33,7 @@ export class Reads {
     this.#device = context.device;
     this.#pool = context.pool;
     this.#writer = context.writer;
+    this.#meter = context.meter;
     this.#structured = context.structured;
     this.#headerBytes = context.structured ? OFFSET_DATA_BYTES : SIMPLE_REPLY_BYTES;
     this.#slow = slow;
@@ -63,6 +66,7 @@ export class Reads {
         void this.#slow.readFragment(read, offset, length);
       } else if (flags === REPLY_FLAG_DONE) {
         this.pending = undefined;
+        this.#meter.readEnded(read.began, read.length, read.fromSource);
         return length;
       }
     } catch (error) {
@@ -85,6 +89,8 @@ export class Reads {
       if (this.#device.tryRead(offset, length, chunk.io, at + header)) {
         putReadHeader(chunk.view, at, this.#structured, cookieHigh, cookieLow, offset, length);
         writer.commit(header + length);
+        this.#meter.reads++;
+        this.#meter.readBytes += length;
         return;
       }
     } catch (error) {
@@ -96,7 +102,11 @@ export class Reads {
 
   #medium(cookieHigh: number, cookieLow: number, offset: number, length: number): void {
     try {
-      if (this.#tryPieces(cookieHigh, cookieLow, offset, length, REPLY_FLAG_DONE)) return;
+      if (this.#tryPieces(cookieHigh, cookieLow, offset, length, REPLY_FLAG_DONE)) {
+        this.#meter.reads++;
+        this.#meter.readBytes += length;
+        return;
+      }
     } catch (error) {
       this.#slow.fail(Command.read, cookieHigh, cookieLow, 0, offset, length, error);
       return;
@@ -113,6 +123,8 @@ export class Reads {
       if (length <= SYNC_BYTES && this.#device.tryRead(offset, length, chunk.io, header)) {
         putReadHeader(chunk.view, 0, this.#structured, cookieHigh, cookieLow, offset, length);
         this.#writer.add(chunk, 0, total);
+        this.#meter.reads++;
+        this.#meter.readBytes += length;
         return 0;
       }
     } catch (error) {

@@ -1,4 +1,5 @@
 import { errnoOf } from "../../base/errors.ts";
+import { ExtentState } from "../block-device.ts";
 import type { Chunk } from "./buffer-pool.ts";
 import { CHUNK_BYTES } from "./limits.ts";
 import { Command, CommandFlag, NbdError, nbdErrorOf, OFFSET_DATA_BYTES, SIMPLE_REPLY_BYTES } from "./protocol.ts";
@@ -9,6 +10,9 @@ import type { TransmissionContext } from "./transmission-context.ts";
 /** A payload above this that has a buffer of its own takes the buffer along instead of being copied. */
 const DETACH_BYTES = 64 * 1024;
 
+/** Runs that are looked at to find out whether a read has to wait for the source. */
+const SOURCE_RUNS = 256;
+
 /** A read that is answered in several fragments; the last word is said when all of them have ended. */
 export class LongRead {
   readonly cookieHigh: number;
@@ -16,6 +20,11 @@ export class LongRead {
   /** Of the next fragment. */
   offset: number;
   remaining: number;
+  /** bytes of all fragments */
+  readonly length: number;
+  readonly began = performance.now();
+  /** Some fragment had to wait for the source. */
+  fromSource = false;
   /** Fragments that wait for the device. */
   pending = 0;
   /** No more fragments will be started. */
@@ -27,6 +36,7 @@ export class LongRead {
     this.cookieLow = cookieLow;
     this.offset = offset;
     this.remaining = length;
+    this.length = length;
   }
 }
 
@@ -68,6 +78,7 @@ export class SlowOperations {
   ): void {
     if (this.#abandoned) return;
     const errno = errnoOf(error);
+    this.#context.meter.failed(command, errno);
     let code = nbdErrorOf(errno);
     // "The server SHOULD NOT return NBD_ENOTSUP except" for a fast zero.
     if (code === NbdError.ENOTSUP && (flags & CommandFlag.fastZero) === 0) code = NbdError.EIO;
@@ -96,11 +107,14 @@ export class SlowOperations {
     offset: number,
     length: number,
   ): Promise<void> {
-    const { device, pool, writer, structured } = this.#context;
+    const { device, pool, writer, structured, meter } = this.#context;
     const header = this.#headerBytes;
+    const began = performance.now();
     this.#begin(length);
     try {
+      const fromSource = this.#waitsForSource(offset, length);
       await device.read(offset, length, chunk.io, at + header);
+      meter.readEnded(began, length, fromSource);
       if (this.#abandoned) {
         pool.release(chunk);
       } else {
@@ -120,6 +134,7 @@ export class SlowOperations {
     read.pending++;
     this.#begin(length);
     try {
+      read.fromSource ||= this.#waitsForSource(offset, length);
       await device.read(offset, length, chunk.io, OFFSET_DATA_BYTES);
       if (this.#abandoned) {
         pool.release(chunk);
@@ -140,6 +155,7 @@ export class SlowOperations {
   finishLongRead(read: LongRead): void {
     if (!read.issued || read.pending > 0 || this.#abandoned) return;
     if (read.failure === undefined) {
+      this.#context.meter.readEnded(read.began, read.length, read.fromSource);
       writeNone(this.#context.writer, read.cookieHigh, read.cookieLow);
     } else {
       const { error, offset, length } = read.failure;
@@ -203,6 +219,8 @@ export class SlowOperations {
     length: number,
     operation: () => Promise<void>,
   ): Promise<void> {
+    const { meter } = this.#context;
+    const began = performance.now();
     // Only payloads occupy memory: a trim of terabytes counts as one request.
     const held = command === Command.write ? length : 0;
     this.#begin(held);
@@ -210,11 +228,18 @@ export class SlowOperations {
       await operation();
       const modifies = command === Command.write || command === Command.trim || command === Command.writeZeroes;
       if (modifies && (flags & CommandFlag.fua) !== 0) await this.#context.device.flush();
+      meter.ended(command, began, length);
       if (!this.#abandoned) writeDone(this.#context.writer, cookieHigh, cookieLow);
     } catch (error) {
       this.fail(command, cookieHigh, cookieLow, flags, offset, length, error);
     }
     this.#end(held);
+  }
+
+  /** Whether some of the range is at the source only. */
+  #waitsForSource(offset: number, length: number): boolean {
+    const extents = this.#context.device.extents(offset, length, SOURCE_RUNS);
+    return extents.some(({ state }) => state === ExtentState.remote);
   }
 
   get #headerBytes(): number {

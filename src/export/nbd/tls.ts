@@ -7,6 +7,7 @@ import { UllageError } from "../../base/errors.ts";
 /** `on`: clients may use TLS; `require`: nothing is answered without it ("FORCEDTLS mode"). */
 export type TlsMode = "off" | "on" | "require";
 
+/** What `loadTls` read, for `NbdOptions`. */
 export interface TlsSettings {
   mode: TlsMode;
   options: tls.TlsOptions;

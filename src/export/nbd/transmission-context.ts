@@ -3,6 +3,7 @@ import type { BufferPool } from "./buffer-pool.ts";
 import type { MetaContext } from "./meta-context.ts";
 import type { ReceiveBuffer } from "./receive-buffer.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
+import type { RequestMeter } from "./request-meter.ts";
 
 /** What was negotiated, and where a connection's parts are. */
 export interface TransmissionContext {
@@ -13,6 +14,7 @@ export interface TransmissionContext {
   readonly pool: BufferPool;
   readonly received: ReceiveBuffer;
   readonly writer: ReplyWriter;
+  readonly meter: RequestMeter;
   /** Reading from the client may go on, or must stop. */
   setReading(reading: boolean): void;
   /** The client broke the protocol: the connection ends at once. */

@@ -25,6 +25,7 @@ import { putStructuredHeader, writeDone, writeError } from "./reply-format.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
 import { Reads } from "./reads.ts";
 import { refuse } from "./request-gate.ts";
+import type { RequestMeter } from "./request-meter.ts";
 import { SlowOperations } from "./slow-operations.ts";
 import type { TransmissionContext } from "./transmission-context.ts";
 
@@ -50,6 +51,7 @@ export class Transmission implements BudgetWaiter {
   readonly #pool: BufferPool;
   readonly #received: ReceiveBuffer;
   readonly #writer: ReplyWriter;
+  readonly #meter: RequestMeter;
   readonly #structured: boolean;
   readonly #slow: SlowOperations;
   readonly #reads: Reads;
@@ -73,6 +75,7 @@ export class Transmission implements BudgetWaiter {
     this.#pool = context.pool;
     this.#received = context.received;
     this.#writer = context.writer;
+    this.#meter = context.meter;
     this.#structured = context.structured;
     this.#slow = new SlowOperations(context, () => this.#slowEnded());
     this.#reads = new Reads(context, this.#slow);
@@ -159,6 +162,7 @@ export class Transmission implements BudgetWaiter {
     this.budgetWanted = 0;
     let need = 0;
     let blocked = false;
+    this.#meter.beginBatch();
     while (need === 0) {
       if (this.#mustWait()) {
         blocked = true;
@@ -169,6 +173,7 @@ export class Transmission implements BudgetWaiter {
       if (this.#writer.readyBytes >= SEND_BYTES) this.#writer.send();
     }
     this.#writer.send();
+    this.#meter.endBatch();
     // The device or the socket may have ended the connection meanwhile.
     if (this.#ended()) return;
     if (blocked) need = received.end - received.start;
@@ -240,6 +245,7 @@ export class Transmission implements BudgetWaiter {
       received.start += REQUEST_BYTES;
       if (command === Command.write) this.#discard = length;
       this.#countRequest(0);
+      this.#meter.refused(command, refusal.error);
       writeError(this.#writer, this.#structured, cookieHigh, cookieLow, refusal.error, refusal.message);
       return 0;
     }
@@ -282,8 +288,11 @@ export class Transmission implements BudgetWaiter {
   ): void {
     try {
       if (length <= SYNC_BYTES && this.#device.tryWrite(offset, length, this.#received.chunk.io, payloadAt)) {
-        if ((flags & CommandFlag.fua) === 0) writeDone(this.#writer, cookieHigh, cookieLow);
-        else this.#slow.persist(Command.write, cookieHigh, cookieLow, flags, offset, length);
+        if ((flags & CommandFlag.fua) === 0) {
+          writeDone(this.#writer, cookieHigh, cookieLow);
+          this.#meter.writes++;
+          this.#meter.writtenBytes += length;
+        } else this.#slow.persist(Command.write, cookieHigh, cookieLow, flags, offset, length);
         return;
       }
     } catch (error) {

@@ -1,0 +1,67 @@
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import type { Log } from "../daemon/log.ts";
+import { describeCaller } from "./caller.ts";
+
+/*
+ * The audit log: one line at level info for each change that was asked for, refused ones included, and one at level warn
+ * for each request that was refused for want of rights. What is refused for its rate is not logged: that bounds the log.
+ *
+ * Fields, which stay as they are: event ("change" or "denied"), caller (`unix`, `token:NAME`, `loopback`, `nobody`),
+ * address, method, path, name (the body's, when the path does not tell what is made), status, code (of the problem),
+ * requestId, durationMs.
+ */
+
+declare module "fastify" {
+  interface FastifyRequest {
+    /** Code of the problem that is answered; null for none. */
+    problemCode: string | null;
+    /** Monotonic milliseconds. */
+    arrivedAt: number;
+  }
+}
+
+const looks = new Set(["GET", "HEAD", "OPTIONS"]);
+
+export function auditChanges(app: FastifyInstance, log: Log): void {
+  app.decorateRequest("problemCode", null);
+  app.decorateRequest("arrivedAt", 0);
+  app.addHook("onRequest", async (request) => {
+    request.arrivedAt = performance.now();
+  });
+  // When the answer is known, and not when it has arrived: a client may be gone by then.
+  app.addHook("onSend", async (request, reply) => {
+    const status = reply.statusCode;
+    const denied = status === 401 || status === 403 || status === 421;
+    if (status === 429 || (!denied && looks.has(request.method))) return;
+    const caller = describeCaller(request.caller);
+    const address = request.caller.kind === "unix" ? "unix" : `${request.ip}:${request.raw.socket.remotePort}`;
+    const who = address === caller ? caller : `${caller} from ${address}`;
+    const path = printable(request.url.split("?")[0]);
+    const name = nameInBody(request);
+    const code = request.problemCode;
+    const what = `${request.method} ${path}${name === undefined ? "" : ` '${name}'`}`;
+    const result = code === null ? String(status) : `${status} ${code}`;
+    log(denied ? "warn" : "info", `${who}: ${what}: ${result} (request ${request.id})`, {
+      event: denied ? "denied" : "change",
+      caller,
+      address,
+      method: request.method,
+      path,
+      ...(name === undefined ? {} : { name }),
+      status,
+      ...(code === null ? {} : { code }),
+      requestId: request.id,
+      durationMs: Math.round(performance.now() - request.arrivedAt),
+    });
+  });
+}
+
+function nameInBody({ body }: FastifyRequest): string | undefined {
+  const { name } = (body ?? {}) as { name?: unknown };
+  return typeof name === "string" ? printable(name.slice(0, 128)) : undefined;
+}
+
+/** A client can't forge lines of the log, nor colour a terminal. */
+function printable(text: string): string {
+  return text.replaceAll(/[^\x20-\x7e]/g, "?");
+}

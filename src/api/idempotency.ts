@@ -1,0 +1,15 @@
+import type { FastifyInstance } from "fastify";
+import { describeCaller } from "./caller.ts";
+
+/**
+ * Binds every `Idempotency-Key` to its caller, before a route sees it: two callers may happen to use the same key, and
+ * nobody gets an answer that was somebody else's. Those on unix sockets are one caller, whose keys stay as they are.
+ */
+export function bindIdempotencyKeys(app: FastifyInstance): void {
+  app.addHook("preHandler", async ({ raw, caller }) => {
+    const key = raw.headers["idempotency-key"];
+    if (typeof key === "string" && caller.kind !== "unix") {
+      raw.headers["idempotency-key"] = `${describeCaller(caller)}/${key}`;
+    }
+  });
+}

@@ -1,0 +1,146 @@
+import { existsSync } from "node:fs";
+import { realpath, stat } from "node:fs/promises";
+import { describeError, UllageError } from "../base/errors.ts";
+import type { ListenAddress } from "../export/listen-address.ts";
+import { makeFileSystem, mountDevice, type NewFileSystem } from "./file-system.ts";
+import { inspect, viewOf } from "./inspection.ts";
+import { listMounts } from "./mounts.ts";
+import { attachRoot, Place } from "./place.ts";
+import { commandExists, runCommand } from "./run-command.ts";
+import { refuseSelfHosting } from "./self-hosting.ts";
+import { startHelper } from "./start-helper.ts";
+import type { AttachmentView } from "./state.ts";
+import { tearDown } from "./tear-down.ts";
+
+export interface AttachRequest {
+  /** the volume's name: the export's */
+  name: string;
+  /** absolute; null: don't mount */
+  mount: string | null;
+  /** null: use what is there */
+  mkfs: NewFileSystem | null;
+  readOnly: boolean;
+  /** How long requests wait for a daemon that is away. */
+  timeoutMs: number;
+  /** Where the daemon, on this machine, serves it, and what from. */
+  address: ListenAddress;
+  dataDirectory: string;
+}
+
+/**
+ * Makes a volume a block device of this host (for whom may not: a file), and mounts it if asked to. What was begun is
+ * taken back when a step fails. Asked again for what is there already, it says so.
+ * @throws UllageError `attach-tools`, `attach-root`, `mount-point`, `self-hosted`, `mount-hides-data`, `attach-busy`,
+ *   `already-attached`, `attach-broken`, `nbd-refused`, `nbd-unreachable`, `nbdfuse-failed`, `not-empty`,
+ *   `no-file-system`, `mount-failed`
+ */
+export async function attach(request: AttachRequest): Promise<AttachmentView> {
+  const withDevice = checkMachine(request);
+  const mount = request.mount === null ? null : await mountPoint(request.mount);
+  refuseSelfHosting(request.dataDirectory, mount);
+  const place = new Place(attachRoot(), request.name);
+  const lock = place.lock();
+  try {
+    const existing = current(place);
+    if (existing === undefined) await begin(place, { ...request, mount }, withDevice);
+    else await complete(place, { ...request, mount }, existing);
+    return current(place)!;
+  } finally {
+    lock.release();
+  }
+}
+
+function current(place: Place): AttachmentView | undefined {
+  return viewOf(place, inspect(place));
+}
+
+async function begin(place: Place, request: AttachRequest, withDevice: boolean): Promise<void> {
+  const { name, dataDirectory, address, readOnly, timeoutMs } = request;
+  place.clear(); // what a reboot or a kill has left
+  place.writeRecord({ name, dataDirectory, address, readOnly, timeoutMs, since: new Date().toISOString() });
+  try {
+    await startHelper(place);
+    if (!withDevice) return;
+    const options = ["--find", "--show", "--partscan", "--direct-io=on", ...(readOnly ? ["--read-only"] : [])];
+    const device = await runCommand("losetup", ...options, place.file);
+    await use(request, device);
+  } catch (error) {
+    const losses = await tearDown(place).catch((failure: unknown) => [describeError(failure)]);
+    if (losses.length === 0 || !(error instanceof UllageError)) throw error;
+    throw new UllageError(error.code, `${error.message} (and it could not be taken back: ${losses.join("; ")})`, {
+      hint: `ullage detach ${name}`,
+      cause: error.cause,
+    });
+  }
+}
+
+/** It is attached: what was asked for must be the same, and a mount may still be missing. */
+async function complete(place: Place, request: AttachRequest, existing: AttachmentView): Promise<void> {
+  const { name } = request;
+  const hint = `ullage detach ${name}, then attach it again`;
+  if (existing.state === "broken") {
+    throw new UllageError("attach-broken", `'${name}' is attached and broken: ${existing.reason}`, { hint });
+  }
+  const differs = difference(request, existing, place.readRecord()?.readOnly === true);
+  if (differs !== undefined) {
+    throw new UllageError("already-attached", `'${name}' is already attached ${differs}`, { hint });
+  }
+  if (existing.device !== null && existing.mounts.length === 0) await use(request, existing.device);
+}
+
+/** How what is there differs from what is asked for. */
+function difference(request: AttachRequest, existing: AttachmentView, readOnly: boolean): string | undefined {
+  const { mounts, dataDirectory } = existing;
+  if (dataDirectory !== request.dataDirectory) return `from the daemon of ${dataDirectory}`;
+  if (readOnly !== request.readOnly) return readOnly ? "read-only" : "read-write";
+  if (request.mount === null || mounts.length === 0 || mounts.includes(request.mount)) return undefined;
+  return `and mounted at ${mounts.join(", ")}`;
+}
+
+async function use({ mkfs, mount, readOnly }: AttachRequest, device: string): Promise<void> {
+  if (mkfs !== null) await makeFileSystem(device, mkfs);
+  if (mount === null) return;
+  const there = listMounts().findLast(({ path }) => path === mount);
+  if (there !== undefined) {
+    throw new UllageError("mount-point", `${there.source} is already mounted on ${mount}`, {
+      hint: "unmount it first, or choose another directory",
+    });
+  }
+  await mountDevice(device, mount, readOnly);
+}
+
+/** @returns whether there will be a device, and not just a file @throws UllageError `attach-tools`, `attach-root` */
+function checkMachine({ mount, mkfs }: AttachRequest): boolean {
+  if (!existsSync("/dev/fuse")) {
+    throw new UllageError("attach-tools", "there is no FUSE here: /dev/fuse is missing", {
+      hint: "modprobe fuse; a container needs --device /dev/fuse and CAP_SYS_ADMIN",
+    });
+  }
+  const packages = { nbdfuse: "libnbd-bin", fusermount3: "fuse3", ...(mkfs === null ? {} : mkfsPackages[mkfs]) };
+  for (const [command, name] of Object.entries(packages)) {
+    if (commandExists(command)) continue;
+    throw new UllageError("attach-tools", `${command} is missing`, { hint: `apt install ${name}` });
+  }
+  const lacking = process.getuid?.() !== 0 ? "root" : existsSync("/dev/loop-control") ? undefined : "loop devices";
+  if (lacking === undefined) return true;
+  if (mount === null && mkfs === null) return false;
+  throw new UllageError("attach-root", `${mount === null ? "--mkfs" : "--mount"} needs ${lacking}`, {
+    hint: "without it the volume becomes a file, which needs neither root nor loop devices",
+  });
+}
+
+const mkfsPackages = {
+  ext4: { "mkfs.ext4": "e2fsprogs" },
+  xfs: { "mkfs.xfs": "xfsprogs" },
+} satisfies Record<NewFileSystem, Record<string, string>>;
+
+/** @returns the real path, as the kernel lists mounts @throws UllageError `mount-point` */
+async function mountPoint(path: string): Promise<string> {
+  const real = await realpath(path).catch((error: NodeJS.ErrnoException) => {
+    throw new UllageError("mount-point", `nothing can be mounted on ${path}: ${error.code}`, {
+      hint: `mkdir -p ${path}`,
+    });
+  });
+  if ((await stat(real)).isDirectory()) return real;
+  throw new UllageError("mount-point", `nothing can be mounted on ${path}: it is not a directory`);
+}

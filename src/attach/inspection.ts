@@ -1,0 +1,66 @@
+import { existsSync } from "node:fs";
+import { type LoopDevice, loopDevicesOf, mountsOf } from "./loop-devices.ts";
+import { listMounts, type Mount } from "./mounts.ts";
+import type { Place } from "./place.ts";
+import { isAlive } from "./processes.ts";
+import type { AttachmentState, AttachmentView, AttachRecord, HelperStatus } from "./state.ts";
+
+/** An attachment as it really is: its files say what should be there, the kernel what is. */
+export interface Inspection {
+  record: AttachRecord | undefined;
+  status: HelperStatus | undefined;
+  helperAlive: boolean;
+  nbdfuseAlive: boolean;
+  fuseMounted: boolean;
+  devices: LoopDevice[];
+  /** of the devices */
+  mounts: Mount[];
+}
+
+export function inspect(place: Place): Inspection {
+  const status = place.readStatus();
+  const mounts = listMounts();
+  const devices = existsSync("/sys/class/block") ? loopDevicesOf(place.file) : [];
+  return {
+    record: place.readRecord(),
+    status,
+    helperAlive: status !== undefined && isAlive(status.helper),
+    nbdfuseAlive: status?.nbdfuse !== undefined && status.nbdfuse !== null && isAlive(status.nbdfuse),
+    fuseMounted: mounts.some(({ path }) => path === place.fuse),
+    devices,
+    mounts: devices.flatMap((device) => mountsOf(device, mounts)),
+  };
+}
+
+/** Nothing is left of it but files. */
+export function isGone({ helperAlive, nbdfuseAlive, fuseMounted, devices }: Inspection): boolean {
+  return !helperAlive && !nbdfuseAlive && !fuseMounted && devices.length === 0;
+}
+
+/** @returns undefined when nothing is left but files */
+export function viewOf(place: Place, found: Inspection): AttachmentView | undefined {
+  if (isGone(found)) return undefined;
+  const { record, status } = found;
+  const { state, reason } = stateOf(found);
+  return {
+    name: record?.name ?? place.name,
+    state,
+    reason,
+    device: found.devices[0]?.path ?? null,
+    file: place.file,
+    mounts: found.mounts.map(({ path }) => path),
+    size: status?.size ?? 0,
+    readOnly: status?.readOnly === true || record?.readOnly === true,
+    since: record?.since ?? status?.since ?? "",
+    dataDirectory: record?.dataDirectory ?? "",
+    helperPid: found.helperAlive ? status!.helper.pid : null,
+  };
+}
+
+function stateOf(found: Inspection): { state: AttachmentState; reason: string | null } {
+  if (!found.helperAlive) return { state: "broken", reason: "the helper process is gone" };
+  if (!found.nbdfuseAlive || !found.fuseMounted) return { state: "broken", reason: "nbdfuse is gone" };
+  const { state, reason } = found.status!;
+  if (state === "connected") return { state: "attached", reason: null };
+  return state === "closed" ? { state: "broken", reason: "the helper process is ending" } : { state, reason };
+}

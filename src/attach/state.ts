@@ -1,0 +1,66 @@
+import type { ListenAddress } from "../export/listen-address.ts";
+import type { ProcessIdentity } from "./processes.ts";
+import type { ClientState } from "./nbd-client/client.ts";
+
+/** What `attach` was asked for. */
+export interface AttachRecord {
+  /** the volume's name: the export's */
+  name: string;
+  /** the daemon's data directory */
+  dataDirectory: string;
+  /** of the daemon's NBD server */
+  address: ListenAddress;
+  readOnly: boolean;
+  timeoutMs: number;
+  /** RFC 3339 */
+  since: string;
+}
+
+/** How the helper is doing. */
+export interface HelperStatus {
+  helper: ProcessIdentity;
+  nbdfuse: ProcessIdentity | null;
+  state: ClientState;
+  /** why it is not `connected`; "" when it is */
+  reason: string;
+  /** RFC 3339, of the state */
+  since: string;
+  /** bytes */
+  size: number;
+  /** of the export, whatever was asked for */
+  readOnly: boolean;
+  /** requests that were answered with EIO because the daemon was away */
+  failures: number;
+  /** at its end: why the last flush failed; null: it did not */
+  lastFlush: string | null;
+}
+
+/** What the helper tells the `attach` that started it, once. */
+export type HelperMessage = { ready: true } | { code: string; message: string; hint: string | undefined };
+
+/**
+ * - attached: requests are served
+ * - reconnecting, failing, lost: see ClientState
+ * - broken: the helper or nbdfuse is gone; only `detach` is left
+ */
+export type AttachmentState = "attached" | "reconnecting" | "failing" | "lost" | "broken";
+
+/** An attachment as users see it. */
+export interface AttachmentView {
+  name: string;
+  state: AttachmentState;
+  /** why it is not `attached` */
+  reason: string | null;
+  /** null: none; the volume is the file */
+  device: string | null;
+  file: string;
+  /** where the device, or a partition of it, is mounted */
+  mounts: string[];
+  /** bytes */
+  size: number;
+  readOnly: boolean;
+  since: string;
+  /** of the daemon */
+  dataDirectory: string;
+  helperPid: number | null;
+}

@@ -1,0 +1,106 @@
+import { open } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describeError, UllageError } from "../base/errors.ts";
+import { inspect, type Inspection } from "./inspection.ts";
+import { kernelUsersOf } from "./loop-devices.ts";
+import { listMounts } from "./mounts.ts";
+import { unmountFuse } from "./nbdfuse.ts";
+import type { Place } from "./place.ts";
+import { isAlive, usersOf } from "./processes.ts";
+import { runCommand, tryCommand } from "./run-command.ts";
+
+/** The helper's last flush may take 30 s (NbdClient.close). */
+const HELPER_END_MS = 45_000;
+const POLL_MS = 10;
+
+/**
+ * Takes an attachment apart, from the top down, whatever state it is in:
+ *
+ *     file system unmounted (and so written) -> device flushed -> loop device gone -> file unmounted, nbdfuse ends
+ *     -> helper flushes, says goodbye, ends -> its directory removed
+ *
+ * Who uses it is asked before anything is done, and each step only follows when the one before has succeeded: what is
+ * busy stays as it was. Done again after a failure it goes on where it was.
+ * @returns what was lost on the way; empty: nothing
+ * @throws UllageError `attach-in-use` with who uses it
+ */
+export async function tearDown(place: Place): Promise<string[]> {
+  const found = inspect(place);
+  refuseWhenUsed(place, found);
+  const losses: string[] = [];
+  for (const { path } of found.mounts) await unmount(path);
+  for (const device of found.devices) {
+    await flush(device.path, found, losses);
+    await runCommand("losetup", "--detach", device.path);
+  }
+  const left = inspect(place);
+  // The kernel keeps a device that somebody has opened meanwhile until it is closed.
+  if (left.devices.length > 0) throw inUse(place.name, left.devices[0].path, usersOf([left.devices[0].path]));
+  if (found.devices.length === 0 && found.fuseMounted) await flush(place.file, found, losses);
+  const refused = await unmountFuse(place);
+  if (refused !== undefined) throw inUse(place.name, place.file, usersOf([place.fuse]), refused);
+  await helperEnds(place, losses);
+  place.remove();
+  return losses;
+}
+
+function refuseWhenUsed(place: Place, { devices, mounts, fuseMounted }: Inspection): void {
+  const paths = mounts.map(({ path }) => path);
+  for (const path of paths) {
+    const inside = listMounts().filter((mount) => mount.path.startsWith(`${path}/`) && !paths.includes(mount.path));
+    const users = [...usersOf([path]), ...inside.map((mount) => `the mount at ${mount.path}`)];
+    if (users.length > 0) throw inUse(place.name, path, users);
+  }
+  for (const device of devices) {
+    const names = [...device.numbers.keys()];
+    const users = [...usersOf(names), ...kernelUsersOf(device)];
+    if (users.length > 0) throw inUse(place.name, names.join(", "), users);
+  }
+  if (devices.length > 0 || !fuseMounted) return;
+  const users = usersOf([place.fuse]);
+  if (users.length > 0) throw inUse(place.name, place.file, users);
+}
+
+async function unmount(path: string): Promise<void> {
+  const { code, stderr } = await tryCommand("umount", path);
+  if (code === 0) return;
+  throw new UllageError("attach-in-use", `${path} can't be unmounted: ${stderr}`, {
+    hint: "nothing was detached; what was unmounted stays so. End what uses it and try again",
+  });
+}
+
+/** A file system has been written by its unmounting; whoever wrote to the device itself may not have flushed. */
+async function flush(path: string, found: Inspection, losses: string[]): Promise<void> {
+  if (found.status?.readOnly === true) return;
+  try {
+    const handle = await open(path, "r+");
+    try {
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    losses.push(`what was written to ${path} last could not be flushed: ${describeError(error)}`);
+  }
+}
+
+async function helperEnds(place: Place, losses: string[]): Promise<void> {
+  const helper = place.readStatus()?.helper;
+  if (helper !== undefined && isAlive(helper)) {
+    const deadline = performance.now() + HELPER_END_MS;
+    while (isAlive(helper) && performance.now() < deadline) await sleep(POLL_MS);
+    if (isAlive(helper)) process.kill(helper.pid, "SIGKILL");
+  }
+  const status = place.readStatus();
+  if (status === undefined) return;
+  if (status.failures > 0) losses.push(`${status.failures} requests failed because the daemon was away`);
+  if (status.state !== "closed") losses.push("the helper process was killed: writes may have failed");
+  else if (status.lastFlush !== null) losses.push(`the last flush failed: ${status.lastFlush}`);
+}
+
+function inUse(name: string, what: string, users: readonly string[], why?: string): UllageError {
+  const who = users.length > 0 ? users.join(", ") : (why ?? "the kernel");
+  return new UllageError("attach-in-use", `'${name}' can't be detached: ${what} is in use by ${who}`, {
+    hint: "end what uses it and try again; nothing was changed",
+  });
+}

@@ -1,0 +1,117 @@
+import { resolve } from "node:path";
+import { InvalidArgumentError, Option, type Command } from "commander";
+import { UllageError } from "../../base/errors.ts";
+import { formatSize } from "../../base/units.ts";
+import type { NewFileSystem } from "../../attach/file-system.ts";
+import type { AttachmentView } from "../../attach/state.ts";
+import type { HealthView, VolumeView } from "../../daemon/views.ts";
+import { askDaemon, clientCommand, volumePath, type ClientOptions } from "../client-command.ts";
+import { formatTable, print, printJson } from "../output.ts";
+
+const defaultTimeoutSeconds = 300;
+
+interface Options extends ClientOptions {
+  mount?: string;
+  mkfs?: NewFileSystem;
+  readOnly?: boolean;
+  timeout: number;
+}
+
+export function addAttachCommand(program: Command): void {
+  clientCommand(
+    program,
+    "attach [name]",
+    "make a volume a block device of this host, and mount it; without a name: list what is attached",
+    "ullage attach web1 --mount /mnt/web1",
+  )
+    .option("--mount <dir>", "mount its file system there")
+    .addOption(
+      new Option("--mkfs <type>", "make a file system first, if there is nothing on it").choices(["ext4", "xfs"]),
+    )
+    .option("--read-only", "let nobody on this host write to it")
+    .option(
+      "--timeout <time>",
+      "how long requests wait for a daemon that is away, e.g. 30s or 5m; then they fail",
+      timeOption,
+      defaultTimeoutSeconds,
+    )
+    .action(async (name: string | undefined, options: Options) => {
+      if (name === undefined) await list(options);
+      else await attachVolume(name, options);
+    });
+}
+
+async function attachVolume(name: string, options: Options): Promise<void> {
+  if (options.readOnly === true && options.mkfs !== undefined) {
+    throw new UllageError("usage", "--mkfs writes, --read-only forbids it");
+  }
+  const { attach } = await import("../../attach/attach.ts");
+  const { nbdAddressOf } = await import("../../attach/daemon-address.ts");
+  const health = await askDaemon<HealthView>(options, "/v1/health");
+  const view = await attach({
+    name,
+    mount: options.mount === undefined ? null : resolve(options.mount),
+    mkfs: options.mkfs ?? null,
+    readOnly: options.readOnly === true,
+    timeoutMs: options.timeout * 1000,
+    address: nbdAddressOf(health.listeners),
+    dataDirectory: health.dataDirectory,
+  });
+  if (options.json === true) {
+    printJson(view);
+    return;
+  }
+  const where = view.mounts.length > 0 ? `, mounted at ${view.mounts.join(", ")}` : "";
+  const fileOnly = view.device === null ? " (a plain file: devices and mounts need root and loop devices)" : "";
+  print(`${name} is attached: ${view.device ?? view.file}${where}${view.readOnly ? ", read-only" : ""}${fileOnly}
+It keeps its size of ${formatSize(view.size)} while it is attached: after a resize detach it and attach it again.
+Take it away with: ullage detach ${name}`);
+}
+
+async function list(options: Options): Promise<void> {
+  const { listAttachments } = await import("../../attach/list.ts");
+  const attachments = listAttachments();
+  if (options.json === true) {
+    printJson({ attachments, next: null });
+    return;
+  }
+  if (attachments.length === 0) {
+    print("nothing is attached: `ullage attach NAME --mount DIR` does it");
+    return;
+  }
+  const sizes = await Promise.all(attachments.map(({ name }) => sizeOf(options, name)));
+  print(
+    formatTable(attachments, [
+      { heading: "NAME", value: ({ name }) => name },
+      { heading: "DEVICE", value: ({ device, file }) => device ?? file },
+      { heading: "MOUNTED AT", value: ({ mounts }) => mounts.join(", ") || "-" },
+      { heading: "SIZE", value: ({ size }) => formatSize(size), right: true },
+      { heading: "SINCE", value: ({ since }) => since.replace(/\.\d+Z$/, "Z") },
+      { heading: "STATE", value: describeState, elastic: true },
+    ]),
+  );
+  for (const [index, { name, size, state }] of attachments.entries()) {
+    const now = sizes[index];
+    if (state === "attached" && now !== undefined && now > size) {
+      print(`${name} has grown to ${formatSize(now)}: detach it and attach it again to use that`);
+    }
+  }
+}
+
+function describeState({ state, reason, readOnly }: AttachmentView): string {
+  return `${state}${readOnly ? ", read-only" : ""}${reason === null ? "" : `: ${reason}`}`;
+}
+
+/** As far as the daemon is there to tell: the list does not need it. */
+async function sizeOf(options: ClientOptions, name: string): Promise<number | undefined> {
+  const volume = await askDaemon<VolumeView>(options, volumePath(name)).catch(() => undefined);
+  return volume?.size;
+}
+
+/** @returns seconds */
+function timeOption(text: string): number {
+  const match = /^(\d+)([smh]?)$/.exec(text);
+  const seconds = match === null ? 0 : Number(match[1]) * { "": 1, s: 1, m: 60, h: 3600 }[match[2]]!;
+  if (seconds > 0 && seconds <= 86_400) return seconds;
+  throw new InvalidArgumentError("a time looks like 30s, 5m or 1h, and is at most 24h");
+}

@@ -1,0 +1,137 @@
+import { execFileSync } from "node:child_process";
+import { isAbsolute, resolve } from "node:path";
+import { sourcePolicy } from "../backend/source-guard.ts";
+import { describeError, UllageError } from "../base/errors.ts";
+import { parseListenAddress } from "../export/listen-address.ts";
+
+/** What may stand behind a key of the configuration file. */
+export interface Kind {
+  /** For documents and messages: `a path`. */
+  readonly name: string;
+  /**
+   * @param directory of the file: relative paths start there
+   * @returns the value as the commands use it @throws Error saying what is wrong with it
+   */
+  read(value: unknown, directory: string): unknown;
+}
+
+const getentTimeoutMs = 10_000;
+
+export const boolean: Kind = {
+  name: "true or false",
+  read(value) {
+    if (typeof value === "boolean") return value;
+    throw new Error(`must be true or false, not ${describe(value)}`);
+  },
+};
+
+export const path: Kind = {
+  name: "a path",
+  read: (value, directory) => resolve(directory, text(value, "a path")),
+};
+
+/** One address, or several in a list. */
+export const addresses: Kind = {
+  name: "an address, or a list of them",
+  read(value, directory) {
+    const given: unknown[] = Array.isArray(value) ? value : [value];
+    if (given.length === 0) throw new Error("is an empty list: leave the key out to get the default");
+    return given.map((each) => absolute(text(each, "an address such as 127.0.0.1:10809 or unix:PATH"), directory));
+  },
+};
+
+function absolute(address: string, directory: string): string {
+  let parsed;
+  try {
+    parsed = parseListenAddress(address);
+  } catch (error) {
+    throw new Error(describeError(error), { cause: error });
+  }
+  if (parsed.kind === "tcp" || isAbsolute(parsed.path)) return address;
+  return `unix:${resolve(directory, parsed.path)}`;
+}
+
+export const hostNames: Kind = {
+  name: "a list of host names",
+  read: (value) => texts(value, "a list of host names"),
+};
+
+/** See backend/source-guard.ts. */
+export const sourceEntries: Kind = {
+  name: "a list of what is let in",
+  read(value) {
+    const entries = texts(value, "a list of what is let in");
+    try {
+      sourcePolicy(entries);
+    } catch (error) {
+      if (!(error instanceof UllageError)) throw error;
+      throw new Error(`is not right: ${error.message}${error.hint === undefined ? "" : `; ${error.hint}`}`, {
+        cause: error,
+      });
+    }
+    return entries;
+  },
+};
+
+export function oneOf(...choices: readonly string[]): Kind {
+  const quoted = choices.map((each) => `"${each}"`);
+  const name = `${quoted.slice(0, -1).join(", ")} or ${quoted.at(-1)}`;
+  return {
+    name,
+    read(value) {
+      if (typeof value === "string" && choices.includes(value)) return value;
+      throw new Error(`must be ${name}, not ${describe(value)}`);
+    },
+  };
+}
+
+/** Permissions of a file, as chmod takes them. A number would be read as decimal, so it is refused. */
+export const fileMode: Kind = {
+  name: 'an octal mode such as "0660"',
+  read(value) {
+    if (typeof value === "string" && /^0?[0-7]{3}$/.test(value)) return Number.parseInt(value, 8);
+    throw new Error(`must be an octal mode in quotes, such as "0660", not ${describe(value)}`);
+  },
+};
+
+/** The name or number of a group; read as its number. */
+export const group: Kind = {
+  name: "the name or number of a group",
+  read(value) {
+    if (typeof value === "number" && Number.isInteger(value) && value >= 0) return value;
+    const name = text(value, "the name or number of a group");
+    if (/^\d+$/.test(name)) return Number(name);
+    if (name.startsWith("-")) throw new Error(`names the group '${name}', which does not exist`);
+    try {
+      // Groups may come from LDAP and the like: only the C library knows them all.
+      const output = execFileSync("getent", ["group", name], {
+        encoding: "utf8",
+        timeout: getentTimeoutMs,
+        stdio: ["ignore", "pipe", "ignore"],
+      });
+      return Number(output.split(":")[2]);
+    } catch (error) {
+      const missing = (error as { status?: number }).status === 2;
+      const why = missing ? "which does not exist" : `and getent can't look it up: ${describeError(error)}`;
+      throw new Error(`names the group '${name}', ${why}`, { cause: error });
+    }
+  },
+};
+
+function texts(value: unknown, wanted: string): string[] {
+  if (!Array.isArray(value)) throw new Error(`must be ${wanted}, not ${describe(value)}`);
+  return (value as unknown[]).map((each) => text(each, wanted));
+}
+
+function text(value: unknown, wanted: string): string {
+  if (typeof value !== "string") throw new Error(`must be ${wanted} in quotes, not ${describe(value)}`);
+  if (value === "") throw new Error(`must be ${wanted}, not an empty text`);
+  return value;
+}
+
+function describe(value: unknown): string {
+  if (Array.isArray(value)) return "a list";
+  if (typeof value === "bigint") return "a large number";
+  if (typeof value === "object") return value instanceof Date ? "a date" : "a table";
+  return JSON.stringify(value);
+}

@@ -1,0 +1,173 @@
+import { html } from "htm/preact";
+import { useRef } from "preact/hooks";
+import { useSignal } from "@preact/signals";
+import { call, Problem, requestKey } from "./api.js";
+import { canSnapshot } from "./features.js";
+import { parseSize } from "./format.js";
+import { ActionForm, Dialog } from "./parts.js";
+import { go, volumeLink } from "./router.js";
+import { noteVolume } from "./volume-list.js";
+
+/* Making a volume: from an image, empty, or as a clone. */
+
+const namePattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
+
+/**
+ * The request for what was typed.
+ * @param {{ name: string, kind: string, source: string, origin: string, size: string, format: string, download: boolean, hydrate: boolean }} typed
+ * @returns {object}
+ * @throws {Problem} what is wrong with it
+ */
+export function createRequest({ name, kind, source, origin, size, format, download, hydrate }) {
+  const wrong = (/** @type {string} */ detail, /** @type {string} */ hint) =>
+    new Problem({ status: 0, code: "not-sent", detail, hint });
+  if (!namePattern.test(name)) {
+    throw wrong(
+      name === "" ? "the volume needs a name" : `“${name}” can't be a volume's name`,
+      "letters, digits, dots, dashes and underscores, starting with a letter or a digit; at most 128",
+    );
+  }
+  const bytes = size.trim() === "" ? undefined : parseSize(size);
+  if (size.trim() !== "" && bytes === undefined) throw wrong(`“${size}” is no size`, "write 512M, 10G or 1.5T");
+  /** @type {Record<string, unknown>} */
+  const request = { name, ...(bytes === undefined ? {} : { size: bytes }) };
+  if (kind === "empty") {
+    if (bytes === undefined) throw wrong("an empty volume needs a size", "write 512M, 10G or 1.5T");
+    return request;
+  }
+  if (kind === "clone") {
+    if (origin === "") throw wrong("a clone needs a volume or a snapshot to start from", "VOLUME or VOLUME@SNAPSHOT");
+    request["from"] = origin.includes("@") ? { snapshot: origin } : { volume: origin };
+    return request;
+  }
+  if (!/^(\/|[A-Za-z][A-Za-z0-9+.-]*:\/\/)/.test(source)) {
+    throw wrong("the image needs an address", "a URL such as https://…, or an absolute path on the server");
+  }
+  request["from"] = { source, ...(format === "" ? {} : { format }), ...(download ? { download } : {}) };
+  request["settings"] = { hydrate: hydrate ? "auto" : "off" };
+  return request;
+}
+
+/** @param {{ origin?: string, onClose: () => void }} props origin: the volume or snapshot to clone */
+export function CreateDialog({ origin, onClose }) {
+  const form = useSignal({
+    name: "",
+    kind: origin === undefined ? "image" : "clone",
+    source: "",
+    origin: origin ?? "",
+    size: "",
+    format: "",
+    download: false,
+    hydrate: true,
+  });
+  const busy = useSignal(false);
+  const sent = useRef({ text: "", key: "" });
+  const { kind } = form.value;
+  const field = (/** @type {string} */ key) => ({
+    name: key,
+    value: /** @type {any} */ (form.value)[key],
+    autocomplete: "off",
+    autocapitalize: "off",
+    spellcheck: false,
+    onInput: (/** @type {any} */ event) => (form.value = { ...form.value, [key]: event.target.value }),
+  });
+  const tick = (/** @type {string} */ key) => ({
+    type: "checkbox",
+    name: key,
+    checked: /** @type {any} */ (form.value)[key],
+    onChange: (/** @type {any} */ event) => (form.value = { ...form.value, [key]: event.target.checked }),
+  });
+
+  const create = async () => {
+    const body = createRequest(form.value);
+    // The same request again, after an answer was lost, is the same wish; a changed one is another.
+    const text = JSON.stringify(body);
+    if (sent.current.text !== text) sent.current = { text, key: requestKey() };
+    const headers = { "idempotency-key": sent.current.key };
+    const volume = await call("v1/volumes", { method: "POST", body, headers, patient: true });
+    noteVolume(volume);
+    onClose();
+    go(volumeLink(volume.name));
+  };
+
+  return html`<${Dialog}
+    title=${origin === undefined ? "New volume" : `Clone ${origin}`}
+    busy=${busy.value}
+    onClose=${onClose}
+  >
+    <${ActionForm}
+      label="Create"
+      busyLabel="Creating…"
+      onSubmit=${create}
+      onCancel=${onClose}
+      onBusy=${(/** @type {boolean} */ value) => (busy.value = value)}
+    >
+      <label class="field"><span>Name</span><input ...${field("name")} placeholder="web1" autofocus /></label>
+      ${origin === undefined && html`<${KindChoice} form=${form} />`}
+      ${
+        kind === "image" &&
+        html`<label class="field">
+            <span>Image</span>
+            <input ...${field("source")} inputmode="url" placeholder="https://example.org/disk.raw" />
+            <small>A URL, or an absolute path on the server. It is read when it is needed, never changed.</small>
+          </label>
+          <label class="tick">
+            <input ...${tick("hydrate")} />
+            <span>Fetch all of it in the background, so that the source is not needed for ever</span>
+          </label>`
+      }
+      ${
+        kind === "clone" &&
+        origin === undefined &&
+        html`<label class="field">
+          <span>Clone of</span><input ...${field("origin")} placeholder="web1 or web1@monday" />
+        </label>`
+      }
+      <label class="field">
+        <span>Size${kind === "empty" ? "" : html` <i class="faint">(optional)</i>`}</span>
+        <input
+          ...${field("size")}
+          placeholder=${kind === "empty" ? "10G" : `that of the ${kind === "image" ? "image" : "original"}`}
+        />
+      </label>
+      ${
+        kind === "image" &&
+        html`<details>
+          <summary>More</summary>
+          <label class="field">
+            <span>Format</span>
+            <select ...${field("format")}>
+              <option value="">by its first bytes</option>
+              <option value="raw">raw</option>
+            </select>
+          </label>
+          <label class="tick">
+            <input ...${tick("download")} />
+            <span>Download it first (for servers that can't serve ranges)</span>
+          </label>
+        </details>`
+      }
+    <//>
+  <//>`;
+}
+
+/** @param {{ form: import("@preact/signals").Signal<any> }} props */
+function KindChoice({ form }) {
+  const kinds = [["image", "From an image"], ["empty", "Empty"], ...(canSnapshot() ? [["clone", "Clone"]] : [])];
+  return html`<fieldset class="choice">
+    <legend class="unseen">What it starts from</legend>
+    ${kinds.map(
+      ([value, label]) =>
+        html`<label key=${value}>
+          <input
+            type="radio"
+            name="kind"
+            value=${value}
+            checked=${form.value.kind === value}
+            onChange=${() => (form.value = { ...form.value, kind: value })}
+          />
+          <span>${label}</span>
+        </label>`,
+    )}
+  </fieldset>`;
+}

@@ -1,0 +1,109 @@
+import { html, render } from "htm/preact";
+import { useEffect } from "preact/hooks";
+import { signal, useSignal } from "@preact/signals";
+import { offline } from "./api.js";
+import { followEvents, streaming } from "./events.js";
+import { can, featuresKnown, loadFeatures } from "./features.js";
+import { health, loadHealth } from "./health.js";
+import { ProblemBox, sentence } from "./parts.js";
+import { Poller } from "./polling.js";
+import { place, startRouter } from "./router.js";
+import { adoptToken, tokenWanted } from "./session.js";
+import { TokenForm } from "./token-form.js";
+import { VolumePage } from "./volume-page.js";
+import { VolumesPage } from "./volumes-page.js";
+
+const healthPollMs = 10_000;
+
+/** Whether events are followed: they are once the server's description is known. */
+let following = false;
+
+/** Asks the server again, now. */
+const retry = signal(() => {});
+
+async function start() {
+  await loadFeatures();
+  if (following || !can("GET", "/v1/events")) return;
+  following = true;
+  void followEvents();
+}
+
+function App() {
+  const problem = useSignal(/** @type {unknown} */ (null));
+  useEffect(() => {
+    const poller = new Poller(
+      async () => {
+        try {
+          if (!featuresKnown()) await start();
+          await loadHealth();
+          problem.value = null;
+        } catch (error) {
+          problem.value = error;
+          throw error;
+        }
+      },
+      () => healthPollMs,
+    );
+    retry.value = () => poller.poke();
+    return () => poller.stop();
+  }, []);
+  return html`<${Header} />
+    <${Offline} />
+    ${tokenWanted.value ? html`<${TokenForm} onSignedIn=${start} />` : html`<${Page} problem=${problem.value} />`}`;
+}
+
+/** @param {{ problem: unknown }} props */
+function Page({ problem }) {
+  if (!featuresKnown()) {
+    return html`<main>
+      ${offline.value === null && problem !== null ? html`<${ProblemBox} problem=${problem} />` : html`<p class="faint">Loading…</p>`}
+    </main>`;
+  }
+  const where = place.value;
+  if (where.page === "volume") return html`<${VolumePage} key=${where.name} name=${where.name} />`;
+  if (where.page === "volumes") return html`<${Warnings} /><${VolumesPage} />`;
+  return html`<main>
+    <h1>There is no such page</h1>
+    <a href="#/">Volumes</a>
+  </main>`;
+}
+
+function Header() {
+  const [tone, text] =
+    offline.value !== null ? ["bad", "offline"] : streaming.value ? ["good", "live"] : ["idle", "online"];
+  return html`<header class="top">
+    <a class="brand" href="#/"><img src="dashboard/icon.svg" alt="" width="24" height="24" />Ullage</a>
+    <span class="spring"></span>
+    ${health.value !== null && html`<span class="small faint" title=${health.value.dataDirectory}>${health.value.version}</span>`}
+    ${health.value !== null && html`<span class=${`chip ${tone}`}>${text}</span>`}
+  </header>`;
+}
+
+function Offline() {
+  if (offline.value === null) return null;
+  return html`<div class="offline" role="alert">
+    <span>
+      <b>${sentence(offline.value)}.</b> What you see may be old; it goes on by itself when the server is back.
+    </span>
+    <button onClick=${() => retry.value()}>Try now</button>
+  </div>`;
+}
+
+function Warnings() {
+  const warnings = health.value?.warnings ?? [];
+  if (warnings.length === 0) return null;
+  return html`<details class="warnings">
+    <summary>${warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`} from the server</summary>
+    <ul>
+      ${warnings.map(({ code, message }) => html`<li key=${message}><code>${code}</code> ${message}</li>`)}
+    </ul>
+  </details>`;
+}
+
+adoptToken();
+startRouter();
+const root = document.getElementById("app");
+if (root !== null) {
+  root.textContent = "";
+  render(html`<${App} />`, root);
+}

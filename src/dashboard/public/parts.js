@@ -1,0 +1,213 @@
+import { html } from "htm/preact";
+import { useEffect, useRef } from "preact/hooks";
+import { useSignal } from "@preact/signals";
+import { problemOf } from "./api.js";
+import { formatShare } from "./format.js";
+
+/* Small parts that several views are made of. */
+
+/**
+ * What went wrong and what to do next.
+ * @param {{ problem: unknown, onDismiss?: () => void }} props
+ */
+export function ProblemBox({ problem, onDismiss }) {
+  if (problem === null || problem === undefined) return null;
+  const { detail, hint, code, status } = problemOf(problem);
+  return html`<div class="problem" role="alert">
+    <p>
+      <strong>${sentence(detail)}</strong>
+      ${hint && html`<span class="hint">${sentence(hint)}</span>`}
+      <code>${status === 0 ? code : `${status} ${code}`}</code>
+    </p>
+    ${onDismiss && html`<button type="button" class="quiet" onClick=${onDismiss} aria-label="Dismiss">✕</button>`}
+  </div>`;
+}
+
+/** Messages begin with a small letter, sentences don't. @param {string} text */
+export function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/**
+ * A modal dialog; Escape and the backdrop close it unless it is busy.
+ * @param {{ title: string, busy?: boolean, onClose: () => void, children?: unknown }} props
+ */
+export function Dialog({ title, busy = false, onClose, children }) {
+  const element = useRef(/** @type {HTMLDialogElement | null} */ (null));
+  useEffect(() => {
+    const dialog = element.current;
+    dialog?.showModal();
+    return () => dialog?.close();
+  }, []);
+  const cancel = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    if (!busy) onClose();
+  };
+  return html`<dialog
+    ref=${element}
+    aria-label=${title}
+    onCancel=${cancel}
+    onMouseDown=${(/** @type {MouseEvent} */ event) => event.target === element.current && cancel(event)}
+  >
+    <div class="dialog">
+      <header>
+        <h2>${title}</h2>
+        <button type="button" class="quiet" aria-label="Close" disabled=${busy} onClick=${onClose}>✕</button>
+      </header>
+      ${children}
+    </div>
+  </dialog>`;
+}
+
+/**
+ * A form that does one thing: while it runs nothing can be pressed; if it fails the problem is shown and everything that
+ * was typed stays.
+ * @param {{ label: string, busyLabel?: string, danger?: boolean, disabled?: boolean, class?: string, onSubmit: () => Promise<unknown>,
+ *   onBusy?: (busy: boolean) => void, onCancel?: () => void, children?: unknown }} props
+ */
+export function ActionForm(props) {
+  const { label, busyLabel = label, danger = false, disabled = false, onSubmit, onBusy, onCancel, children } = props;
+  const busy = useSignal(false);
+  const problem = useSignal(/** @type {unknown} */ (null));
+  const submit = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    if (busy.value || disabled) return;
+    busy.value = true;
+    problem.value = null;
+    onBusy?.(true);
+    try {
+      await onSubmit();
+    } catch (error) {
+      problem.value = error;
+    }
+    busy.value = false;
+    onBusy?.(false);
+  };
+  return html`<form class=${props.class ?? ""} onSubmit=${submit} novalidate>
+    ${children}
+    <${ProblemBox} problem=${problem.value} onDismiss=${() => (problem.value = null)} />
+    <div class="buttons">
+      ${onCancel && html`<button type="button" disabled=${busy.value} onClick=${onCancel}>Cancel</button>`}
+      <button type="submit" class=${danger ? "danger" : "primary"} disabled=${disabled || busy.value}>
+        ${busy.value ? busyLabel : label}
+      </button>
+    </div>
+  </form>`;
+}
+
+/**
+ * A dialog that asks before something is lost. With `typed`, its text has to be typed first.
+ * @param {{ title: string, label: string, typed?: string, onConfirm: () => Promise<unknown>, onClose: () => void, children?: unknown }} props
+ */
+export function ConfirmDialog({ title, label, typed, onConfirm, onClose, children }) {
+  const text = useSignal("");
+  const busy = useSignal(false);
+  return html`<${Dialog} title=${title} busy=${busy.value} onClose=${onClose}>
+    <${ActionForm}
+      label=${label}
+      busyLabel="Working…"
+      danger
+      disabled=${typed !== undefined && text.value !== typed}
+      onBusy=${(/** @type {boolean} */ value) => (busy.value = value)}
+      onCancel=${onClose}
+      onSubmit=${async () => {
+        await onConfirm();
+        onClose();
+      }}
+    >
+      ${children}
+      ${
+        typed !== undefined &&
+        html`<label class="field">
+          <span>Type <b class="name">${typed}</b> to confirm</span>
+          <input
+            name="confirm"
+            autocomplete="off"
+            autocapitalize="off"
+            spellcheck=${false}
+            value=${text.value}
+            onInput=${(/** @type {any} */ event) => (text.value = event.target.value)}
+          />
+        </label>`
+      }
+    <//>
+  <//>`;
+}
+
+/**
+ * A bar that is filled in part.
+ * @param {{ part: number, whole: number, label: string, tone?: string }} props
+ */
+export function Bar({ part, whole, label, tone = "" }) {
+  const share = whole === 0 ? 0 : Math.min(1, part / whole);
+  return html`<span
+    class=${`bar ${tone}`}
+    role="progressbar"
+    aria-label=${label}
+    aria-valuemin="0"
+    aria-valuemax="100"
+    aria-valuenow=${Math.floor(share * 100)}
+    aria-valuetext=${formatShare(part, whole)}
+    ><span style=${{ width: `${share * 100}%` }}></span
+  ></span>`;
+}
+
+/**
+ * A line to be copied somewhere else.
+ * @param {{ text: string, label: string }} props
+ */
+export function Copyable({ text, label }) {
+  const state = useSignal("");
+  const line = useRef(/** @type {HTMLElement | null} */ (null));
+  const copy = async () => {
+    state.value = (await copyText(text, line.current)) ? "Copied" : "Press Ctrl+C";
+    setTimeout(() => (state.value = ""), 2_000);
+  };
+  return html`<div class="copyable">
+    <code ref=${line} tabindex="0">${text}</code>
+    <button type="button" onClick=${copy} aria-label=${`Copy ${label}`}>${state.value || "Copy"}</button>
+    <span class="unseen" role="status">${state.value}</span>
+  </div>`;
+}
+
+/**
+ * The clipboard API exists on https and localhost only; elsewhere the line is selected and copied the old way.
+ * @param {string} text
+ * @param {HTMLElement | null} line
+ */
+async function copyText(text, line) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    if (line === null) return false;
+    getSelection()?.selectAllChildren(line);
+    return document.execCommand("copy");
+  }
+}
+
+const stateTones = /** @type {Record<string, string>} */ ({
+  ok: "good",
+  creating: "busy",
+  degraded: "warn",
+  poisoned: "bad",
+  lostUnflushed: "bad",
+  failed: "bad",
+});
+
+const stateWords = /** @type {Record<string, string>} */ ({ lostUnflushed: "lost unflushed writes" });
+
+/** @param {{ state: string, reason: string | null }} props */
+export function StateChip({ state, reason }) {
+  return html`<span class=${`chip ${stateTones[state] ?? "warn"}`} title=${reason ?? ""}
+    >${stateWords[state] ?? state}</span
+  >`;
+}
+
+/**
+ * A dot and a word.
+ * @param {{ tone: string, children?: unknown }} props
+ */
+export function Chip({ tone, children }) {
+  return html`<span class=${`chip ${tone}`}>${children}</span>`;
+}

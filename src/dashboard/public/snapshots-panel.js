@@ -1,0 +1,171 @@
+import { html } from "htm/preact";
+import { useEffect } from "preact/hooks";
+import { useSignal } from "@preact/signals";
+import { call, volumePath } from "./api.js";
+import { CreateDialog } from "./create-dialog.js";
+import { formatBytes, formatTime, plural } from "./format.js";
+import { ActionForm, ConfirmDialog, ProblemBox } from "./parts.js";
+import { Poller } from "./polling.js";
+import { readVolume } from "./volume-list.js";
+
+/* The states of a volume that were kept: the newest on top, below what it is now. */
+
+/** @typedef {import("./volume-list.js").Volume} Volume */
+/** @typedef {{ id: string, name: string, volume: string, size: number, createdAt: string, state: string }} Snapshot */
+
+const pollMs = 10_000;
+const pageSnapshots = 100;
+/** Shown at once; more on demand. */
+const shownAtFirst = 12;
+
+/**
+ * @param {string} volume
+ * @returns {Promise<Snapshot[]>} the newest first
+ */
+async function readSnapshots(volume) {
+  /** @type {Snapshot[]} */
+  const found = [];
+  let cursor = "";
+  do {
+    const more = cursor && `&cursor=${encodeURIComponent(cursor)}`;
+    const page = await call(`v1/snapshots?volume=${encodeURIComponent(volume)}&limit=${pageSnapshots}${more}`);
+    found.push(...page.snapshots);
+    cursor = page.next ?? "";
+  } while (cursor !== "");
+  return found.sort((a, b) => Date.parse(b.createdAt) - Date.parse(a.createdAt));
+}
+
+/** @param {{ volume: Volume }} props */
+export function SnapshotsPanel({ volume }) {
+  const snapshots = useSignal(/** @type {Snapshot[] | null} */ (null));
+  const problem = useSignal(/** @type {unknown} */ (null));
+  const name = useSignal("");
+  const all = useSignal(false);
+  const asked = useSignal(/** @type {{ what: "remove" | "revert" | "clone", snapshot: Snapshot } | null} */ (null));
+
+  const read = async () => {
+    try {
+      snapshots.value = await readSnapshots(volume.name);
+      problem.value = null;
+    } catch (error) {
+      problem.value = error;
+      throw error;
+    }
+  };
+  useEffect(() => {
+    const poller = new Poller(read, () => pollMs);
+    return () => poller.stop();
+  }, [volume.name]);
+
+  const create = async () => {
+    await call(`${volumePath(volume.name)}/snapshots`, { method: "POST", body: { name: name.value || timeName() } });
+    name.value = "";
+    await read();
+  };
+  const remove = async (/** @type {Snapshot} */ snapshot) => {
+    const path = `${volumePath(volume.name)}/snapshots/${encodeURIComponent(snapshot.name)}`;
+    await call(path, { method: "DELETE" });
+    await read();
+  };
+  const revert = async (/** @type {Snapshot} */ snapshot) => {
+    await call(`${volumePath(volume.name)}/revert`, { method: "POST", body: { snapshot: snapshot.name } });
+    await Promise.all([read(), readVolume(volume.name)]);
+  };
+  const close = () => (asked.value = null);
+
+  const list = snapshots.value ?? [];
+  const shown = all.value ? list : list.slice(0, shownAtFirst);
+  return html`<section class="card" aria-label="Snapshots">
+    <h2>Snapshots <span class="count">${list.length}</span></h2>
+    <${ActionForm} class="inline" label="Take snapshot" busyLabel="Taking…" onSubmit=${create}>
+      <label class="field">
+        <span>Name <i class="faint">(optional)</i></span>
+        <input
+          name="snapshot"
+          autocomplete="off"
+          autocapitalize="off"
+          spellcheck=${false}
+          placeholder=${timeName()}
+          value=${name.value}
+          onInput=${(/** @type {any} */ event) => (name.value = event.target.value)}
+        />
+      </label>
+    <//>
+    <${ProblemBox} problem=${problem.value} />
+    <ol class="tree">
+      <li class="now"><span class="node"></span><b>now</b> <span class="faint">what clients read and write</span></li>
+      ${shown.map(
+        (snapshot) =>
+          html`<li key=${snapshot.id}>
+            <span class="node"></span>
+            <span class="grow">
+              <b class="name">${snapshot.name}</b>
+              <span class="small faint">${formatTime(snapshot.createdAt)}, ${formatBytes(snapshot.size)}</span>
+              ${snapshot.state !== "ok" && html`<span class="chip warn">${snapshot.state}</span>`}
+            </span>
+            <span class="row-actions">
+              ${["clone", "revert", "remove"].map(
+                (what) =>
+                  html`<button
+                    key=${what}
+                    class=${what === "clone" ? "" : "danger-text"}
+                    aria-label=${`${verbs[what]} ${snapshot.name}`}
+                    onClick=${() => (asked.value = { what: /** @type {any} */ (what), snapshot })}
+                  >
+                    ${verbs[what]}
+                  </button>`,
+              )}
+            </span>
+          </li>`,
+      )}
+    </ol>
+    ${
+      shown.length < list.length &&
+      html`<button class="link" onClick=${() => (all.value = true)}>
+        Show ${plural(list.length - shown.length, "older snapshot")}
+      </button>`
+    }
+    ${asked.value?.what === "clone" && html`<${CreateDialog} origin=${`${volume.name}@${asked.value.snapshot.name}`} onClose=${close} />`}
+    ${
+      asked.value?.what === "remove" &&
+      html`<${ConfirmDialog}
+        title="Remove snapshot"
+        label="Remove"
+        onConfirm=${() => remove(/** @type {any} */ (asked.value).snapshot)}
+        onClose=${close}
+      >
+        <p>
+          The snapshot <b class="name">${asked.value.snapshot.name}</b> goes; the volume and clones made from the
+          snapshot stay as they are.
+        </p>
+      <//>`
+    }
+    ${
+      asked.value?.what === "revert" &&
+      html`<${ConfirmDialog}
+        title="Revert volume"
+        label="Revert"
+        typed=${volume.name}
+        onConfirm=${() => revert(/** @type {any} */ (asked.value).snapshot)}
+        onClose=${close}
+      >
+        <p>
+          <b class="name">${volume.name}</b> becomes what it was at <b class="name"> ${asked.value.snapshot.name}</b>.
+          What was written since then and is in no other snapshot is lost.
+        </p>
+        ${volume.connections > 0 && html`<p>It has ${plural(volume.connections, "connection")}: writers have to leave first.</p>`}
+      <//>`
+    }
+  </section>`;
+}
+
+/** @type {Record<string, string>} */
+const verbs = { clone: "Clone", revert: "Revert", remove: "Remove" };
+
+/** `2026-11-20-1905`: a name that sorts by time. */
+function timeName() {
+  const now = new Date();
+  const two = (/** @type {number} */ value) => String(value).padStart(2, "0");
+  const date = `${now.getFullYear()}-${two(now.getMonth() + 1)}-${two(now.getDate())}`;
+  return `${date}-${two(now.getHours())}${two(now.getMinutes())}${two(now.getSeconds())}`;
+}

@@ -1,0 +1,132 @@
+import { html } from "htm/preact";
+import { useEffect } from "preact/hooks";
+import { useSignal } from "@preact/signals";
+import { call, problemOf, volumePath } from "./api.js";
+import { ConnectionsPanel } from "./connections-panel.js";
+import { CreateDialog } from "./create-dialog.js";
+import { onEvent, streaming } from "./events.js";
+import { ExportsPanel } from "./exports-panel.js";
+import { canSnapshot } from "./features.js";
+import { formatBytes, formatCount, formatRate, formatTime } from "./format.js";
+import { HydrationPanel } from "./hydration-panel.js";
+import { MapPanel } from "./map-panel.js";
+import { ProblemBox, StateChip } from "./parts.js";
+import { Poller } from "./polling.js";
+import { followRates, rates } from "./rates.js";
+import { RemoveDialog } from "./remove-dialog.js";
+import { ReopenPanel } from "./reopen-panel.js";
+import { go } from "./router.js";
+import { SettingsPanel } from "./settings-panel.js";
+import { SnapshotsPanel } from "./snapshots-panel.js";
+import { knownVolume, readVolume } from "./volume-list.js";
+
+/* Everything about one volume. */
+
+/** @typedef {import("./volume-list.js").Volume} Volume */
+
+const pollMs = 2_000;
+const pollStreamingMs = 5_000;
+
+/** @param {{ name: string }} props */
+export function VolumePage({ name }) {
+  const connections = useSignal(/** @type {any[]} */ ([]));
+  const problem = useSignal(/** @type {unknown} */ (null));
+  const dialog = useSignal(/** @type {"" | "remove" | "clone"} */ (""));
+
+  useEffect(() => {
+    document.title = `${name} – Ullage`;
+    const poller = new Poller(
+      async () => {
+        try {
+          const [, clients] = await Promise.all([readVolume(name), call(`${volumePath(name)}/connections`)]);
+          connections.value = clients.connections;
+          problem.value = null;
+        } catch (error) {
+          problem.value = error;
+          throw error;
+        }
+      },
+      () => (streaming.value ? pollStreamingMs : pollMs),
+    );
+    const quiet = onEvent(() => poller.hint());
+    return () => {
+      quiet();
+      poller.stop();
+    };
+  }, [name]);
+  useEffect(() => followRates(), [name]);
+
+  const gone = problem.value !== null && problemOf(problem.value).status === 404;
+  const volume = gone ? undefined : knownVolume(name);
+  if (volume === undefined) {
+    return html`<main>
+      <a href="#/">← Volumes</a>
+      <h1>${name}</h1>
+      ${problem.value === null ? html`<p class="faint">Reading…</p>` : html`<${ProblemBox} problem=${problem.value} />`}
+    </main>`;
+  }
+  const hide = problem.value === null || problemOf(problem.value).code === "offline";
+  return html`<main>
+    <a href="#/">← Volumes</a>
+    <div class="toolbar">
+      <h1 class="name">${name}</h1>
+      <${StateChip} state=${volume.state} reason=${volume.reason} />
+      <span class="spring"></span>
+      ${canSnapshot() && html`<button onClick=${() => (dialog.value = "clone")}>Clone</button>`}
+      <button class="danger-text" onClick=${() => (dialog.value = "remove")}>Remove</button>
+    </div>
+    <${ProblemBox} problem=${hide ? null : problem.value} />
+    <${ReopenPanel} volume=${volume} />
+    <${Facts} volume=${volume} />
+    ${volume.state === "creating" || volume.state === "failed" ? null : html`<${MapPanel} key=${volume.id} volume=${volume} />`}
+    <div class="panels">
+      ${volume.source !== null && html`<${HydrationPanel} volume=${volume} />`}
+      <${ExportsPanel} name=${name} />
+      ${canSnapshot() && html`<${SnapshotsPanel} volume=${volume} />`}
+      <${ConnectionsPanel} connections=${connections.value} />
+      <${SettingsPanel} key=${volume.id} volume=${volume} />
+    </div>
+    ${
+      dialog.value === "remove" &&
+      html`<${RemoveDialog} volume=${volume} onClose=${() => (dialog.value = "")} onRemoved=${() => go("#/")} />`
+    }
+    ${dialog.value === "clone" && html`<${CreateDialog} origin=${name} onClose=${() => (dialog.value = "")} />`}
+  </main>`;
+}
+
+/** @param {{ volume: Volume }} props */
+function Facts({ volume }) {
+  const rate = rates.value.get(volume.name);
+  const facts = /** @type {[string, unknown][]} */ ([
+    ["Size", formatBytes(volume.size)],
+    ["Written here", formatBytes(volume.writtenBytes)],
+    ...(volume.source === null ? [] : [["Cached of the source", formatBytes(volume.fetchedBytes)]]),
+    ...(volume.exclusiveBytes === undefined ? [] : [["Exclusive", formatBytes(volume.exclusiveBytes)]]),
+    ...(volume.sharedBytes === undefined ? [] : [["Shared", formatBytes(volume.sharedBytes)]]),
+    ...(rate === undefined
+      ? []
+      : [
+          ["Reading", formatRate(rate.readPerSecond)],
+          ["Writing", formatRate(rate.writtenPerSecond)],
+          ["IOPS", formatCount(rate.requestsPerSecond)],
+        ]),
+    ["Created", formatTime(volume.createdAt)],
+  ]);
+  return html`<dl class="totals">
+      ${facts.map(
+        ([label, value]) =>
+          html`<div key=${label}>
+            <dt>${label}</dt>
+            <dd>${value}</dd>
+          </div>`,
+      )}
+    </dl>
+    <p class="origin">
+      ${
+        volume.source === null
+          ? "Made empty."
+          : html`<span class="faint">From${" "}</span>
+              <code>${volume.source}</code>${volume.format === null ? "" : ` (${volume.format})`}`
+      }
+    </p>`;
+}

@@ -1,0 +1,44 @@
+/**
+ * Ullage as a library: a data directory is opened in this process, without a daemon. See `Ullage`.
+ *
+ * One process at a time has a data directory; a daemon's is in use until it stops. Everything that is flushed is durable
+ * as docs/DURABILITY.md says, and a process that is killed loses nothing that was answered. libuv's thread pool carries
+ * the reads that miss the page cache and the syncs: start the process with UV_THREADPOOL_SIZE=8 (a sync never takes the
+ * last two threads).
+ *
+ * Offsets, lengths and sizes are bytes, as Numbers below 2^53. Errors that Ullage raises on purpose are `UllageError`s
+ * with a stable `code`.
+ */
+export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
+export type { RequestKey } from "./daemon/volumes.ts";
+export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
+export type {
+  ConnectionView,
+  CreateVolumeRequest,
+  HealthView,
+  HydrationChange,
+  HydrationView,
+  HydrationViewState,
+  ListenerView,
+  MapRunView,
+  SourceRequest,
+  StatsView,
+  VolumeView,
+  VolumeViewState,
+} from "./daemon/views.ts";
+export type { Warning } from "./daemon/health.ts";
+export type { Log, LogFields, LogLevel } from "./daemon/log.ts";
+export type { Settings } from "./catalog/metadata-store.ts";
+
+export { type Attachment, type BlockDevice, type Client, type Extent, ExtentState } from "./export/block-device.ts";
+export {
+  formatListenAddress,
+  parseListenAddress,
+  type ListenAddress,
+  type SocketAccess,
+} from "./export/listen-address.ts";
+export { loadTls, type TlsMode, type TlsSettings } from "./export/nbd/tls.ts";
+
+export { CorruptionError, describeError, errnoOf, IoError, SourceError, UllageError } from "./base/errors.ts";
+export { IoBuffer } from "./base/io-buffer.ts";
+export { formatSize, parseSize } from "./base/units.ts";

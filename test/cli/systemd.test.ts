@@ -1,0 +1,91 @@
+import assert from "node:assert/strict";
+import { execFile, spawn } from "node:child_process";
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { test } from "node:test";
+import { promisify } from "node:util";
+import { parseConfig } from "../../src/config/config-file.ts";
+import { atEnd, temporaryDirectory } from "../daemon/support.ts";
+import { requireTool } from "../support/tools.ts";
+import { run } from "./support.ts";
+
+const execute = promisify(execFile);
+const timeout = 60_000;
+const root = join(import.meta.dirname, "../..");
+const units = join(root, "packaging/systemd");
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address() as { port: number };
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+void test("systemd hands its sockets over: the first client starts the daemon, on an empty data directory", async (t) => {
+  if (!requireTool(t, "systemd-socket-activate", "nbdinfo")) return;
+  const dataDir = join(await temporaryDirectory(t), "data");
+  await mkdir(dataDir);
+  const [api, nbd] = [join(dataDir, "api.sock"), join(dataDir, "nbd.sock")];
+  const port = await freePort();
+  const addresses = [api, nbd, `127.0.0.1:${port}`].flatMap((each) => ["--listen", each]);
+  const command = [join(root, "bin/ullage"), "serve", "--data", dataDir];
+  // It passes on nothing of its environment by itself.
+  const environment = [`--setenv=PATH=${process.env.PATH}`, "--fdname=api:nbd:nbd"];
+  const child = spawn("systemd-socket-activate", [...addresses, ...environment, ...command], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  let stderr = "";
+  child.stderr.on("data", (chunk: Buffer) => (stderr += chunk.toString()));
+  const ended = new Promise<number | null>((resolve) => child.once("close", resolve));
+  atEnd(t, async () => {
+    child.kill("SIGKILL");
+    await ended;
+  });
+  while ((await stat(nbd).catch(() => undefined)) === undefined) await new Promise((next) => setTimeout(next, 10));
+  const made = await run(["volume", "create", "v", "--size", "1M", "--api", `unix:${api}`]);
+  assert.equal(made.code, 0, made.stderr + stderr);
+  for (const uri of [`nbd+unix:///v?socket=${nbd}`, `nbd://127.0.0.1:${port}/v`]) {
+    const { stdout } = await execute("nbdinfo", ["--size", uri], { timeout });
+    assert.equal(stdout.trim(), "1048576", uri);
+  }
+  child.kill("SIGTERM");
+  assert.equal(await ended, 0, stderr);
+  assert.ok((await stat(nbd)).isSocket(), "the sockets are systemd's: they stay for the next start");
+});
+
+void test("the units are what systemd expects, and leave the service little that it could do", async (t) => {
+  if (!requireTool(t, "systemd-analyze", "root")) return;
+  const directory = await mkdtemp("/run/ullage-units-"); // systemd-analyze reads no units below /tmp
+  atEnd(t, () => rm(directory, { recursive: true, force: true }));
+  for (const name of await readdir(units)) await copyFile(join(units, name), join(directory, name));
+  const service = join(directory, "ullage.service");
+  // Where it is installed is not known here.
+  const text = await readFile(service, "utf8");
+  await writeFile(service, text.replace("ExecStart=ullage ", `ExecStart=${join(root, "bin/ullage")} `));
+  const sockets = ["ullage-api.socket", "ullage-nbd.socket"].map((name) => join(directory, name));
+  const verified = await execute("systemd-analyze", ["verify", "--man=no", service, ...sockets], { timeout });
+  assert.equal(verified.stderr + verified.stdout, "");
+  // Fails above 2.5 of 10.
+  await execute("systemd-analyze", ["security", "--offline=yes", "--threshold=25", "--no-pager", service], { timeout });
+});
+
+void test("no option of the unit hides what durability is decided by, or stops the engine", async () => {
+  const lines = (await readFile(join(units, "ullage.service"), "utf8")).split("\n");
+  const options = new Map(
+    lines.flatMap((line) => (/^[A-Za-z]/.test(line) ? [line.split(/=(.*)/s) as [string, string]] : [])),
+  );
+  // Durability rule 7: the boot id.
+  assert.equal(options.get("ProcSubset") ?? "all", "all");
+  assert.equal(options.get("MemoryDenyWriteExecute"), undefined);
+  // Durability rule 6: a poisoned volume's second mark outlives a restart.
+  assert.equal(options.get("RuntimeDirectoryPreserve"), "yes");
+  // A data directory that the service manager throws away.
+  assert.equal(options.get("DynamicUser"), undefined);
+});
+
+void test("the configuration that comes with the units is good", async () => {
+  const text = await readFile(join(units, "ullage.toml"), "utf8");
+  assert.deepEqual(parseConfig(text, "/etc/ullage").problems, []);
+});

@@ -1,0 +1,180 @@
+import assert from "node:assert/strict";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { test } from "node:test";
+import { Command } from "commander";
+import { addServeCommand } from "../../src/cli/commands/serve.ts";
+import { checkConfig, parseConfig, readConfig } from "../../src/config/config-file.ts";
+import { configKeys } from "../../src/config/schema.ts";
+import { temporaryDirectory } from "../daemon/support.ts";
+
+/** `3: message (hint)` for everything wrong. */
+function problems(text: string): string[] {
+  return parseConfig(text, "/etc/ullage").problems.map(
+    ({ line, message, hint }) => `${line}: ${message}${hint === undefined ? "" : ` (${hint})`}`,
+  );
+}
+
+void test("every key is read; relative paths start at the directory of the file", () => {
+  const text = `
+data = "state"
+api = "unix:api.sock"
+apiAuth = "off"
+apiHosts = ["disks.example.org"]
+nbd = ["127.0.0.1:10809", "unix:/run/ullage/nbd.sock"]
+unsafeFileSystem = true
+socketMode = "0660"
+socketGroup = 6
+
+[tls]
+mode = "require"
+certs = "pki"
+psk = "/etc/keys.psk"
+verifyPeer = true
+
+[sources]
+allow = ["public", "10.0.0.0/8", "file:/images"]
+
+[log]
+level = "debug"
+format = "json"
+`;
+  const { values, problems: found } = parseConfig(text, "/etc/ullage");
+  assert.deepEqual(found, []);
+  assert.deepEqual(values, {
+    data: "/etc/ullage/state",
+    api: ["unix:/etc/ullage/api.sock"],
+    apiAuth: "off",
+    apiHost: ["disks.example.org"],
+    nbd: ["127.0.0.1:10809", "unix:/run/ullage/nbd.sock"],
+    unsafeFileSystem: true,
+    socketMode: 0o660,
+    socketGroup: 6,
+    tls: "require",
+    tlsCerts: "/etc/ullage/pki",
+    tlsPsk: "/etc/keys.psk",
+    tlsVerifyPeer: true,
+    allowSources: ["public", "10.0.0.0/8", "file:/images"],
+    logLevel: "debug",
+    logFormat: "json",
+  });
+  assert.deepEqual(parseConfig("", "/"), { values: {}, problems: [] });
+});
+
+void test("an unknown key is refused with its path, its line and what was probably meant", () => {
+  assert.deepEqual(problems('data = "/x"\n\n[tls]\nmodus = "on"\n'), [
+    "4: there is no key 'tls.modus' (did you mean 'tls.mode'?)",
+  ]);
+  assert.deepEqual(problems('socketmode = "0660"'), ["1: there is no key 'socketmode' (did you mean 'socketMode'?)"]);
+  assert.deepEqual(problems('[log]\nverifyPeer = true\nlevel = "info"'), [
+    "2: there is no key 'log.verifyPeer' (did you mean 'tls.verifyPeer'?)",
+  ]);
+  assert.deepEqual(problems('tls = "require"'), [
+    "1: there is no key 'tls' (it is a table: 'tls.mode', 'tls.certs', 'tls.psk', 'tls.verifyPeer')",
+  ]);
+  assert.deepEqual(problems("[colours]\n"), ["1: there is no key 'colours' (`ullage help config` lists all keys)"]);
+});
+
+void test("a value of the wrong type is refused with its key and its line, also behind values of several lines", () => {
+  assert.deepEqual(
+    problems(`# a comment
+nbd = [
+  "127.0.0.1:1",  # one
+  "[::1]:2",
+]
+socketMode = 660
+unsafeFileSystem = "yes"
+data = ["a"]
+api = ["here"]
+[tls]
+mode = "maybe"
+log = """
+several
+lines"""
+`),
+    [
+      "6: 'socketMode' must be an octal mode in quotes, such as \"0660\", not 660",
+      "7: 'unsafeFileSystem' must be true or false, not \"yes\"",
+      "8: 'data' must be a path in quotes, not a list",
+      "9: 'api' can't listen on \"here\": it is not HOST:PORT, [IPV6]:PORT or unix:PATH",
+      '11: \'tls.mode\' must be "off", "on" or "require", not "maybe"',
+      "12: there is no key 'tls.log' (`ullage help config` lists all keys)",
+    ],
+  );
+  assert.deepEqual(problems('nbd = []\ndata = ""\nsocketMode = "0999"'), [
+    "1: 'nbd' is an empty list: leave the key out to get the default",
+    "2: 'data' must be a path, not an empty text",
+    '3: \'socketMode\' must be an octal mode in quotes, such as "0660", not "0999"',
+  ]);
+});
+
+void test("what sources.allow can't mean is refused; an empty list lets nothing in", () => {
+  const [problem] = problems('[sources]\nallow = ["public", "nonsense:"]');
+  assert.match(problem, /^2: 'sources.allow' is not right: .*nonsense:/);
+  assert.deepEqual(parseConfig("[sources]\nallow = []", "/").values, { allowSources: [] });
+});
+
+void test("a group is looked up; one that does not exist is refused", () => {
+  assert.equal(parseConfig('socketGroup = "root"', "/").values["socketGroup"], 0);
+  assert.equal(parseConfig('socketGroup = "12"', "/").values["socketGroup"], 12);
+  assert.deepEqual(problems('socketGroup = "no-such-group-here"'), [
+    "1: 'socketGroup' names the group 'no-such-group-here', which does not exist",
+  ]);
+  assert.deepEqual(problems('socketGroup = "--help"'), [
+    "1: 'socketGroup' names the group '--help', which does not exist",
+  ]);
+});
+
+void test("what is no TOML, no text or no file is an error that says where, and shows nothing of the content", async (t) => {
+  const file = join(await temporaryDirectory(t), "ullage.toml");
+  await writeFile(file, 'data = "/x"\ndata = "secret"\n');
+  await assert.rejects(readConfig(file), (error: Error & { code: string }) => {
+    assert.equal(error.code, "config");
+    assert.ok(error.message.startsWith(`${file}:2: is not TOML: `), error.message);
+    assert.doesNotMatch(error.message, /secret/);
+    return true;
+  });
+  await writeFile(file, "dat = 1\nap = 2\nnb = 3\n");
+  await assert.rejects(readConfig(file), {
+    message: `${file}:1: there is no key 'dat'`,
+    hint: `did you mean 'data'?; 2 more: \`ullage config check ${file}\` lists all`,
+  });
+  await writeFile(file, Buffer.from([0xff, 0xfe]));
+  await assert.rejects(checkConfig(file), { code: "config" });
+  await writeFile(file, `#${"x".repeat(70_000)}`);
+  await assert.rejects(checkConfig(file), { code: "config" });
+  await assert.rejects(checkConfig(join(file, "none")), { code: "config", message: /can't be read/ });
+});
+
+void test("every flag of serve has its key in the file, and every key with a flag has that flag", () => {
+  const program = new Command();
+  addServeCommand(program);
+  const options = program.commands[0].options.filter(({ long }) => !["--json", "--config"].includes(long!));
+  const flags = options.map((option) => `${option.long} sets ${option.attributeName()}`);
+  const keys = configKeys.flatMap(({ flag, option }) => (flag === undefined ? [] : [`${flag} sets ${option}`]));
+  assert.deepEqual(keys.sort(), flags.sort());
+});
+
+void test("docs/CONFIG.md lists exactly the keys that there are, and its example is good", async () => {
+  const text = await readFile(new URL("../../docs/CONFIG.md", import.meta.url), "utf8");
+  const rows = text
+    .split("\n")
+    .filter((line) => line.startsWith("| `"))
+    .map((line) => line.split("|").map((cell) => cell.trim()))
+    .map(([, ...cells]) => cells.slice(0, -1));
+  const quote = (word: string): string => `\`${word}\``;
+  assert.deepEqual(
+    rows,
+    configKeys.map(({ key, kind, fallback, flag, meaning }) => [
+      quote(key),
+      kind.name,
+      fallback,
+      flag === undefined ? "" : quote(flag),
+      meaning,
+    ]),
+  );
+  const example = /```toml\n([^`]*)```/.exec(text);
+  assert.ok(example, "there is an example");
+  // Another machine need not have the group.
+  assert.deepEqual(problems(example[1].replace(/^socketGroup = .*$/m, "socketGroup = 6")), []);
+});
