@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { File, FileSystem } from "../../src/base/file-system.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
-import { Oracle, OracleError, stamp } from "./oracle.ts";
+import { OracleError } from "./oracle-error.ts";
+import { Oracle, stamp } from "./oracle.ts";
 import { SimDisk } from "./sim-disk.ts";
 import { SimScheduler } from "./sim-scheduler.ts";
 

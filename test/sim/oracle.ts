@@ -1,4 +1,6 @@
+import { OracleError } from "./oracle-error.ts";
 import { sectorBytes } from "./sim-inode.ts";
+import { type Frozen, SnapshotOracle } from "./snapshot-oracle.ts";
 
 /** One content that a sector had, has, or may have. Zeros of one operation are shared by all its sectors. */
 interface Version {
@@ -64,6 +66,8 @@ export class Oracle {
   readonly #unsettled = new Set<number>();
   readonly #running = new Set<OracleOperation>();
   readonly #reads = new Set<OracleRead>();
+  /** Snapshots being taken, and since when. */
+  readonly #snapshots = new Map<SnapshotOracle, OracleRead>();
   #time = 1;
   /** What settled before this moment is durable. */
   #durable = 0;
@@ -198,9 +202,29 @@ export class Oracle {
     }
   }
 
+  /** A snapshot is being taken: it shows what was there at one moment from now until `snapshotEnd`. */
+  snapshotStart(size: number): SnapshotOracle {
+    const snapshot = new SnapshotOracle(size, this.#initial);
+    this.#snapshots.set(snapshot, this.readStart(0, 0));
+    return snapshot;
+  }
+
+  /** It was answered, or failed: then it may be there all the same. */
+  snapshotEnd(snapshot: SnapshotOracle): void {
+    const read = this.#snapshots.get(snapshot);
+    if (read === undefined) return; // a crash has ended it
+    this.#snapshots.delete(snapshot);
+    this.#reads.delete(read);
+    const moments = { from: read.started, to: ++this.#time };
+    const sectors = new Map<number, Frozen[]>();
+    for (const [sector, versions] of this.#sectors) sectors.set(sector, frozenVersions(versions, moments));
+    snapshot.taken(moments, sectors);
+  }
+
   /** The process or the machine died; recovery has not begun. */
   crash(loss: Loss): void {
     for (const operation of this.#running) this.settle(operation, false);
+    for (const snapshot of this.#snapshots.keys()) this.snapshotEnd(snapshot);
     this.#reads.clear();
     const now = ++this.#time;
     if (loss === "nothing") return;
@@ -263,19 +287,16 @@ export class Oracle {
   }
 }
 
-/** A sector shows a content that it must not have. */
-export class OracleError extends Error {
-  readonly sector: number;
-
-  constructor(sector: number, seen: Buffer, allowed: Buffer[]) {
-    const list = allowed.map(describeContent).join(", ");
-    super(
-      `sector ${sector} (byte ${sector * sectorBytes}, block ${Math.floor(sector / 8)}) shows ${describeContent(seen)}; ` +
-        `allowed: ${list}`,
-    );
-    this.name = "OracleError";
-    this.sector = sector;
-  }
+/** Which versions a sector may have shown within a span, and when in it. */
+function frozenVersions(versions: Version[], span: { from: number; to: number }): Frozen[] {
+  return versions.flatMap((version) => {
+    let to = Math.min(span.to, version.ruledOut);
+    for (const { effective, issued, settled } of versions) {
+      if (effective && issued > version.settled && settled < to) to = settled;
+    }
+    const from = Math.max(span.from, version.issued);
+    return from <= to ? [{ content: version.content, from, to }] : [];
+  });
 }
 
 /** Bytes of which every aligned 512 name the operation and the sector. */
@@ -296,14 +317,6 @@ export function stamp(operation: number | string, offset: number, length: number
     );
   }
   return bytes;
-}
-
-function describeContent(content: Buffer): string {
-  if (content.every((byte) => byte === 0)) return "zeros";
-  const text = content.toString("latin1");
-  const names = [...new Set(text.match(/(op|blob)[ \w]* sector \d+/g) ?? [])];
-  if (names.length > 0) return names.length === 1 ? `<${names[0]}>` : `<mix of ${names.join(" and ")}>`;
-  return content.subarray(0, 16).toString("hex");
 }
 
 function partialSectors(offset: number, length: number): number[] {

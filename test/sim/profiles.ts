@@ -57,4 +57,41 @@ export const profiles: readonly Profile[] = [
     crashInOpen: 0.2,
     remote: true,
   },
+  { name: "kill -9 costs no snapshot", ends: ["kill", "container"], crashInOpen: 0.3, structure: true },
+  {
+    name: "a snapshot that was answered is there after a power cut, as it was",
+    ends: ["power"],
+    crashInOpen: 0.3,
+    structure: true,
+  },
+  {
+    name: "snapshots, clones and growing under crashes of every kind",
+    ends: ["kill", "kill", "container", "power", "power", "remount", "close"],
+    crashInOpen: 0.5,
+    structure: true,
+  },
+  {
+    name: "a start that dies leaves a snapshot whole or not there",
+    ends: ["kill", "power"],
+    crashInOpen: 0.9,
+    structure: true,
+  },
+  {
+    name: "a failed sync costs no snapshot",
+    ends: ["kill", "container", "power", "remount", "close"],
+    crashInOpen: 0.3,
+    structure: true,
+    faults: (random) => ({ syncErrors: random.pick([0.02, 0.1]) }),
+  },
+  {
+    name: "failed writes and a full disk cost no snapshot",
+    ends: ["kill", "power", "close"],
+    crashInOpen: 0.2,
+    structure: true,
+    faults: (random: Random) => ({
+      writeErrors: random.pick([0, 0.03]),
+      metadataErrors: random.pick([0, 0.03]),
+      capacityPages: random.pick([1 << 29, 100, 200]),
+    }),
+  },
 ];

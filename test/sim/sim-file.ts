@@ -153,6 +153,7 @@ export class SimFile implements File {
 
   seal(): Promise<void> {
     return this.#pool("seal", () => {
+      if (this.inode.dirty.size > 0) throw new Error(`${this.path} is sealed with unsynced data (durability rule 27)`);
       this.inode.sealed = true;
     });
   }
@@ -209,18 +210,21 @@ export class SimFile implements File {
   }
 
   #apply(buffer: IoBuffer, at: number, length: number, offset: number): void {
+    if (length > 0) this.#checkUnsealed();
     if (length > 0) this.inode.write(this.#disk.tick(), buffer.bytes, at, length, offset);
   }
 
   #punch(offset: number, length: number): boolean {
     if (!this.#disk.options.punches) return false;
     this.#process.failMetadata(this.path, "fallocate");
+    this.#checkUnsealed();
     this.inode.punch(this.#disk.tick(), offset, length);
     return true;
   }
 
   #truncate(length: number): void {
     this.#process.failMetadata(this.path, "ftruncate");
+    this.#checkUnsealed();
     this.inode.truncate(this.#disk.tick(), length);
   }
 
@@ -247,6 +251,11 @@ export class SimFile implements File {
     if (!whole || at + length > buffer.length) {
       throw new RangeError(`${this.path}: ${length} bytes at ${offset}, buffer ${at} of ${buffer.length}`);
     }
+  }
+
+  /** A kernel takes writes through a descriptor from before the chmod; nobody may ask it to (durability rule 27). */
+  #checkUnsealed(): void {
+    if (this.inode.sealed) throw new Error(`${this.path} is sealed, and is changed`);
   }
 
   #checkWritable(): void {

@@ -42,6 +42,7 @@ export class SimInode {
   /** Pages that had a durable extent once, or a hole punched into them: they show stale bytes in no mode. */
   readonly #hadExtent = new Set<number>();
   readSinceMount = false;
+  /** chmod 0444; no sync makes it durable. */
   sealed = false;
   /** errseq_t: the number of failed write-backs, and whether anyone has been told of the last. */
   errorCount = 0;
@@ -188,6 +189,7 @@ export class SimInode {
   cut(random: Random, survival: Survival, stale: (() => Buffer) | undefined): void {
     this.evict();
     this.reserved.clear();
+    if (this.sealed && random.chance(0.5)) this.sealed = false;
     for (const number of this.dirty) {
       const state = this.pages.get(number)!;
       let page = pickVersion(state.versions, random, survival).page;

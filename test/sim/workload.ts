@@ -24,12 +24,22 @@ type Kind =
   | "checkpoint"
   | "story"
   | "loseUnit"
-  | "wait";
+  | "wait"
+  | StructureKind;
+
+/** What changes more than blocks. */
+export type StructureKind = "snapshot" | "readSnapshot" | "removeSnapshot" | "clone" | "grow";
 
 /** What the clients work on, for one life of the volume. */
 export interface WorkloadTarget {
   device: BlockDevice;
   checkpoint(): Promise<void>;
+  /** Does it, or finds that it can't be done now. */
+  structure(kind: StructureKind): Promise<void>;
+  /** @returns what `flushed` wants to be told */
+  flushing(): number;
+  /** A flush was answered. */
+  flushed(token: number): void;
   /** The cache loses the blob's unit there: it has to be fetched again. */
   loseUnit(offset: number): void;
   /** The process was killed: nothing that follows counts as answered. */
@@ -49,7 +59,7 @@ export class Workload {
   readonly #random: Random;
   readonly #scheduler: SimScheduler;
   readonly #oracle: Oracle;
-  readonly #size: number;
+  #size: number;
   readonly #kinds: Kind[] = [];
   readonly #places: number[];
   readonly #syncShare: number;
@@ -57,14 +67,18 @@ export class Workload {
   readonly #narrow: boolean;
   #operations = 0;
 
-  /** @param stories most operations are steps of the history of one block */
-  constructor(scheduler: SimScheduler, oracle: Oracle, size: number, stories: boolean) {
+  /**
+   * @param size bytes of the volume, at first
+   * @param stories most operations are steps of the history of one block
+   * @param structure snapshots are taken, read and removed, clones are made, and the volume grows
+   */
+  constructor(scheduler: SimScheduler, oracle: Oracle, size: number, stories: boolean, structure: boolean) {
     const { random } = scheduler;
     this.#random = random;
     this.#scheduler = scheduler;
     this.#oracle = oracle;
     this.#size = size;
-    const usual: Record<Kind, number> = {
+    const usual: Partial<Record<Kind, number>> = {
       writeBlocks: 12,
       writeBytes: 5,
       writeSectors: 4,
@@ -81,6 +95,7 @@ export class Workload {
       story: 2,
       loseUnit: 2,
       wait: 1,
+      ...(structure ? structureKinds : {}),
     };
     for (const [kind, weight] of Object.entries(usual) as [Kind, number][]) {
       const rare = kind === "trimLarge" || kind === "zeroLarge" || kind === "writeLarge";
@@ -88,8 +103,9 @@ export class Workload {
       for (let count = 0; count < times; count++) this.#kinds.push(kind);
     }
     this.#kinds.push("writeBlocks", "flush");
+    if (structure) this.#kinds.push("snapshot", "snapshot");
     if (stories) for (let count = this.#kinds.length; count > 0; count--) this.#kinds.push("story");
-    this.#narrow = stories || random.chance(0.3);
+    this.#narrow = stories || random.chance(structure ? 0.6 : 0.3);
     this.#places = Array.from(
       { length: this.#narrow ? 1 : random.between(1, 6) },
       () => random.below(size / blockBytes - 1) * blockBytes,
@@ -113,6 +129,7 @@ export class Workload {
 
   async #one(target: WorkloadTarget): Promise<void> {
     const kind = this.#random.pick(this.#kinds);
+    this.#size = target.device.size;
     switch (kind) {
       case "writeBlocks":
       case "writeBytes":
@@ -145,6 +162,12 @@ export class Workload {
         return;
       case "wait":
         return this.#scheduler.clock.sleep(this.#random.between(1, 2000));
+      case "snapshot":
+      case "readSnapshot":
+      case "removeSnapshot":
+      case "clone":
+      case "grow":
+        return target.structure(kind);
     }
   }
 
@@ -202,6 +225,7 @@ export class Workload {
   }
 
   async #trim(target: WorkloadTarget, offset: number, length: number): Promise<void> {
+    this.#size = target.device.size;
     const first = Math.ceil(offset / blockBytes) * blockBytes;
     const end = offset + length === this.#size ? this.#size : Math.floor((offset + length) / blockBytes) * blockBytes;
     if (end <= first || this.#oracle.conflicts(first, end - first)) return;
@@ -225,6 +249,7 @@ export class Workload {
 
   async flush(target: WorkloadTarget): Promise<void> {
     const token = this.#oracle.flushStart();
+    const size = target.flushing();
     target.note(`flush ${token} begins`);
     try {
       await target.device.flush();
@@ -235,6 +260,7 @@ export class Workload {
     }
     target.note(`flush ${token} ends`);
     this.#oracle.flushDone(token);
+    target.flushed(size);
   }
 
   async #readAnywhere(target: WorkloadTarget): Promise<void> {
@@ -261,16 +287,9 @@ export class Workload {
 
   /** Reads every sector that was ever touched, and some others. @throws OracleError */
   async verify(target: WorkloadTarget): Promise<void> {
-    const limit = 64 * blockBytes;
-    const touched = this.#oracle.touched;
-    for (let index = 0; index < touched.length;) {
-      const first = touched[index];
-      let next = first;
-      while (index < touched.length && touched[index] <= next + 8 && (touched[index] + 1 - first) * 512 <= limit) {
-        next = touched[index++] + 1;
-      }
-      await this.read(target, first * 512, (next - first) * 512);
-    }
+    this.#size = target.device.size;
+    const touched = this.#oracle.touched.filter((sector) => sector * 512 < this.#size);
+    for (const [offset, length] of runsOf(touched)) await this.read(target, offset, length);
     for (let turn = 0; turn < 4; turn++) await this.#readAnywhere(target);
   }
 
@@ -301,6 +320,30 @@ export class Workload {
     const end = Math.min(this.#size, Math.ceil((offset + length) / 512) * 512);
     return this.#oracle.conflicts(first, end - first) ? undefined : [first, end - first];
   }
+}
+
+const structureKinds: Record<StructureKind, number> = {
+  snapshot: 4,
+  readSnapshot: 2,
+  removeSnapshot: 2,
+  clone: 1,
+  grow: 2,
+};
+
+const longestRun = 512;
+
+/** Ranges of bytes that cover the sectors, with gaps of up to eight sectors. @param sectors ascending */
+export function runsOf(sectors: readonly number[]): [number, number][] {
+  const runs: [number, number][] = [];
+  for (let index = 0; index < sectors.length;) {
+    const first = sectors[index];
+    let next = first;
+    while (index < sectors.length && sectors[index] <= next + 8 && sectors[index] < first + longestRun) {
+      next = sectors[index++] + 1;
+    }
+    runs.push([first * 512, (next - first) * 512]);
+  }
+  return runs;
 }
 
 function describeRange(offset: number, length: number): string {
