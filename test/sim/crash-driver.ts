@@ -1,6 +1,7 @@
 import type { FileSystem } from "../../src/base/file-system.ts";
 import { describeError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
+import { dropLayers } from "../../src/daemon/layer-files.ts";
 import { Turns } from "../../src/daemon/turns.ts";
 import type { VolumeLimits } from "../../src/volume/limits.ts";
 import { layersDir } from "../../src/volume/paths.ts";
@@ -225,6 +226,7 @@ class World implements ModelWorld {
 
   async #close(): Promise<void> {
     for (const { volume } of this.#volumes) await volume!.close();
+    await this.#references.run(() => Promise.resolve());
   }
 
   async #end(end: End, work: Promise<unknown> = Promise.resolve()): Promise<boolean> {
@@ -239,7 +241,8 @@ class World implements ModelWorld {
         if ((await this.#settle(work)) === "settled") {
           // a clone that was being opened meanwhile
           const late = Promise.all(this.#volumes.map((volume) => this.#closeOne(volume)));
-          if ((await this.#settle(late)) === "settled") this.#checkNothingOpen();
+          const last = late.then(() => this.#references.run(() => Promise.resolve()));
+          if ((await this.#settle(last)) === "settled") this.#checkNothingOpen();
         }
       }
       return this.#crash(this.#random.pick(["kill", "power"] as const));
@@ -331,6 +334,7 @@ class World implements ModelWorld {
       const error = await volume.tryOpen();
       if (error === undefined) continue;
       for (const other of this.#volumes) await other.giveUp();
+      await this.#references.run(() => Promise.resolve());
       return error;
     }
     return undefined;
@@ -368,6 +372,14 @@ class World implements ModelWorld {
 
   openLayers(volumeId: string): Set<string> | undefined {
     return this.#volumes.find(({ id }) => id === volumeId)?.volume?.layerIds();
+  }
+
+  dropLayers(layers: string[]): void {
+    const env = this.#env;
+    const openLayers = (volumeId: string): Set<string> | undefined => this.openLayers(volumeId);
+    this.#references
+      .run(() => dropLayers(env, new Set(layers), { openLayers }))
+      .catch((error: unknown) => this.note(`layers are left behind: ${describeError(error)}`));
   }
 
   dead(): boolean {

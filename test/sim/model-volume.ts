@@ -25,6 +25,8 @@ export interface ModelWorld {
   openBlob(): Promise<Blob>;
   /** The volume's layers in memory; undefined when it is not open. */
   openLayers(volumeId: string): Set<string> | undefined;
+  /** Removes those of the layers that nothing refers to any more, in its turn. */
+  dropLayers(layers: string[]): void;
   /** The process is dead. */
   dead(): boolean;
   closing(): boolean;
@@ -229,6 +231,7 @@ export class ModelVolume {
       name: this.name,
       settings: { sync: "normal", remoteAfterPowerLoss: "refuse" },
       openBlob: () => this.#world.openBlob(),
+      onLayersUnused: (layers) => this.#world.dropLayers(layers),
       acceptLoss,
     });
     this.#note(`opened: ${this.volume.info().state}`);
