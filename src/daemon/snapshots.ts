@@ -262,7 +262,7 @@ export class Snapshots {
   }
 
   async close(): Promise<void> {
-    for (const id of [...this.#views.keys()]) await this.#closeView(id, "Ullage is being stopped");
+    for (const id of this.#views.keys()) await this.#closeView(id, "Ullage is being stopped");
   }
 
   // ---- at start ----------------------------------------------------------------------------------------------------

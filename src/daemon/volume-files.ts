@@ -4,7 +4,7 @@ import { describeError, UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { Layer } from "../volume/layer.ts";
 import { descriptionPath, layerPath, layersDir, numbered, runtimePoisonPath, volumeDir } from "../volume/paths.ts";
-import { volumeReferences } from "../volume/references.ts";
+import { headOf, volumeReferences } from "../volume/references.ts";
 import { describedSnapshots } from "../volume/snapshot-files.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import { writeWhole } from "../volume/whole-file.ts";
@@ -66,7 +66,7 @@ export async function removeVolumeFiles(
   const layers = await layersOf(env, id);
   const [only] = layers;
   const hadSnapshots = describedSnapshots(await fs.readdir(dir)).length > 0;
-  if (layers.size === 1 && !hadSnapshots) {
+  if (layers.size === 1 && !hadSnapshots && (await headOf(env, id)) === only) {
     // A head belongs to nobody else: no need to ask all the others.
     await fs.unlink(layerPath(dataDir, only));
     await fs.syncDirectory(layersDir(dataDir));

@@ -55,7 +55,7 @@ export class FrozenWrites {
 
   /** Resolves when none is left. */
   async writeAll(): Promise<void> {
-    for (const id of [...this.#pending.keys()]) await this.write(id);
+    for (const id of this.#pending.keys()) await this.write(id);
     await this.#working;
   }
 

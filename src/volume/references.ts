@@ -72,6 +72,15 @@ export function baseOf(env: VolumeEnvironment, id: string): Promise<string | und
   });
 }
 
+/** The layer that a volume's newest checkpoint has as its head; undefined when there is no checkpoint that can be read. */
+export async function headOf(env: VolumeEnvironment, id: string): Promise<string | undefined> {
+  const dir = volumeDir(env.dataDir, id);
+  const newest = numbered(await env.fs.readdir(dir), "map").at(-1);
+  if (newest === undefined) return undefined;
+  const read = await readMapTable(env, mapPath(dir, newest)).catch(() => undefined);
+  return read?.table.get(read.checkpoint.head)?.id;
+}
+
 function addLayers(layers: Set<string>, table: OwnerTable): void {
   for (const [, { kind, id }] of table.entries()) if (kind === "layer") layers.add(id);
 }

@@ -80,7 +80,7 @@ export class Volume implements BlockDevice {
   private constructor(env: VolumeEnvironment, options: OpenVolumeOptions, opened: OpenedVolume) {
     this.#env = env;
     this.#opened = opened;
-    this.#onLayersUnused = options.onLayersUnused ?? (() => undefined);
+    this.#onLayersUnused = (layers) => options.onLayersUnused?.(layers);
     const limits = volumeLimits(env.limits);
     this.id = options.id;
     this.#size = opened.size;

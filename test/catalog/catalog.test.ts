@@ -100,7 +100,7 @@ void test("a newer catalog is refused, naming both versions", async (t) => {
   const database = new DatabaseSync(path);
   database.exec("PRAGMA user_version = 7");
   database.close();
-  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 1/ });
+  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 2/ });
 });
 
 void test("another program's database and a file that is none are left alone", async (t) => {

@@ -52,9 +52,12 @@ async function dieEverywhere(
   const prepared = await Ullage.open({ dataDir: template });
   await options.before(prepared);
   await prepared.close();
+  const sample = join(directory, "sample");
+  await cp(template, sample, { recursive: true });
+  await touch(sample);
   const counted = new CrashingWorld(Infinity);
-  const opened = await Ullage.open({ dataDir: template, fs: counted.fs, openStore: counted.openStore });
-  const opening = counted.steps;
+  const opened = await Ullage.open({ dataDir: sample, fs: counted.fs, openStore: counted.openStore });
+  const opening = counted.steps; // deaths are counted from the end of the opening on
   await opened.close();
   const seen = new Set<string>();
   for (let step = 1, finished = false; !finished; step++) {

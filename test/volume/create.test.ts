@@ -44,7 +44,7 @@ void test("rule 27: the layer is complete, synced and in synced directories befo
   for (const path of [volumeDir(env.dataDir, id), join(env.dataDir, "volumes"), env.dataDir]) {
     assert.ok(last(path) > (path === volumeDir(env.dataDir, id) ? named : 0), path);
   }
-  const layer = calls.find(ofHead)!.path;
+  const layer = calls.find((call) => call.name === "rename" && ofHead(call))!.path;
   assert.equal(statSync(layer).size, 4096 + 11 * blockBytes, "whole blocks, from the start");
   assert.deepEqual(openDescriptors(env.dataDir), []);
 });

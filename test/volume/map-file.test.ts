@@ -36,10 +36,11 @@ function exampleMap(): { map: OwnerMap; table: OwnerTable } {
 void test("a checkpoint comes back with everything that it says", async (t) => {
   const env = volumeEnvironment(t);
   const { map, table } = exampleMap();
-  const length = await writeMapFile(env, env.dataDir, checkpoint, map, table);
+  const { bytes, unused } = await writeMapFile(env, env.dataDir, checkpoint, map, table);
+  assert.deepEqual(unused, []);
   const loaded = await loadMapFile(env, mapPath(env.dataDir, 7));
   assert.deepEqual(loaded.checkpoint, checkpoint);
-  assert.equal(loaded.fileBytes, length);
+  assert.equal(loaded.fileBytes, bytes);
   assert.deepEqual([...loaded.table.entries()], [...table.entries()]);
   for (let block = 0; block < map.blocks; block++) assert.equal(loaded.map.ownerOf(block), map.ownerOf(block));
   assert.deepEqual(readdirSync(env.dataDir), ["map.7"]);
