@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import { Option, type Command } from "commander";
 import type { ApiAuth } from "../../api/connection-access.ts";
+import { UllageError } from "../../base/errors.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
 import { addConfigOption } from "../config-option.ts";
@@ -76,6 +77,10 @@ async function serve(options: Options): Promise<void> {
 
 function apiOptions({ apiAuth, apiHost = [] }: Options): { apiAuth?: ApiAuth; apiHosts: string[] } {
   const apiHosts = apiHost.map((name) => name.toLowerCase());
+  const wrong = apiHosts.find((name) => !/^[a-z0-9._-]+$/.test(name));
+  if (wrong !== undefined) {
+    throw new UllageError("usage", `--api-host: '${wrong}' is not a host name`, { hint: "such as ullage.example.org" });
+  }
   return apiAuth === undefined ? { apiHosts } : { apiAuth, apiHosts };
 }
 
