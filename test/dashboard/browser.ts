@@ -241,7 +241,13 @@ export class Page {
       const { x, y, width, height } = found.getBoundingClientRect();
       return { x: x + width / 2, y: y + height / 2 };
     })()`;
-    const { x, y } = await this.waitFor<{ x: number; y: number }>(find);
+    let { x, y } = await this.waitFor<{ x: number; y: number }>(find);
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, lookEveryMs));
+      const now = await this.waitFor<{ x: number; y: number }>(find);
+      if (now.x === x && now.y === y) break;
+      ({ x, y } = now);
+    }
     for (const type of ["mouseMoved", "mousePressed", "mouseReleased"]) {
       await this.#send("Input.dispatchMouseEvent", { type, x, y, button: "left", clickCount: 1 });
     }
