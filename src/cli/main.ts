@@ -2,7 +2,7 @@ import { Command, CommanderError } from "commander";
 import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { addAttachCommand } from "./commands/attach.ts";
-import { benchCommand } from "./commands/bench.ts";
+import { addBenchCommand } from "./commands/bench.ts";
 import { addCheckCommand } from "./commands/check.ts";
 import { addConfigCommand } from "./commands/config.ts";
 import { addDetachCommand } from "./commands/detach.ts";
@@ -41,7 +41,7 @@ addTokenCommand(program);
 addConfigCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
-program.addCommand(benchCommand());
+addBenchCommand(program);
 
 try {
   await program.parseAsync();

@@ -7,6 +7,7 @@ import type { AttachmentView } from "../../attach/state.ts";
 import type { HealthView, VolumeView } from "../../daemon/views.ts";
 import { askDaemon, clientCommand, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
+import { withSuggestion } from "../volume-names.ts";
 
 const defaultTimeoutSeconds = 300;
 
@@ -56,6 +57,8 @@ async function attachVolume(name: string, options: Options): Promise<void> {
     timeoutMs: options.timeout * 1000,
     address: nbdAddressOf(health.listeners),
     dataDirectory: health.dataDirectory,
+  }).catch(async (error: unknown) => {
+    throw await withSuggestion(error, (path) => askDaemon(options, path));
   });
   if (options.json === true) {
     printJson(view);
