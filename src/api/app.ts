@@ -6,7 +6,9 @@ import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
+import { addHealthRoutes } from "./health-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
+import { addMetricsRoutes } from "./metrics-routes.ts";
 import { OpenCalls } from "./open-calls.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
 import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts";
@@ -62,6 +64,8 @@ export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | 
 const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
+  addHealthRoutes,
+  addMetricsRoutes,
   (app, { tokens }) => addTokenRoutes(app, tokens),
   (app) => addDashboardRoutes(app),
 ];

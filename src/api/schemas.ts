@@ -138,14 +138,6 @@ export const schemas = [
     address: text,
     uri: { ...nullableText, description: "NBD: of the default export" },
   }),
-  object("Health", "whether all is well", {
-    status: { enum: ["ok", "warning"] },
-    warnings: list(ref("Warning")),
-    version: text,
-    pid: count,
-    dataDirectory: text,
-    listeners: list(ref("Listener")),
-  }),
   object("EventLoopDelay", "how late timers ran since the start of the process", {
     p50Ms: { type: "number" },
     p99Ms: { type: "number" },

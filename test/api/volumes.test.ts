@@ -263,6 +263,7 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
   const { body } = await api.call<OpenApi>("/openapi.json");
   assert.equal(body.openapi, "3.1.0");
   assert.deepEqual(Object.keys(body.paths).sort(), [
+    "/metrics",
     "/v1/health",
     "/v1/stats",
     "/v1/tokens",
