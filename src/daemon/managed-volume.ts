@@ -7,7 +7,9 @@ import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
+import type { Events } from "./events.ts";
 import { applyWish, hydrationView } from "./hydration-view.ts";
+import { VolumeNews } from "./volume-news.ts";
 import type { HydrationChange, HydrationView, VolumeView, VolumeViewState } from "./views.ts";
 
 /** How long connections that were asked to end may take. */
@@ -21,6 +23,8 @@ export interface VolumeHost {
   sources: Sources;
   /** Requests to sources that all hydrations share. */
   slots: HydrationSlots;
+  /** Hears of everything that happens to volumes. */
+  events: Events;
 }
 
 interface Opened {
@@ -40,6 +44,8 @@ export class ManagedVolume {
   record: VolumeRecord;
   /** While it is made with `download`: bytes received so far, of how many. */
   download: { bytes: number; total: number } | undefined;
+  /** To be told when something changed that users see. */
+  readonly news: VolumeNews;
   readonly #host: VolumeHost;
   readonly #turns = new Turns();
   #opened: Opened | undefined;
@@ -50,6 +56,7 @@ export class ManagedVolume {
   constructor(host: VolumeHost, record: VolumeRecord) {
     this.#host = host;
     this.record = record;
+    this.news = new VolumeNews(host.events, host.env.clock, () => this.view());
   }
 
   get isOpen(): boolean {
@@ -77,7 +84,13 @@ export class ManagedVolume {
     const blobs: CachedBlob[] = [];
     let volume: Volume | undefined;
     try {
-      volume = await Volume.open(env, {
+      // Whatever an open volume logs may be about its state: that is how it tells that it is poisoned.
+      const log: VolumeEnvironment["log"] = (...message) => {
+        env.log(...message);
+        this.news.changed();
+      };
+      const listened = { ...env, log };
+      volume = await Volume.open(listened, {
         id,
         name,
         settings,
@@ -92,12 +105,14 @@ export class ManagedVolume {
       const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume);
       this.#opened = { volume, blobs, hydration };
       this.#failure = undefined;
+      this.news.changed();
       return this.#opened;
     } catch (error) {
       await volume?.close();
       for (const blob of blobs) await sources.cache.release(blob.id);
       this.#failure = error;
       env.log("error", `volume '${name}' can't be opened: ${describeError(error)}`);
+      this.news.changed();
       throw error;
     }
   }
@@ -111,6 +126,10 @@ export class ManagedVolume {
       log: (level, message) => env.log(level, message),
     });
     applyWish(hydration, this.record.hydration);
+    hydration.onChange(() => {
+      this.news.changed();
+      this.news.progress();
+    });
     return hydration;
   }
 
@@ -202,6 +221,7 @@ export class ManagedVolume {
     this.record = { ...this.record, settings, hydration };
     await this.#opened?.volume.changeSettings(settings);
     this.#applyWish();
+    this.news.changed();
   }
 
   /** @throws UllageError `no-source` */
@@ -218,6 +238,7 @@ export class ManagedVolume {
     await this.#host.store.updateVolume(this.record.id, { hydration });
     this.record = { ...this.record, hydration };
     this.#applyWish();
+    this.news.changed();
   }
 
   #applyWish(): void {

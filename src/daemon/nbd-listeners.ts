@@ -1,6 +1,7 @@
 import type { ExportDirectory } from "../export/block-device.ts";
 import type { ExportTraffic } from "../export/export-traffic.ts";
 import { formatListenAddress, isLocalAddress, type ListenAddress } from "../export/listen-address.ts";
+import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import { NbdServer } from "../export/nbd/nbd-server.ts";
 import type { TlsSettings } from "../export/nbd/tls.ts";
 import type { Warning } from "./health.ts";
@@ -34,13 +35,20 @@ export class NbdListeners {
   readonly warnings: Warning[] = [];
   readonly #exports: ExportDirectory;
   readonly #traffic: (exportName: string) => ExportTraffic;
+  readonly #watch: ConnectionWatch;
   readonly #log: Log;
   #server: NbdServer | undefined;
 
   /** @param traffic where what clients do with an export is counted */
-  constructor(exports: ExportDirectory, traffic: (exportName: string) => ExportTraffic, log: Log) {
+  constructor(
+    exports: ExportDirectory,
+    traffic: (exportName: string) => ExportTraffic,
+    watch: ConnectionWatch,
+    log: Log,
+  ) {
     this.#exports = exports;
     this.#traffic = traffic;
+    this.#watch = watch;
     this.#log = log;
   }
 
@@ -50,6 +58,7 @@ export class NbdListeners {
     this.#server ??= new NbdServer({
       exports: this.#exports,
       traffic: this.#traffic,
+      watch: this.#watch,
       log: this.#log,
       ...(tls === undefined ? {} : { tls }),
     });

@@ -7,15 +7,18 @@ import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, Settings } from "../catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
+import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
+import { Events, tellWarnings } from "./events.ts";
 import { ExportNames } from "./export-names.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
+import { Jobs } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
 import type { Measured } from "./measured.ts";
@@ -36,6 +39,7 @@ import type {
   StatsView,
   VolumeView,
 } from "./views.ts";
+import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
 import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
 
 /** How a data directory is opened. */
@@ -70,6 +74,11 @@ const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadata
  *     await ullage.close();
  */
 export class Ullage {
+  /** What happens, as it happens. */
+  readonly events: Events;
+  /** Work that goes on by itself. */
+  readonly jobs: Jobs;
+  readonly #volumeJobs: VolumeJobs;
   readonly #directory: DataDirectory;
   readonly #store: MetadataStore;
   readonly #sources: Sources;
@@ -89,6 +98,8 @@ export class Ullage {
     store: MetadataStore;
     sources: Sources;
     volumes: Volumes;
+    events: Events;
+    clock: Clock;
     meters: VolumeMeters;
     log: Log;
     readOnly: boolean;
@@ -103,8 +114,12 @@ export class Ullage {
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
     this.#probe = parts.probe;
+    this.events = parts.events;
+    this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
-    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), traffic, parts.log);
+    const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
+    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), traffic, watch, parts.log);
   }
 
   /**
@@ -113,13 +128,9 @@ export class Ullage {
    * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `sources-allow`, `catalog-lost`, …
    */
   static async open(options: UllageOptions): Promise<Ullage> {
-    const {
-      dataDir,
-      fs = realFileSystem,
-      clock = systemClock,
-      openStore = openSqliteStore,
-      log = () => undefined,
-    } = options;
+    const { dataDir, fs = realFileSystem, clock = systemClock, openStore = openSqliteStore } = options;
+    const events = new Events();
+    const log = tellWarnings(events, options.log ?? (() => undefined));
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -145,7 +156,7 @@ export class Ullage {
       const swept = await sweepAtStart(env, store);
       const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
       undo.push(() => sources.close());
-      const volumes = new Volumes({ env, store, sources, slots: new HydrationSlots() }, swept.ready);
+      const volumes = new Volumes({ env, store, sources, slots: new HydrationSlots(), events }, swept.ready);
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
         await store.deleteVolume(id);
@@ -155,7 +166,19 @@ export class Ullage {
       const probe = new DataProbe(fs, clock, directory.path);
       const readOnly = options.readOnly === true;
       const startWarnings = [...swept.warnings];
-      return new Ullage({ directory, store, sources, volumes, meters, probe, log, startWarnings, readOnly });
+      return new Ullage({
+        directory,
+        store,
+        sources,
+        volumes,
+        events,
+        clock,
+        meters,
+        probe,
+        log,
+        startWarnings,
+        readOnly,
+      });
     } catch (error) {
       for (const step of undo.toReversed()) await step().catch(() => undefined); // the first error is the one that counts
       throw error;
@@ -173,6 +196,15 @@ export class Ullage {
     const volume = await this.#volumes.create(request, requestKey, options);
     this.#log("info", `volume '${request.name}' is ready`);
     return volume.view();
+  }
+
+  /** As `createVolume`, but resolves when its image begins to be downloaded, with a job that goes on. */
+  createVolumeOrJob(
+    request: CreateVolumeRequest,
+    requestKey?: RequestKey,
+    options: CreateOptions = {},
+  ): Promise<MadeVolume> {
+    return this.#volumeJobs.create(request, requestKey, options);
   }
 
   /** Ordered by name, starting behind `after`. */
@@ -249,6 +281,7 @@ export class Ullage {
   /** Lets connections finish what they started, for so long, then closes them and the listeners. */
   async stopServing(graceMs: number): Promise<void> {
     await this.#nbd.stop(graceMs);
+    this.events.close();
   }
 
   /** Opens, in the background, the volumes that have something to do: hydration goes on where it was. */
@@ -344,6 +377,11 @@ export class Ullage {
     return device?.info();
   }
 
+  #connectionSeen(...[what, exportName, connection]: Parameters<ConnectionWatch>): void {
+    this.events.publish({ name: `connection-${what}`, data: { export: exportName, connection } });
+    this.#volumes.byName(exportName.split("@")[0])?.news.changed();
+  }
+
   /** What is done with a snapshot is counted for its volume. */
   #trafficOf(exportName: string): ExportTraffic {
     const volume = this.#volumes.byName(exportName.split("@")[0]);
@@ -358,6 +396,7 @@ export class Ullage {
 
   async #close(): Promise<void> {
     this.#delay.stop();
+    this.events.close();
     const failures: unknown[] = [];
     const steps = [
       () => this.#nbd.stop(0),
