@@ -6,8 +6,8 @@ import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
 import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
+import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
-import { addLogOptions, stderrLog, type LogOptions } from "../stderr-log.ts";
 import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
 
 interface Options extends LogOptions, TlsFlags, SocketOptions {
@@ -50,6 +50,7 @@ async function serve(options: Options): Promise<void> {
   const { Server } = await import("../server.ts");
   const { notifyServiceManager } = await import("../service-manager.ts");
   const { chooseAddresses } = await import("../addresses.ts");
+  const { stderrLog } = await import("../stderr-log.ts");
   const log = stderrLog(options);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
   const addresses = chooseAddresses(options, {
