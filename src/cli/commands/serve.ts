@@ -44,6 +44,7 @@ export function addServeCommand(program: Command): void {
 
 async function serve(options: Options): Promise<void> {
   const tls = await loadTlsOptions(options);
+  const api = apiOptions(options);
   const { stopSignal, aborted } = await import("../signals.ts");
   const stop = stopSignal();
   const { Ullage } = await import("../../daemon/ullage.ts");
@@ -64,7 +65,7 @@ async function serve(options: Options): Promise<void> {
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
     log,
   });
-  const server = await Server.start(ullage, addresses, { tls, ...apiOptions(options) }, log);
+  const server = await Server.start(ullage, addresses, { tls, ...api }, log);
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
   announce(ullage, options.json === true, link);
