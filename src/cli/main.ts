@@ -4,8 +4,10 @@ import { packageVersion } from "../daemon/version.ts";
 import { addAttachCommand } from "./commands/attach.ts";
 import { addBenchCommand } from "./commands/bench.ts";
 import { addCheckCommand } from "./commands/check.ts";
+import { addCompletionCommand } from "./commands/completion.ts";
 import { addConfigCommand } from "./commands/config.ts";
 import { addDetachCommand } from "./commands/detach.ts";
+import { addHelpCommand } from "./commands/help.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
@@ -42,6 +44,15 @@ addConfigCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
 addBenchCommand(program);
+addCompletionCommand(program);
+addHelpCommand(program);
+
+// Whoever reads the output may have gone (`| head`): that ends neither a command nor a daemon.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") process.exitCode = 1;
+  });
+}
 
 try {
   await program.parseAsync();

@@ -1,9 +1,14 @@
 import assert from "node:assert/strict";
+import { execFile, spawn } from "node:child_process";
 import { join } from "node:path";
 import { test } from "node:test";
+import { promisify } from "node:util";
+import { helpTopics } from "../../src/cli/help-topics.ts";
 import { formatTable } from "../../src/cli/output.ts";
-import { temporaryDirectory } from "../daemon/support.ts";
+import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { launchDaemon, run } from "./support.ts";
+
+const timeout = 60_000;
 
 void test("a command or an option that there is not is a usage error, with what was probably meant", async () => {
   for (const [args, meant] of [
@@ -61,6 +66,48 @@ void test("an unknown volume is answered with the names that are near, whatever 
   }
   const { stderr } = await daemon.cli(["volume", "show", "printer"]);
   assert.doesNotMatch(stderr, /did you mean/);
+});
+
+void test("help is there for every command and topic; what there is no help about is a usage error", async () => {
+  const top = await run(["help"]);
+  assert.equal(top.code, 0);
+  for (const { name, summary } of helpTopics) {
+    assert.ok(top.stdout.includes(summary), name);
+    const page = await run(["help", name]);
+    assert.deepEqual([page.code, page.stderr], [0, ""]);
+    const widest = Math.max(...page.stdout.split("\n").map((line) => line.length));
+    assert.ok(widest <= 130, `${name} has a line of ${widest} characters`);
+  }
+  assert.match((await run(["help", "volume", "create"])).stdout, /^Usage: ullage volume create/);
+  const unknown = await run(["help", "durabilty"]);
+  assert.deepEqual([unknown.code, unknown.stdout], [2, ""]);
+  assert.match(unknown.stderr, /did you mean 'durability'\?/);
+  assert.match((await run(["help", "volume", "craete"])).stderr, /did you mean 'create'\?/);
+});
+
+void test("a reader that leaves early disturbs neither a command nor a daemon", async (t) => {
+  const ullage = join(import.meta.dirname, "../../bin/ullage");
+  const execute = promisify(execFile);
+  const piped = await execute("bash", ["-o", "pipefail", "-c", `${ullage} help config | head -n 1`], { timeout });
+  assert.equal(piped.stderr, "");
+  const directory = await temporaryDirectory(t);
+  const api = join(directory, "api.sock");
+  const args = ["serve", "--data", join(directory, "data"), "--api", `unix:${api}`, "--nbd", "127.0.0.1:0"];
+  const daemon = spawn(ullage, [...args, "--log-level", "debug"], { stdio: ["ignore", "pipe", "pipe"] });
+  const ended = new Promise<number | null>((resolve) => daemon.once("close", resolve));
+  atEnd(t, async () => {
+    daemon.kill("SIGKILL");
+    await ended;
+  });
+  await new Promise((resolve) => daemon.stdout.once("data", resolve));
+  daemon.stdout.destroy();
+  daemon.stderr.destroy();
+  for (const name of ["one", "two"]) {
+    const made = await run(["volume", "create", name, "--size", "1M", "--api", `unix:${api}`]);
+    assert.equal(made.code, 0, made.stderr);
+  }
+  daemon.kill("SIGTERM");
+  assert.equal(await ended, 0, "a clean stop");
 });
 
 void test("a table fits the terminal: elastic columns give way, the widest first, then the ends of lines", () => {

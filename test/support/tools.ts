@@ -44,6 +44,8 @@ const tools = {
   strace: { package: "strace" },
   "systemd-analyze": { package: "systemd" },
   "systemd-socket-activate": { package: "systemd" },
+  zsh: { package: "zsh" },
+  fish: { package: "fish" },
   python3: { package: "python3" },
   losetup: { package: "mount" },
   unshare: { package: "util-linux" },
