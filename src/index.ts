@@ -26,6 +26,7 @@ export type {
   VolumeView,
   VolumeViewState,
 } from "./daemon/views.ts";
+export { volumeViewStates } from "./daemon/views.ts";
 export type { Warning } from "./daemon/health.ts";
 export type { Log, LogFields, LogLevel } from "./daemon/log.ts";
 export type { Settings } from "./catalog/metadata-store.ts";

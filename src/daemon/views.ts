@@ -11,6 +11,7 @@ import type { HealthCheck, HealthStatus, Warning } from "./health.ts";
  * - failed: can't be opened; `reason` says why
  */
 export const volumeViewStates = ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] as const;
+/** How a volume is; see `volumeViewStates`. */
 export type VolumeViewState = (typeof volumeViewStates)[number];
 
 /** A volume. */
