@@ -1,5 +1,6 @@
 import { signal } from "@preact/signals";
 import { send } from "./api.js";
+import { tokenWanted } from "./session.js";
 
 /*
  * The server's events, read with fetch because EventSource can't send a token. They carry the objects that changed; where
@@ -33,6 +34,10 @@ export async function followEvents() {
   let lastId = "";
   for (;;) {
     await shown();
+    if (tokenWanted.value) {
+      await pause(firstRetryMs);
+      continue;
+    }
     const stop = new AbortController();
     const hide = () => document.hidden && stop.abort();
     document.addEventListener("visibilitychange", hide);

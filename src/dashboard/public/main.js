@@ -36,6 +36,7 @@ function App() {
   useEffect(() => {
     const poller = new Poller(
       async () => {
+        if (tokenWanted.value) return; // the form asks
         try {
           if (!featuresKnown()) await start();
           await loadHealth();

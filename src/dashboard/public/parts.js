@@ -209,7 +209,7 @@ const stateTones = /** @type {Record<string, string>} */ ({
   failed: "bad",
 });
 
-const stateWords = /** @type {Record<string, string>} */ ({ lostUnflushed: "lost unflushed writes" });
+const stateWords = /** @type {Record<string, string>} */ ({ lostUnflushed: "lost writes" });
 
 /** @param {{ state: string, reason: string | null }} props */
 export function StateChip({ state, reason }) {
