@@ -13,6 +13,7 @@ export type UllageEvent =
   | { name: "job"; data: JobView }
   | { name: "warning"; data: Warning };
 
+/** A connection that came or went. */
 export interface ConnectionEventView {
   /** name of the export: that of a volume, or `VOL@SNAP` */
   export: string;
@@ -57,10 +58,11 @@ export class Events {
   publish(event: UllageEvent): void {
     if (this.#closed) return;
     this.#kept.push(event);
-    // Dropped in lots, so that publishing costs the same however many are kept.
-    if (this.#kept.length >= 2 * this.#capacity) {
-      this.#kept = this.#kept.slice(-this.#capacity);
-      this.#first += this.#capacity;
+    // Dropped in lots, so that publishing costs about the same however many are kept.
+    const tooMany = this.#kept.length - this.#capacity;
+    if (tooMany >= this.#capacity / 8) {
+      this.#kept.splice(0, tooMany);
+      this.#first += tooMany;
     }
     this.#tell();
   }

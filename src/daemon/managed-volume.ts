@@ -137,11 +137,11 @@ export class ManagedVolume {
   async #close(): Promise<void> {
     if (this.#opened === undefined) return;
     const { volume, blobs, hydration } = this.#opened;
+    this.#opened = undefined; // whoever looks meanwhile must not find descriptors that are closed
     await hydration?.close();
     try {
       await volume.close();
     } finally {
-      this.#opened = undefined;
       for (const blob of blobs) await this.#host.sources.cache.release(blob.id);
     }
   }

@@ -2,6 +2,8 @@ import type { Clock } from "../base/clock.ts";
 import type { Events } from "./events.ts";
 import type { VolumeView } from "./views.ts";
 
+type VolumeEventName = "volume-created" | "volume-changed" | "volume-removed" | "hydration";
+
 /** Between two events about changes of one volume; what changes meanwhile is told together. */
 const changeIntervalMs = 100;
 /** Between two events about the progress of one volume. */
@@ -19,6 +21,7 @@ export class VolumeNews {
   /** What the last event said, progress left out. */
   #told = "";
   #toldAt = -Infinity;
+  #seen: VolumeView | undefined;
   #waiting = false;
 
   /** @param view of the volume as it is now */
@@ -29,17 +32,18 @@ export class VolumeNews {
   }
 
   created(): void {
-    this.#publish("volume-created", this.#view());
+    this.#tell("volume-created");
   }
 
   removed(): void {
-    this.#publish("volume-removed", this.#view());
+    this.#tell("volume-removed");
     this.#state = "gone";
   }
 
   changed(): void {
     if (this.#state === "gone" || this.#waiting) return;
-    const view = this.#view();
+    const view = this.#look();
+    if (view === undefined) return;
     if (this.#state === "told" && withoutProgress(view) === this.#told) return;
     const waitMs = this.#toldAt + changeIntervalMs - this.#clock.now();
     if (waitMs <= 0) this.#publish("volume-changed", view);
@@ -56,10 +60,25 @@ export class VolumeNews {
   /** More of it is there. */
   progress(): void {
     if (this.#state === "gone" || this.#clock.now() - this.#toldAt < progressIntervalMs) return;
-    this.#publish("hydration", this.#view());
+    this.#tell("hydration");
   }
 
-  #publish(name: "volume-created" | "volume-changed" | "volume-removed" | "hydration", view: VolumeView): void {
+  #tell(name: VolumeEventName): void {
+    const view = this.#look();
+    if (view !== undefined) this.#publish(name, view);
+  }
+
+  /** When a volume can't be looked at, it is what it was the last time; whoever asks for it meets the failure. */
+  #look(): VolumeView | undefined {
+    try {
+      this.#seen = this.#view();
+    } catch {
+      return this.#seen;
+    }
+    return this.#seen;
+  }
+
+  #publish(name: VolumeEventName, view: VolumeView): void {
     this.#state = "told";
     this.#told = withoutProgress(view);
     this.#toldAt = this.#clock.now();
