@@ -34,6 +34,7 @@ export type CheckName = (typeof checkNames)[number];
 /** warn: somebody should look at it; fail: something that users rely on does not work */
 export type HealthStatus = "ok" | "warn" | "fail";
 
+/** One thing that health looks at. */
 export interface HealthCheck {
   name: CheckName;
   status: HealthStatus;

@@ -29,6 +29,7 @@ export interface JobView {
  */
 export type JobState = "running" | "done" | "failed" | "cancelled";
 
+/** How far a job is. */
 export interface JobProgress {
   done: number;
   /** null: nobody knows */
