@@ -90,7 +90,10 @@ export const schemas = [
         description: "URL or absolute path",
       },
       format: { type: "string", description: "auto (the default): by its first bytes" },
-      download: { type: "boolean", description: "fetch all of it first; the answer comes when that is done" },
+      download: {
+        type: "boolean",
+        description: "fetch all of it first, unless it is here already: the answer is a job then",
+      },
       unpinned: { type: "boolean", description: "accept a source whose changes can't be noticed" },
     },
     ["format", "download", "unpinned"],
