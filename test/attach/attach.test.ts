@@ -8,6 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { identify } from "../../src/attach/processes.ts";
 import type { AttachmentView } from "../../src/attach/state.ts";
 import { launchDaemon, type Daemon, type Result } from "../cli/support.ts";
+import { atEnd } from "../daemon/support.ts";
 import { run, succeed, until } from "../nbd/support.ts";
 import { requireTool } from "../support/tools.ts";
 import { attachWorld } from "./world.ts";
@@ -254,6 +255,8 @@ void test("what can't be attached or mounted is said, with what to do, and nothi
   const { daemon, mount, root } = await attachWorld(t);
   await daemon.json(["volume", "create", "v", "--size", "8M"]);
   failed(await daemon.cli(["attach", "nobody"]), /there is no volume 'nobody'/);
+  failed(await daemon.cli(["attach", "nobody@monday"]), /no.* 'nobody@monday'/);
+  failed(await daemon.cli(["attach", "v", "--api", "192.0.2.1:7070"]), /192\.0\.2\.1:7070 is not on this machine/);
   failed(
     await daemon.cli(["attach", "v", "--mount", join(mount, "missing")]),
     /nothing can be mounted on .*\n +mkdir -p/,
@@ -367,7 +370,7 @@ function openFuse(t: TestContext): void {
 /** A process that works in the directory. */
 function holder(t: TestContext, directory: string): ChildProcess {
   const child = spawn("sleep", ["600"], { cwd: directory, stdio: "ignore" });
-  t.after(() => child.kill("SIGKILL"));
+  atEnd(t, async () => child.kill("SIGKILL"));
   return child;
 }
 

@@ -1,9 +1,12 @@
 import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import { kill } from "node:process";
 import type { TestContext } from "node:test";
 import { listMounts } from "../../src/attach/mounts.ts";
 import { loopDevicesOf } from "../../src/attach/loop-devices.ts";
+import { Place } from "../../src/attach/place.ts";
+import { isAlive } from "../../src/attach/processes.ts";
 import { launchDaemon, type Daemon, type Result } from "../cli/support.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { run as runProgram } from "../nbd/support.ts";
@@ -65,5 +68,9 @@ function clear(root: string): void {
       force("losetup", "--detach", device.path);
     }
     force("umount", "--lazy", fuse);
+    const status = new Place(root, entry).readStatus();
+    for (const process of [status?.nbdfuse, status?.helper]) {
+      if (process !== undefined && process !== null && isAlive(process)) kill(process.pid, "SIGKILL");
+    }
   }
 }
