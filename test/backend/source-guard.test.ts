@@ -364,6 +364,13 @@ void test("a symbolic link leads no file out of its directory", async () => {
   }
 });
 
+void test("a closed file is refused whether it is there or not", async () => {
+  const policy = sourcePolicy(["file:/images"]);
+  for (const path of ["/etc/passwd", "/etc/no-such-file", "/root", "/dev/null"]) {
+    await failsWith("source-forbidden", openBackend(path, { policy }).probe(10));
+  }
+});
+
 void test("an entry that names no sources is an error that shows how to write one", () => {
   for (const entry of [
     "",
