@@ -10,7 +10,11 @@
  * with a stable `code`.
  */
 export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
-export type { RequestKey } from "./daemon/volumes.ts";
+export type { CreateOptions, RequestKey } from "./daemon/volumes.ts";
+export type { MadeVolume } from "./daemon/volume-jobs.ts";
+export type { JobProgress, Jobs, JobState, JobView } from "./daemon/jobs.ts";
+export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.ts";
+export type { Measured } from "./daemon/measured.ts";
 export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
 export type {
   ConnectionView,
@@ -26,9 +30,11 @@ export type {
   VolumeView,
   VolumeViewState,
 } from "./daemon/views.ts";
-export type { Warning } from "./daemon/health.ts";
+export { volumeViewStates } from "./daemon/views.ts";
+export type { HealthCheck, HealthStatus, Warning } from "./daemon/health.ts";
 export type { Log, LogFields, LogLevel } from "./daemon/log.ts";
-export type { Settings } from "./catalog/metadata-store.ts";
+export type { MetadataStore, Settings } from "./catalog/metadata-store.ts";
+export type { Resolver } from "./backend/source-guard.ts";
 
 export { type Attachment, type BlockDevice, type Client, type Extent, ExtentState } from "./export/block-device.ts";
 export {
@@ -40,5 +46,7 @@ export {
 export { loadTls, type TlsMode, type TlsSettings } from "./export/nbd/tls.ts";
 
 export { CorruptionError, describeError, errnoOf, IoError, SourceError, UllageError } from "./base/errors.ts";
+export type { Clock } from "./base/clock.ts";
+export type { FileSystem } from "./base/file-system.ts";
 export { IoBuffer } from "./base/io-buffer.ts";
 export { formatSize, parseSize } from "./base/units.ts";

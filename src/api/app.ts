@@ -6,7 +6,11 @@ import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
+import { addEventRoutes } from "./event-routes.ts";
+import { addHealthRoutes } from "./health-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
+import { addJobRoutes } from "./job-routes.ts";
+import { addMetricsRoutes } from "./metrics-routes.ts";
 import { OpenCalls } from "./open-calls.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
 import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts";
@@ -64,6 +68,10 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
+  (app, { ullage }) => addJobRoutes(app, ullage),
+  (app, { ullage }) => addEventRoutes(app, ullage),
+  addHealthRoutes,
+  addMetricsRoutes,
   (app, { tokens }) => addTokenRoutes(app, tokens),
   (app) => addDashboardRoutes(app),
 ];

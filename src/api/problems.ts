@@ -45,6 +45,8 @@ const statusOf: Record<string, number> = {
   "catalog-busy": 503,
   "catalog-closed": 503,
   stopping: 503,
+  "too-many-jobs": 503,
+  "too-many-streams": 503,
 };
 
 export function problemOf(error: unknown): Problem {

@@ -90,7 +90,10 @@ export const schemas = [
         description: "URL or absolute path",
       },
       format: { type: "string", description: "auto (the default): by its first bytes" },
-      download: { type: "boolean", description: "fetch all of it first; the answer comes when that is done" },
+      download: {
+        type: "boolean",
+        description: "fetch all of it first, unless it is here already: the answer is a job then",
+      },
       unpinned: { type: "boolean", description: "accept a source whose changes can't be noticed" },
     },
     ["format", "download", "unpinned"],
@@ -154,14 +157,6 @@ export const schemas = [
     protocol: { enum: ["api", "nbd"] },
     address: text,
     uri: { ...nullableText, description: "NBD: of the default export" },
-  }),
-  object("Health", "whether all is well", {
-    status: { enum: ["ok", "warning"] },
-    warnings: list(ref("Warning")),
-    version: text,
-    pid: count,
-    dataDirectory: text,
-    listeners: list(ref("Listener")),
   }),
   object("EventLoopDelay", "how late timers ran since the start of the process", {
     p50Ms: { type: "number" },

@@ -2,15 +2,8 @@ import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import { ref } from "./schemas.ts";
 
-/** /v1/health and /v1/stats */
+/** /v1/stats */
 export function addServerRoutes(app: FastifyInstance, ullage: Ullage): void {
-  app.route({
-    method: "GET",
-    url: "/v1/health",
-    schema: { operationId: "getHealth", summary: "Whether all is well", response: { 200: ref("Health") } },
-    handler: () => ullage.health(),
-  });
-
   app.route({
     method: "GET",
     url: "/v1/stats",

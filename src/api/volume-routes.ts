@@ -3,6 +3,7 @@ import type { FastifyInstance, FastifyRequest } from "fastify";
 import { UllageError } from "../base/errors.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "../daemon/views.ts";
+import { jobObject } from "./job-object.ts";
 import { problemResponse, ref } from "./schemas.ts";
 
 const maxPageVolumes = 1000;
@@ -42,7 +43,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     url: "/v1/volumes",
     schema: {
       operationId: "createVolume",
-      summary: "Make a volume; it can be used when the answer comes",
+      summary: "Make a volume; it can be used when the answer comes, unless its image is downloaded first",
       headers: {
         type: "object",
         properties: {
@@ -55,11 +56,22 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
         },
       },
       body: ref("VolumeCreate"),
-      response: { 201: ref("Volume"), default: problemResponse },
+      response: {
+        201: { ...ref("Volume"), description: "it can be used" },
+        202: {
+          ...ref("Job"),
+          description: "its image is being downloaded (`download`); the job's result is the volume",
+        },
+        default: problemResponse,
+      },
     },
     handler: async (request, reply) => {
       const guarded = request.caller.kind !== "unix";
-      const volume = await ullage.createVolume(request.body, requestKeyOf(request), { guarded });
+      const made = await ullage.createVolumeOrJob(request.body, requestKeyOf(request), { guarded });
+      if (made.kind === "job") {
+        return reply.code(202).header("location", `/v1/jobs/${made.job.id}`).send(jobObject(made.job));
+      }
+      const { volume } = made;
       return reply.code(201).header("location", `/v1/volumes/${volume.name}`).send(volume);
     },
   });

@@ -32,7 +32,7 @@ export interface AttachRequest {
  * taken back when a step fails. Asked again for what is there already, it says so.
  * @throws UllageError `attach-tools`, `attach-root`, `mount-point`, `self-hosted`, `mount-hides-data`, `attach-busy`,
  *   `already-attached`, `attach-broken`, `nbd-refused`, `nbd-unreachable`, `nbdfuse-failed`, `not-empty`,
- *   `no-file-system`, `mount-failed`
+ *   `not-writable`, `no-file-system`, `mount-failed`
  */
 export async function attach(request: AttachRequest): Promise<AttachmentView> {
   const withDevice = checkMachine(request);
@@ -61,9 +61,10 @@ async function begin(place: Place, request: AttachRequest, withDevice: boolean):
   try {
     await startHelper(place);
     if (!withDevice) return;
-    const options = ["--find", "--show", "--partscan", "--direct-io=on", ...(readOnly ? ["--read-only"] : [])];
+    const { readOnly: unwritable } = current(place)!;
+    const options = ["--find", "--show", "--partscan", "--direct-io=on", ...(unwritable ? ["--read-only"] : [])];
     const device = await runCommand("losetup", ...options, place.file);
-    await use(request, device);
+    await use(request, device, unwritable);
   } catch (error) {
     const losses = await tearDown(place).catch((failure: unknown) => [describeError(failure)]);
     if (losses.length === 0 || !(error instanceof UllageError)) throw error;
@@ -85,7 +86,7 @@ async function complete(place: Place, request: AttachRequest, existing: Attachme
   if (differs !== undefined) {
     throw new UllageError("already-attached", `'${name}' is already attached ${differs}`, { hint });
   }
-  if (existing.device !== null && existing.mounts.length === 0) await use(request, existing.device);
+  if (existing.device !== null && existing.mounts.length === 0) await use(request, existing.device, existing.readOnly);
 }
 
 /** How what is there differs from what is asked for. */
@@ -97,16 +98,18 @@ function difference(request: AttachRequest, existing: AttachmentView, readOnly: 
   return `and mounted at ${mounts.join(", ")}`;
 }
 
-async function use({ mkfs, mount, readOnly }: AttachRequest, device: string): Promise<void> {
-  if (mkfs !== null) await makeFileSystem(device, mkfs);
-  if (mount === null) return;
+/** Everything that can be refused is, before anything is written to the device. */
+async function use({ name, mkfs, mount }: AttachRequest, device: string, readOnly: boolean): Promise<void> {
+  if (mkfs !== null && readOnly)
+    throw new UllageError("not-writable", `'${name}' is read-only: no ${mkfs} can be made`);
   const there = listMounts().findLast(({ path }) => path === mount);
   if (there !== undefined) {
     throw new UllageError("mount-point", `${there.source} is already mounted on ${mount}`, {
       hint: "unmount it first, or choose another directory",
     });
   }
-  await mountDevice(device, mount, readOnly);
+  if (mkfs !== null) await makeFileSystem(device, mkfs);
+  if (mount !== null) await mountDevice(device, mount, readOnly);
 }
 
 /** @returns whether there will be a device, and not just a file @throws UllageError `attach-tools`, `attach-root` */

@@ -37,8 +37,7 @@ export async function makeFileSystem(device: string, kind: NewFileSystem): Promi
       hint: "leave --mkfs away to use what is there",
     });
   }
-  // Reads as zeros where nothing was written: there is nothing to discard, and inode tables need no zeroing.
-  await runCommand(`mkfs.${kind}`, "-q", ...(kind === "xfs" ? ["-K"] : ["-E", "nodiscard"]), device);
+  await runCommand(`mkfs.${kind}`, "-q", device);
 }
 
 /** @throws UllageError `no-file-system`, `mount-failed` */

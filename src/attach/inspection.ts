@@ -37,6 +37,10 @@ export function isGone({ helperAlive, nbdfuseAlive, fuseMounted, devices }: Insp
   return !helperAlive && !nbdfuseAlive && !fuseMounted && devices.length === 0;
 }
 
+export function isReadOnly({ record, status }: Inspection): boolean {
+  return status?.readOnly === true || record?.readOnly === true;
+}
+
 /** @returns undefined when nothing is left but files */
 export function viewOf(place: Place, found: Inspection): AttachmentView | undefined {
   if (isGone(found)) return undefined;
@@ -50,17 +54,19 @@ export function viewOf(place: Place, found: Inspection): AttachmentView | undefi
     file: place.file,
     mounts: found.mounts.map(({ path }) => path),
     size: status?.size ?? 0,
-    readOnly: status?.readOnly === true || record?.readOnly === true,
+    readOnly: isReadOnly(found),
     since: record?.since ?? status?.since ?? "",
     dataDirectory: record?.dataDirectory ?? "",
     helperPid: found.helperAlive ? status!.helper.pid : null,
   };
 }
 
-function stateOf(found: Inspection): { state: AttachmentState; reason: string | null } {
-  if (!found.helperAlive) return { state: "broken", reason: "the helper process is gone" };
-  if (!found.nbdfuseAlive || !found.fuseMounted) return { state: "broken", reason: "nbdfuse is gone" };
-  const { state, reason } = found.status!;
+/** @returns what serves it, as a whole */
+export function stateOf(found: Inspection): { state: AttachmentState; reason: string | null } {
+  const { status, helperAlive, nbdfuseAlive, fuseMounted } = found;
+  if (!helperAlive && status?.state !== "closed") return { state: "broken", reason: "the helper process is gone" };
+  if (!helperAlive || !nbdfuseAlive || !fuseMounted) return { state: "broken", reason: "nbdfuse is gone" };
+  const { state, reason } = status!;
   if (state === "connected") return { state: "attached", reason: null };
   return state === "closed" ? { state: "broken", reason: "the helper process is ending" } : { state, reason };
 }

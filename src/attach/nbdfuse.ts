@@ -22,7 +22,7 @@ export async function startNbdfuse(
   onMessage: (line: string) => void,
 ): Promise<ChildProcess> {
   mkdirSync(place.fuse, { recursive: true, mode: 0o700 });
-  const options = ["-o", `fsname=ullage:${place.name},subtype=ullage`, ...(readOnly ? ["-r"] : [])];
+  const options = ["-o", `fsname=ullage:${place.name}`, "-o", "subtype=ullage", ...(readOnly ? ["-r"] : [])];
   const uri = `nbd+unix:///?socket=${encodeURI(place.socket)}`;
   const child = spawn("sh", ["-c", startIgnoringSignals, "nbdfuse", ...options, place.file, uri], {
     cwd: "/",

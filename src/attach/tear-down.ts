@@ -1,7 +1,7 @@
 import { open } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describeError, UllageError } from "../base/errors.ts";
-import { inspect, type Inspection } from "./inspection.ts";
+import { inspect, type Inspection, isReadOnly, stateOf } from "./inspection.ts";
 import { kernelUsersOf } from "./loop-devices.ts";
 import { listMounts } from "./mounts.ts";
 import { unmountFuse } from "./nbdfuse.ts";
@@ -28,6 +28,8 @@ export async function tearDown(place: Place): Promise<string[]> {
   const found = inspect(place);
   refuseWhenUsed(place, found);
   const losses: string[] = [];
+  const { state, reason } = stateOf(found);
+  if (state === "broken" && found.fuseMounted && !isReadOnly(found)) losses.push(`${reason}: writes may have failed`);
   for (const { path } of found.mounts) await unmount(path);
   for (const device of found.devices) {
     await flush(device.path, found, losses);
@@ -71,7 +73,7 @@ async function unmount(path: string): Promise<void> {
 
 /** A file system has been written by its unmounting; whoever wrote to the device itself may not have flushed. */
 async function flush(path: string, found: Inspection, losses: string[]): Promise<void> {
-  if (found.status?.readOnly === true) return;
+  if (isReadOnly(found)) return;
   try {
     const handle = await open(path, "r+");
     try {
@@ -92,10 +94,9 @@ async function helperEnds(place: Place, losses: string[]): Promise<void> {
     if (isAlive(helper)) process.kill(helper.pid, "SIGKILL");
   }
   const status = place.readStatus();
-  if (status === undefined) return;
+  if (status === undefined || status.nbdfuse === null) return; // it never served anybody
   if (status.failures > 0) losses.push(`${status.failures} requests failed because the daemon was away`);
-  if (status.state !== "closed") losses.push("the helper process was killed: writes may have failed");
-  else if (status.lastFlush !== null) losses.push(`the last flush failed: ${status.lastFlush}`);
+  if (status.lastFlush !== null) losses.push(`the last flush failed: ${status.lastFlush}`);
 }
 
 function inUse(name: string, what: string, users: readonly string[], why?: string): UllageError {

@@ -40,6 +40,7 @@ export interface SourcePolicy {
 /** What is let in when nobody says otherwise. */
 export const defaultSourceEntries: readonly string[] = ["public"];
 
+/** Finds all addresses of a host. */
 export type Resolver = (host: string, options: LookupOptions) => Promise<LookupAddress[]>;
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;

@@ -70,6 +70,7 @@ export interface FileBinding {
   fileSystem: string;
 }
 
+/** The file system, replaced in tests that inject faults. */
 export interface FileSystem {
   /** `create`: exclusive, read-write, fails with EEXIST; `write`: existing, read-write; `read`: existing, read-only. */
   open(path: string, mode: "create" | "write" | "read"): Promise<File>;

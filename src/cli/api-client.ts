@@ -2,6 +2,7 @@ import { request as requestHttp, type IncomingMessage } from "node:http";
 import { request as requestHttps } from "node:https";
 import { UllageError } from "../base/errors.ts";
 import { findApiServer, type ApiServer } from "./api-server.ts";
+import { withSuggestion } from "./volume-names.ts";
 
 /** Answers are pages; more than this is not an answer of Ullage. */
 const maxAnswerBytes = 64 * 1024 * 1024;
@@ -25,7 +26,15 @@ export class ApiClient {
   }
 
   /** @returns the answer's object @throws UllageError with the code, message and hint of the daemon's problem document */
-  call<T>(path: string, { method = "GET", body }: Call = {}): Promise<T> {
+  async call<T>(path: string, call?: Call): Promise<T> {
+    try {
+      return await this.#ask<T>(path, call);
+    } catch (error) {
+      throw await withSuggestion(error, (other) => this.#ask(other));
+    }
+  }
+
+  #ask<T>(path: string, { method = "GET", body }: Call = {}): Promise<T> {
     const { kind, target, headers: own } = this.#server;
     const request = kind === "https" ? requestHttps : requestHttp;
     const text = body === undefined ? undefined : JSON.stringify(body);

@@ -2,10 +2,12 @@ import { Command, CommanderError } from "commander";
 import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { addAttachCommand } from "./commands/attach.ts";
-import { benchCommand } from "./commands/bench.ts";
+import { addBenchCommand } from "./commands/bench.ts";
 import { addCheckCommand } from "./commands/check.ts";
+import { addCompletionCommand } from "./commands/completion.ts";
 import { addConfigCommand } from "./commands/config.ts";
 import { addDetachCommand } from "./commands/detach.ts";
+import { addHelpCommand } from "./commands/help.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
@@ -43,7 +45,16 @@ addTokenCommand(program);
 addConfigCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
-program.addCommand(benchCommand());
+addBenchCommand(program);
+addCompletionCommand(program);
+addHelpCommand(program);
+
+// Whoever reads the output may have gone (`| head`): that ends neither a command nor a daemon.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") process.exitCode = 1;
+  });
+}
 
 try {
   await program.parseAsync();

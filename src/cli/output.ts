@@ -10,26 +10,35 @@ export interface Column<T> {
 const gap = "  ";
 const leastElasticWidth = 8;
 
-/** A table that fits the terminal; on anything but a terminal nothing is cut. */
+/**
+ * A table that fits the terminal: elastic columns are cut first, the widest most, and what is still too wide then loses
+ * the ends of its lines. On anything but a terminal nothing is cut.
+ */
 export function formatTable<T>(rows: readonly T[], columns: readonly Column<T>[], width = terminalWidth()): string {
   const cells = [columns.map(({ heading }) => heading), ...rows.map((row) => columns.map(({ value }) => value(row)))];
   const widths = columns.map((_, index) => Math.max(...cells.map((line) => line[index].length)));
-  const total = widths.reduce((sum, each) => sum + each, gap.length * (columns.length - 1));
-  const elastic = columns.findIndex((column) => column.elastic === true);
-  if (elastic !== -1 && total > width) {
-    widths[elastic] = Math.max(leastElasticWidth, widths[elastic] - (total - width));
-  }
+  shrink(widths, columns, width - gap.length * (columns.length - 1));
   return cells
-    .map((line) =>
-      line
-        .map((cell, index) => {
-          const cut = shorten(cell, widths[index]);
-          return columns[index].right === true ? cut.padStart(widths[index]) : cut.padEnd(widths[index]);
-        })
-        .join(gap)
-        .trimEnd(),
-    )
+    .map((line) => {
+      const padded = line.map((cell, index) => {
+        const cut = shorten(cell, widths[index]);
+        return columns[index].right === true ? cut.padStart(widths[index]) : cut.padEnd(widths[index]);
+      });
+      return shorten(padded.join(gap).trimEnd(), width);
+    })
     .join("\n");
+}
+
+/** Takes from the widest elastic column until `room` is enough, or none can give any more. */
+function shrink<T>(widths: number[], columns: readonly Column<T>[], room: number): void {
+  let excess = widths.reduce((sum, each) => sum + each, 0) - room;
+  for (; excess > 0; excess--) {
+    const giving = columns.flatMap(({ elastic }, index) =>
+      elastic === true && widths[index] > leastElasticWidth ? [index] : [],
+    );
+    if (giving.length === 0) return;
+    widths[giving.reduce((widest, index) => (widths[index] > widths[widest] ? index : widest))]--;
+  }
 }
 
 /** `label   value` lines, for one thing. */

@@ -9,7 +9,9 @@ import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
 import { renameDescription } from "./volume-files.ts";
+import type { Events } from "./events.ts";
 import { applyWish, hydrationView } from "./hydration-view.ts";
+import { VolumeNews } from "./volume-news.ts";
 import type { HydrationChange, HydrationView, VolumeView, VolumeViewState } from "./views.ts";
 
 /** How long connections that were asked to end may take. */
@@ -27,6 +29,8 @@ export interface VolumeHost {
   materialise(id: string): Promise<void>;
   /** A volume has given up layers: they go, unless somebody else needs them. */
   layersUnused(layers: string[]): void;
+  /** Hears of everything that happens to volumes. */
+  events: Events;
 }
 
 interface Opened {
@@ -46,6 +50,8 @@ export class ManagedVolume {
   record: VolumeRecord;
   /** While it is made with `download`: bytes received so far, of how many. */
   download: { bytes: number; total: number } | undefined;
+  /** To be told when something changed that users see. */
+  readonly news: VolumeNews;
   readonly #host: VolumeHost;
   readonly #turns = new Turns();
   #opened: Opened | undefined;
@@ -56,6 +62,7 @@ export class ManagedVolume {
   constructor(host: VolumeHost, record: VolumeRecord) {
     this.#host = host;
     this.record = record;
+    this.news = new VolumeNews(host.events, host.env.clock, () => this.view());
   }
 
   /** The volume, if it is open now. */
@@ -90,7 +97,13 @@ export class ManagedVolume {
     try {
       const base = await baseOf(env, id);
       if (base !== undefined) await this.#host.materialise(base);
-      volume = await Volume.open(env, {
+      // Whatever an open volume logs may be about its state: that is how it tells that it is poisoned.
+      const log: VolumeEnvironment["log"] = (...message) => {
+        env.log(...message);
+        this.news.changed();
+      };
+      const listened = { ...env, log };
+      volume = await Volume.open(listened, {
         id,
         name,
         settings,
@@ -106,12 +119,14 @@ export class ManagedVolume {
       const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume);
       this.#opened = { volume, blobs, hydration };
       this.#failure = undefined;
+      this.news.changed();
       return this.#opened;
     } catch (error) {
       await volume?.close();
       for (const blob of blobs) await sources.cache.release(blob.id);
       this.#failure = error;
       env.log("error", `volume '${name}' can't be opened: ${describeError(error)}`);
+      this.news.changed();
       throw error;
     }
   }
@@ -125,6 +140,10 @@ export class ManagedVolume {
       log: (level, message) => env.log(level, message),
     });
     applyWish(hydration, this.record.hydration);
+    hydration.onChange(() => {
+      this.news.changed();
+      this.news.progress();
+    });
     return hydration;
   }
 
@@ -132,11 +151,11 @@ export class ManagedVolume {
   async #close(): Promise<void> {
     if (this.#opened === undefined) return;
     const { volume, blobs, hydration } = this.#opened;
+    this.#opened = undefined; // whoever looks meanwhile must not find descriptors that are closed
     await hydration?.close();
     try {
       await volume.close();
     } finally {
-      this.#opened = undefined;
       for (const blob of blobs) await this.#host.sources.cache.release(blob.id);
     }
   }
@@ -259,6 +278,7 @@ export class ManagedVolume {
     this.record = { ...this.record, settings, hydration };
     await this.#opened?.volume.changeSettings(settings);
     this.#applyWish();
+    this.news.changed();
   }
 
   /** @throws UllageError `no-source` */
@@ -275,6 +295,7 @@ export class ManagedVolume {
     await this.#host.store.updateVolume(this.record.id, { hydration });
     this.record = { ...this.record, hydration };
     this.#applyWish();
+    this.news.changed();
   }
 
   #applyWish(): void {

@@ -24,12 +24,14 @@ export interface FoundSource {
   download: boolean;
   /** Named over the network: bound by the policy for as long as it is read. */
   guarded: boolean;
+  /** Its blob, once there is one. */
+  blobId?: string;
 }
 
 /** How `download` fetches. */
 export interface FillOptions {
   signal?: AbortSignal;
-  /** called with the bytes received so far */
+  /** called with the bytes received so far, with 0 before the first ones are asked for */
   onProgress?: (bytes: number) => void;
 }
 
@@ -92,7 +94,9 @@ export class Sources {
     let blob: CachedBlob | undefined;
     try {
       blob = await this.#turns.run(() => this.#findOrMake(found));
+      found.blobId = blob.id;
       if (!found.download || blob.readyBytes === blob.size) return blob;
+      options.onProgress?.(0);
       await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
       await blob.sync();
       return blob;

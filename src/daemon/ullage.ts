@@ -1,5 +1,4 @@
 import { randomBytes } from "node:crypto";
-import { monitorEventLoopDelay, type ELDHistogram } from "node:perf_hooks";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
@@ -8,17 +7,27 @@ import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
+import type { ConnectionWatch } from "../export/nbd/connection.ts";
+import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
-import type { VolumeEnvironment } from "../volume/types.ts";
+import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { DataDirectory } from "./data-directory.ts";
+import { DataProbe } from "./data-probe.ts";
+import { EventLoopDelay } from "./event-loop-delay.ts";
+import { Events, tellWarnings } from "./events.ts";
 import { ExportNames } from "./export-names.ts";
-import type { Warning } from "./health.ts";
+import { findingsOf } from "./health-checks.ts";
+import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
+import { Jobs } from "./jobs.ts";
 import type { Log } from "./log.ts";
+import type { ManagedVolume } from "./managed-volume.ts";
+import type { Measured } from "./measured.ts";
 import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
 import { runtimeDirectory } from "./runtime-directory.ts";
 import { Sources } from "./sources.ts";
 import { sweepAtStart } from "./start-sweep.ts";
 import { packageVersion } from "./version.ts";
+import { VolumeMeters } from "./volume-meters.ts";
 import type {
   ConnectionView,
   CreateVolumeRequest,
@@ -32,6 +41,7 @@ import type {
   VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
+import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
 import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
 
 /** How a data directory is opened. */
@@ -57,8 +67,6 @@ export interface UllageOptions {
 
 const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadataStore.open(path);
 
-const eventLoopResolutionMs = 20;
-
 /**
  * A data directory, opened: the volumes in it, and the servers that export them. One process at a time.
  *
@@ -68,15 +76,22 @@ const eventLoopResolutionMs = 20;
  *     await ullage.close();
  */
 export class Ullage {
+  /** What happens, as it happens. */
+  readonly events: Events;
+  /** Work that goes on by itself. */
+  readonly jobs: Jobs;
+  readonly #volumeJobs: VolumeJobs;
   readonly #directory: DataDirectory;
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
   readonly #nbd: NbdListeners;
+  readonly #meters: VolumeMeters;
   readonly #log: Log;
   readonly #startWarnings: Warning[];
   readonly #apiListeners: ListenerView[] = [];
-  readonly #eventLoop: ELDHistogram;
+  readonly #probe: DataProbe;
+  readonly #delay = new EventLoopDelay();
   #opening: Promise<void> = Promise.resolve();
   #closed: Promise<void> | undefined;
 
@@ -85,19 +100,28 @@ export class Ullage {
     store: MetadataStore;
     sources: Sources;
     volumes: Volumes;
+    events: Events;
+    clock: Clock;
+    meters: VolumeMeters;
     log: Log;
     readOnly: boolean;
-    warnings: Warning[];
+    startWarnings: Warning[];
+    probe: DataProbe;
   }) {
     this.#directory = parts.directory;
     this.#store = parts.store;
     this.#sources = parts.sources;
     this.#volumes = parts.volumes;
+    this.#meters = parts.meters;
     this.#log = parts.log;
-    this.#startWarnings = parts.warnings;
-    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), parts.log);
-    this.#eventLoop = monitorEventLoopDelay({ resolution: eventLoopResolutionMs });
-    this.#eventLoop.enable();
+    this.#startWarnings = parts.startWarnings;
+    this.#probe = parts.probe;
+    this.events = parts.events;
+    this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
+    const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
+    const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
+    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), traffic, watch, parts.log);
   }
 
   /**
@@ -106,13 +130,9 @@ export class Ullage {
    * @throws UllageError `data-in-use`, `data-foreign`, `data-unwritable`, `sources-allow`, `catalog-lost`, …
    */
   static async open(options: UllageOptions): Promise<Ullage> {
-    const {
-      dataDir,
-      fs = realFileSystem,
-      clock = systemClock,
-      openStore = openSqliteStore,
-      log = () => undefined,
-    } = options;
+    const { dataDir, fs = realFileSystem, clock = systemClock, openStore = openSqliteStore } = options;
+    const events = new Events();
+    const log = tellWarnings(events, options.log ?? (() => undefined));
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -125,19 +145,21 @@ export class Ullage {
       const store = await openStore(directory.below("catalog.db"));
       undo.push(() => store.close());
       await fs.syncDirectory(directory.path);
+      const meters = new VolumeMeters();
       const env: VolumeEnvironment = {
         fs,
         clock,
         randomBytes,
         dataDir: directory.path,
         runtimeDir: await runtimeDirectory(),
+        observer: meters,
         log,
       };
       const swept = await sweepAtStart(env, store);
       const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
       undo.push(() => sources.close());
       const volumes = new Volumes(
-        { env, store, sources, slots: new HydrationSlots() },
+        { env, store, sources, slots: new HydrationSlots(), events },
         { volumes: swept.ready, snapshots: swept.snapshots.ready },
       );
       for (const { id, name, state, blobId } of swept.removed) {
@@ -147,9 +169,23 @@ export class Ullage {
       }
       await volumes.snapshots.adopt(volumes.all(), swept.snapshots.deleting);
       await volumes.snapshots.collect();
-      const warnings = [...directory.warnings, ...swept.warnings];
-      for (const { message } of warnings) log("warn", message);
-      return new Ullage({ directory, store, sources, volumes, log, warnings, readOnly: options.readOnly === true });
+      for (const { code, message } of [...directory.warnings, ...swept.warnings]) log("warn", message, { code });
+      const probe = new DataProbe(fs, clock, directory.path);
+      const readOnly = options.readOnly === true;
+      const startWarnings = [...swept.warnings];
+      return new Ullage({
+        directory,
+        store,
+        sources,
+        volumes,
+        events,
+        clock,
+        meters,
+        probe,
+        log,
+        startWarnings,
+        readOnly,
+      });
     } catch (error) {
       for (const step of undo.toReversed()) await step().catch(() => undefined); // the first error is the one that counts
       throw error;
@@ -167,6 +203,15 @@ export class Ullage {
     const volume = await this.#volumes.create(request, requestKey, options);
     this.#log("info", `volume '${request.name}' is ready`);
     return volume.view();
+  }
+
+  /** As `createVolume`, but resolves when its image begins to be downloaded, with a job that goes on. */
+  createVolumeOrJob(
+    request: CreateVolumeRequest,
+    requestKey?: RequestKey,
+    options: CreateOptions = {},
+  ): Promise<MadeVolume> {
+    return this.#volumeJobs.create(request, requestKey, options);
   }
 
   /** Ordered by name, starting behind `after`. */
@@ -289,6 +334,7 @@ export class Ullage {
   /** Lets connections finish what they started, for so long, then closes them and the listeners. */
   async stopServing(graceMs: number): Promise<void> {
     await this.#nbd.stop(graceMs);
+    this.events.close();
   }
 
   /** Opens, in the background, the volumes that have something to do: hydration goes on where it was. */
@@ -306,12 +352,13 @@ export class Ullage {
     this.#startWarnings.push(warning);
   }
 
-  /** What is open, and what an operator should know about. */
+  /** As far as is known at once: the data directory as of the last `checkHealth`. */
   health(): HealthView {
-    const warnings = [...this.#startWarnings, ...this.#nbd.warnings, ...this.#currentWarnings()];
+    const findings = this.#findings();
     return {
-      status: warnings.length === 0 ? "ok" : "warning",
-      warnings,
+      status: worstOf(findings),
+      checks: checksOf(findings),
+      warnings: findings.map(({ code, message }) => ({ code, message })),
       version: packageVersion,
       pid: process.pid,
       dataDirectory: this.#directory.path,
@@ -319,19 +366,23 @@ export class Ullage {
     };
   }
 
-  #currentWarnings(): Warning[] {
-    const warnings: Warning[] = [];
-    const { readOnlyReason } = this.#store;
-    if (readOnlyReason !== undefined) {
-      const message = `the catalog failed (${readOnlyReason}): nothing can be changed until the next start`;
-      warnings.push({ code: "catalog-read-only", message });
-    }
-    for (const volume of this.#volumes.ready()) {
-      const { name, state, reason } = volume.view();
-      if (state === "ok") continue;
-      warnings.push({ code: `volume-${state}`, message: `volume '${name}' is ${state}: ${reason}` });
-    }
-    return warnings;
+  /** Looks first whether the data directory takes writes, unless that was done a moment ago. */
+  async checkHealth(): Promise<HealthView> {
+    await this.#probe.refresh();
+    return this.health();
+  }
+
+  #findings(): Finding[] {
+    return findingsOf({
+      fileSystem: this.#directory.warnings,
+      start: this.#startWarnings,
+      listeners: this.#nbd.warnings,
+      store: this.#store,
+      cache: this.#sources.cache,
+      probe: this.#probe,
+      delay: this.#delay,
+      volumes: () => this.#volumes.ready().map((volume) => volume.view()),
+    });
   }
 
   /** Figures of the process, as `GET /v1/stats` shows them. */
@@ -339,20 +390,55 @@ export class Ullage {
     const { user, system } = process.cpuUsage();
     const { rss, heapUsed } = process.memoryUsage();
     const volumes = this.#volumes.all();
-    const lateMs = (nanoseconds: number): number => Math.max(0, nanoseconds / 1e6 - eventLoopResolutionMs);
     return {
       uptimeSeconds: process.uptime(),
       cpuSeconds: (user + system) / 1e6,
       residentBytes: rss,
       heapUsedBytes: heapUsed,
-      eventLoopDelay: {
-        p50Ms: lateMs(this.#eventLoop.percentile(50)),
-        p99Ms: lateMs(this.#eventLoop.percentile(99)),
-        maxMs: lateMs(this.#eventLoop.max),
-      },
+      eventLoopDelay: this.#delay.total(),
       volumes: { known: volumes.length, open: volumes.filter(({ isOpen }) => isOpen).length },
       connections: volumes.reduce((sum, volume) => sum + volume.connections().length, 0),
     };
+  }
+
+  /** Everything that is counted, as of now; for metrics. Opens nothing. */
+  async measure(): Promise<Measured> {
+    await this.#probe.refresh();
+    const volumes = this.#volumes.all();
+    this.#meters.keepOnly(new Set(volumes.map(({ record }) => record.id)));
+    return {
+      stats: this.stats(),
+      recentDelay: this.#delay.lastMinute() ?? this.#delay.total(),
+      checks: checksOf(this.#findings()),
+      space: this.#probe.space,
+      nbd: this.#nbd.figures(),
+      sources: this.#sources.cache.sources.all(),
+      volumes: await Promise.all(
+        volumes.map(async (volume) => ({
+          view: volume.view(),
+          info: await this.#infoOf(volume),
+          meter: this.#meters.find(volume.record.id),
+        })),
+      ),
+    };
+  }
+
+  /** @returns undefined when the volume is not open, or about to be closed */
+  async #infoOf(volume: ManagedVolume): Promise<VolumeInfo | undefined> {
+    if (!volume.isOpen || volume.record.state !== "ready") return undefined;
+    const device = await volume.device().catch(() => undefined);
+    return device?.info();
+  }
+
+  #connectionSeen(...[what, exportName, connection]: Parameters<ConnectionWatch>): void {
+    this.events.publish({ name: `connection-${what}`, data: { export: exportName, connection } });
+    this.#volumes.byName(exportName.split("@")[0])?.news.changed();
+  }
+
+  /** What is done with a snapshot is counted for its volume. */
+  #trafficOf(exportName: string): ExportTraffic {
+    const volume = this.#volumes.byName(exportName.split("@")[0]);
+    return volume === undefined ? new ExportTraffic() : this.#meters.of(volume.record.id).traffic;
   }
 
   /** Flushes and checkpoints every volume, then lets go of the directory. @throws the first failure, when all is closed */
@@ -362,7 +448,8 @@ export class Ullage {
   }
 
   async #close(): Promise<void> {
-    this.#eventLoop.disable();
+    this.#delay.stop();
+    this.events.close();
     const failures: unknown[] = [];
     const steps = [
       () => this.#nbd.stop(0),

@@ -1,5 +1,5 @@
 import type { Settings } from "../catalog/metadata-store.ts";
-import type { Warning } from "./health.ts";
+import type { HealthCheck, HealthStatus, Warning } from "./health.ts";
 
 /*
  * What users see of things: the objects of the REST API, of `--json` and of the library. Sizes are bytes, times RFC 3339.
@@ -10,7 +10,9 @@ import type { Warning } from "./health.ts";
  * - ok, degraded, poisoned, lostUnflushed: see VolumeState
  * - failed: can't be opened; `reason` says why
  */
-export type VolumeViewState = "creating" | "ok" | "degraded" | "poisoned" | "lostUnflushed" | "failed";
+export const volumeViewStates = ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] as const;
+/** How a volume is; see `volumeViewStates`. */
+export type VolumeViewState = (typeof volumeViewStates)[number];
 
 /** A volume. */
 export interface VolumeView {
@@ -86,7 +88,10 @@ export interface MapRunView {
 
 /** What is open, and what an operator should know about. */
 export interface HealthView {
-  status: "ok" | "warning";
+  /** the worst of the checks */
+  status: HealthStatus;
+  checks: HealthCheck[];
+  /** everything that the checks found */
   warnings: Warning[];
   version: string;
   pid: number;

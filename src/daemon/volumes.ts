@@ -28,6 +28,10 @@ export interface RequestKey {
 export interface CreateOptions {
   /** Its source was named over the network: `sources.allow` decides whether it may be read, now and later. */
   guarded?: boolean;
+  /** Ends it: what was made is removed, and the promise rejects with the signal's reason. */
+  signal?: AbortSignal;
+  /** Called, with 0 first, while the image is downloaded; not at all when all of it is there already. */
+  onDownload?: (bytes: number, total: number) => void;
 }
 
 /**
@@ -147,13 +151,15 @@ export class Volumes implements VolumeNames {
   async #create(
     request: CreateVolumeRequest,
     requestKey: RequestKey | undefined,
-    { guarded = false }: CreateOptions,
+    options: CreateOptions,
   ): Promise<ManagedVolume> {
     const { name, from } = request;
+    const { guarded = false } = options;
     this.#demandFree(name);
     if (from !== undefined && !("source" in from)) return this.#clone(request, from, requestKey);
-    const { sources } = this.#host;
-    const found = from === undefined ? undefined : await sources.find(from, this.#stopping.signal, guarded);
+    const stop = this.#stopping.signal;
+    const signal = options.signal === undefined ? stop : AbortSignal.any([options.signal, stop]);
+    const found = from === undefined ? undefined : await this.#host.sources.find(from, signal, guarded);
     let volume: ManagedVolume;
     try {
       const size = volumeSize(found?.size, request.size);
@@ -165,9 +171,9 @@ export class Volumes implements VolumeNames {
       throw error;
     }
     try {
-      await this.#makeFiles(volume, found);
+      await this.#makeFiles(volume, found, { ...options, signal });
     } catch (error) {
-      await this.#giveUp(volume);
+      await this.#giveUp(volume, found?.blobId);
       throw explain(error, volume.record.size);
     }
     return volume;
@@ -203,7 +209,7 @@ export class Volumes implements VolumeNames {
         await store.updateVolume(id, { state: "ready" });
         volume.record = { ...volume.record, state: "ready" };
       } catch (error) {
-        await this.#giveUp(volume);
+        await this.#giveUp(volume, undefined);
         throw explain(error, size);
       }
       return volume;
@@ -316,10 +322,15 @@ export class Volumes implements VolumeNames {
       requestDigest: requestKey?.digest ?? null,
     });
     this.#byName.set(request.name, volume);
+    volume.news.created();
     return volume;
   }
 
-  async #makeFiles(volume: ManagedVolume, found: FoundSource | undefined): Promise<void> {
+  async #makeFiles(
+    volume: ManagedVolume,
+    found: FoundSource | undefined,
+    { signal, onDownload }: CreateOptions & { signal: AbortSignal },
+  ): Promise<void> {
     const { env, store, sources } = this.#host;
     const { id, name, size, source, format, settings, createdAt } = volume.record;
     await store.insertVolume(volume.record);
@@ -329,8 +340,12 @@ export class Volumes implements VolumeNames {
       found === undefined
         ? undefined
         : await sources.blobOf(found, {
-            signal: this.#stopping.signal,
-            onProgress: (bytes) => (volume.download = { bytes, total }),
+            signal,
+            onProgress: (bytes) => {
+              volume.download = { bytes, total };
+              volume.news.progress();
+              onDownload?.(bytes, total);
+            },
           });
     try {
       await Volume.create(env, {
@@ -345,23 +360,26 @@ export class Volumes implements VolumeNames {
       volume.download = undefined;
       // It is complete and stays, whatever opening says: its state tells why it can't be opened.
       await volume.deviceForReader().catch(() => undefined);
+      volume.news.changed();
     } finally {
       if (blob !== undefined) await sources.cache.release(blob.id);
     }
   }
 
   /** Undoes a creation that failed. What can't be undone now is found by the next start. */
-  async #giveUp(volume: ManagedVolume): Promise<void> {
+  async #giveUp(volume: ManagedVolume, blobId: string | undefined): Promise<void> {
     const { env, store } = this.#host;
     const { id, name } = volume.record;
     try {
       await volume.stop();
       await removeVolumeFiles(env, id);
+      await this.dropBlob(id, blobId ?? null);
       await store.deleteVolume(id);
     } catch (error) {
       env.log("warn", `what is left of volume '${name}' (${id}) goes at the next start: ${describeError(error)}`);
     }
     this.#byName.delete(name);
+    volume.news.removed();
   }
 
   /**
@@ -388,6 +406,7 @@ export class Volumes implements VolumeNames {
       await store.updateVolume(id, { state: "deleting" });
     });
     this.#byName.delete(name);
+    volume.news.removed();
     await this.snapshots.references.run(() => removeVolumeFiles(env, id, (other) => this.#openLayers(other)));
     await this.dropBlob(id, blobId);
     await store.deleteVolume(id);

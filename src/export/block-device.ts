@@ -60,8 +60,8 @@ export interface Extent {
   state: ExtentState;
 }
 
-/** A connection, as the device needs to know it. */
-export interface Client {
+/** Who is connected, and how. */
+export interface ClientInfo {
   /** `library`: a program that has the device in its own process */
   protocol: "nbd" | "library";
   /** For people: `127.0.0.1:5123`, `unix` */
@@ -69,6 +69,10 @@ export interface Client {
   /** The peer may outlive this machine's power cut: TCP and not loopback. */
   remote: boolean;
   writable: boolean;
+}
+
+/** A connection, as the device needs to know it. */
+export interface Client extends ClientInfo {
   /** The device asks the export to end the connection, e.g. because the volume is being removed. */
   close(reason: string): void;
 }

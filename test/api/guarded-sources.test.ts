@@ -6,6 +6,8 @@ import { Ullage, type UllageOptions } from "../../src/daemon/ullage.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { openUllage, temporaryDirectory } from "../daemon/support.ts";
+import { requireTool } from "../support/tools.ts";
+import { curl, refusal, startTcpApi } from "./tcp-support.ts";
 
 const content = Buffer.alloc(1_000_000, "image");
 /** As for a request that came over TCP. */
@@ -75,4 +77,34 @@ void test("a redirect of a bound source is judged at every read", async (t) => {
 void test("a list of allowed sources that makes no sense stops the start", async (t) => {
   const dataDir = join(await temporaryDirectory(t), "data");
   await assert.rejects(Ullage.open({ dataDir, allowSources: ["10.0.0.0/99"] }), { code: "sources-allow" });
+});
+
+void test("over TCP neither files nor this machine's servers are let in; over the unix socket both are", async (t) => {
+  if (!requireTool(t, "curl")) return;
+  await using source = await startHttpSource({ content });
+  const path = join(await temporaryDirectory(t), "image.raw");
+  await writeFile(path, content);
+  const api = await startTcpApi(t);
+  const post = (named: string): string[] => {
+    const body = JSON.stringify({ name: "v", from: { source: named } });
+    return ["-H", "content-type: application/json", "-d", body];
+  };
+  const { port } = source;
+  for (const named of [
+    path,
+    "/etc/passwd",
+    `file://${path}`,
+    "file:///etc/passwd",
+    source.url,
+    `http://localhost:${port}/disk.img`,
+    `http://0x7f000001:${port}/disk.img`,
+    `http://[::ffff:127.0.0.1]:${port}/disk.img`,
+    `http://example.org@127.0.0.1:${port}/disk.img`,
+    "http://169.254.169.254/latest/meta-data/",
+  ]) {
+    assert.equal(refusal(await api.as("admin", "/v1/volumes", ...post(named))), "403 source-forbidden", named);
+  }
+  assert.deepEqual([(await api.ullage.listVolumes()).length, source.requestCount], [0, 0]);
+  const local = ["--unix-socket", api.socketPath, "http://localhost/v1/volumes"];
+  assert.equal((await curl(...local, ...post(source.url))).status, 201);
 });

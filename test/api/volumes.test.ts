@@ -276,7 +276,11 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
   const { body } = await api.call<OpenApi>("/openapi.json");
   assert.equal(body.openapi, "3.1.0");
   assert.deepEqual(Object.keys(body.paths).sort(), [
+    "/metrics",
+    "/v1/events",
     "/v1/health",
+    "/v1/jobs",
+    "/v1/jobs/{id}",
     "/v1/snapshots",
     "/v1/stats",
     "/v1/tokens",

@@ -242,6 +242,16 @@ void test("a name that leads to a private address reaches nobody", async () => {
   assert.equal(source.connections + source.requestCount, 0);
 });
 
+void test("over TLS, too, no other address is connected to", async () => {
+  await using source = await startHttpSource({ content });
+  const policy = sourcePolicy(["public"], fakeResolver({ "a.example": [["127.0.0.1"]] }));
+  for (const host of ["a.example", "127.0.0.1"]) {
+    await using backend = httpBackend(`https://${host}:${source.port}/disk.img`, { policy });
+    await failsWith("source-forbidden", backend.probe(10));
+  }
+  assert.equal(source.connections, 0);
+});
+
 void test("credentials in the address change nothing about where it leads", async () => {
   await using source = await startHttpSource({ content, credentials: "me:secret", host: "127.0.0.2" });
   const resolver = fakeResolver({ "a.example": [["127.0.0.2"]], "b.example": [["127.0.0.1"]] });
@@ -351,6 +361,13 @@ void test("a symbolic link leads no file out of its directory", async () => {
     }
   } finally {
     await rm(directory, { recursive: true });
+  }
+});
+
+void test("a closed file is refused whether it is there or not", async () => {
+  const policy = sourcePolicy(["file:/images"]);
+  for (const path of ["/etc/passwd", "/etc/no-such-file", "/root", "/dev/null"]) {
+    await failsWith("source-forbidden", openBackend(path, { policy }).probe(10));
   }
 });
 

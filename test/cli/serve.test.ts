@@ -123,8 +123,8 @@ void test("logs go to stderr, as lines or as JSON, as loud as asked for", async 
   const dataDir = join(await temporaryDirectory(t), "data");
   const loud = await launch(t, ["serve", "--data", dataDir, "--nbd", "127.0.0.1:0", "--log-format", "json"]);
   const lines = (await loud.stop()).stderr.trimEnd().split("\n");
-  const messages = lines.map((line) => JSON.parse(line) as { time: string; level: string; message: string });
-  assert.deepEqual([messages.at(-1)!.level, messages.at(-1)!.message], ["info", "stopped"]);
+  const messages = lines.map((line) => JSON.parse(line) as { time: string; level: string; msg: string });
+  assert.deepEqual([messages.at(-1)!.level, messages.at(-1)!.msg], ["info", "stopped"]);
   const quiet = await launch(t, ["serve", "--data", dataDir, "--nbd", "127.0.0.1:0", "--log-level", "error"]);
   assert.equal((await quiet.stop()).stderr, "");
 });

@@ -71,6 +71,40 @@ void test("the units are what systemd expects, and leave the service little that
   await execute("systemd-analyze", ["security", "--offline=yes", "--threshold=25", "--no-pager", service], { timeout });
 });
 
+void test("the unit's own mounts are new at every start: after kill -9 everything acknowledged is there all the same", async (t) => {
+  if (!requireTool(t, "root", "unshare", "qemu-io")) return;
+  const directory = await mkdtemp(join(root, "test/out/systemd-")); // on a disk, as the data is
+  atEnd(t, () => rm(directory, { recursive: true, force: true }));
+  const [api, nbd] = [join(directory, "api.sock"), join(directory, "nbd.sock")];
+  const serve = async (): Promise<{ kill(): Promise<void> }> => {
+    const listeners = ["--api", `unix:${api}`, "--nbd", `unix:${nbd}`];
+    const command = [join(root, "bin/ullage"), "serve", "--data", join(directory, "data"), ...listeners, "--json"];
+    const child = spawn("unshare", ["--mount", ...command], { stdio: ["ignore", "pipe", "inherit"] });
+    const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
+    const kill = async (): Promise<void> => {
+      child.kill("SIGKILL");
+      await ended;
+    };
+    atEnd(t, kill);
+    await new Promise((resolve) => child.stdout.once("data", resolve));
+    return { kill };
+  };
+  // `unsafe`: never flushed.
+  const io = async (command: string): Promise<string> => {
+    const args = ["-t", "unsafe", "-f", "raw", "-c", command, `nbd+unix:///v?socket=${nbd}`];
+    return (await execute("qemu-io", args, { timeout })).stdout;
+  };
+  const first = await serve();
+  const made = await run(["volume", "create", "v", "--size", "16M", "--api", `unix:${api}`]);
+  assert.equal(made.code, 0, made.stderr);
+  await io("write -P 0x5a 1M 4M");
+  await first.kill();
+  await serve();
+  assert.match(await io("read -P 0x5a 1M 4M"), /^read 4194304\/4194304/);
+  const { stdout } = await run(["volume", "show", "v", "--json", "--api", `unix:${api}`]);
+  assert.equal((JSON.parse(stdout) as { state: string }).state, "ok");
+});
+
 void test("no option of the unit hides what durability is decided by, or stops the engine", async () => {
   const lines = (await readFile(join(units, "ullage.service"), "utf8")).split("\n");
   const options = new Map(

@@ -12,6 +12,7 @@ import { atEnd, temporaryDirectory } from "../daemon/support.ts";
  */
 
 const startTimeoutMs = 60_000;
+const closeTimeoutMs = 5_000;
 const waitTimeoutMs = 20_000;
 const lookEveryMs = 40;
 
@@ -60,15 +61,30 @@ export class Browser {
       "--remote-debugging-port=0",
       `--user-data-dir=${join(profile, "profile")}`,
     ];
-    const child = spawn("chromium", [...flags, "about:blank"], { stdio: ["ignore", "ignore", "pipe"] });
+    const child = spawn("chromium", [...flags, "about:blank"], { stdio: ["ignore", "ignore", "pipe"], detached: true });
     const exited = once(child, "exit");
+    const kill = (): void => {
+      try {
+        process.kill(-child.pid!, "SIGKILL"); // its helpers too: they would go on writing to the profile
+      } catch {
+        // all of them have ended
+      }
+    };
     atEnd(t, async () => {
-      child.kill("SIGKILL");
+      kill();
       await exited;
     });
     const socket = new WebSocket(await debuggingAddress(child));
     await once(socket, "open");
-    return new Browser(socket);
+    const browser = new Browser(socket);
+    atEnd(t, async () => {
+      const timer = setTimeout(kill, closeTimeoutMs);
+      void browser.send("Browser.close").catch(() => undefined);
+      await exited;
+      clearTimeout(timer);
+      socket.close();
+    });
+    return browser;
   }
 
   async newPage(options: PageOptions = {}): Promise<Page> {
@@ -241,7 +257,13 @@ export class Page {
       const { x, y, width, height } = found.getBoundingClientRect();
       return { x: x + width / 2, y: y + height / 2 };
     })()`;
-    const { x, y } = await this.waitFor<{ x: number; y: number }>(find);
+    let { x, y } = await this.waitFor<{ x: number; y: number }>(find);
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, lookEveryMs));
+      const now = await this.waitFor<{ x: number; y: number }>(find);
+      if (now.x === x && now.y === y) break;
+      ({ x, y } = now);
+    }
     for (const type of ["mouseMoved", "mousePressed", "mouseReleased"]) {
       await this.#send("Input.dispatchMouseEvent", { type, x, y, button: "left", clickCount: 1 });
     }

@@ -128,8 +128,8 @@ void test("events are read from pieces of any size", async () => {
     events.push(...parsed.events);
   }
   assert.deepEqual(events, [
-    { type: "volume", data: { name: "a", x: 1 } },
-    { type: "message", data: 2 },
+    { type: "volume", id: "1", data: { name: "a", x: 1 } },
+    { type: "message", id: undefined, data: 2 },
   ]);
 });
 

@@ -135,6 +135,11 @@ async function isDocumented({ directory }: Project): Promise<void> {
   }
   assert.ok(exported > 20);
   const ullage = await readFile(join(dist, "daemon/ullage.d.ts"), "utf8");
+  const used = [...ullage.matchAll(/^import .*\{([^}]*)\}/gm)].flatMap(([, list]) =>
+    list.split(",").map((each) => each.trim().replace(/^type /, "")),
+  );
+  const missing = used.filter((name) => !new RegExp(`[{,] *(type )?${name} *[,}]`).test(index));
+  assert.deepEqual(missing, [], "what appears in the signatures of Ullage is exported by src/index.ts");
   for (const [, above, name] of ullage.matchAll(/^(.*)\n {4}(?:static |get )?(\w+)\(.*;$/gm)) {
     if (!above.endsWith("*/") && name !== "constructor") undocumented.push(`Ullage.${name}`);
   }

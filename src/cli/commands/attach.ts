@@ -7,6 +7,7 @@ import type { AttachmentView } from "../../attach/state.ts";
 import type { HealthView, VolumeView } from "../../daemon/views.ts";
 import { askDaemon, clientCommand, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
+import { withSuggestion } from "../volume-names.ts";
 
 const defaultTimeoutSeconds = 300;
 
@@ -47,7 +48,10 @@ async function attachVolume(name: string, options: Options): Promise<void> {
   }
   const { attach } = await import("../../attach/attach.ts");
   const { nbdAddressOf } = await import("../../attach/daemon-address.ts");
+  await refuseRemoteDaemon(options);
   const health = await askDaemon<HealthView>(options, "/v1/health");
+  // Fails with what was probably meant. A snapshot's name is for NBD to judge.
+  if (!name.includes("@")) await askDaemon<VolumeView>(options, volumePath(name));
   const view = await attach({
     name,
     mount: options.mount === undefined ? null : resolve(options.mount),
@@ -56,6 +60,8 @@ async function attachVolume(name: string, options: Options): Promise<void> {
     timeoutMs: options.timeout * 1000,
     address: nbdAddressOf(health.listeners),
     dataDirectory: health.dataDirectory,
+  }).catch(async (error: unknown) => {
+    throw await withSuggestion(error, (path) => askDaemon(options, path));
   });
   if (options.json === true) {
     printJson(view);
@@ -66,6 +72,17 @@ async function attachVolume(name: string, options: Options): Promise<void> {
   print(`${name} is attached: ${view.device ?? view.file}${where}${view.readOnly ? ", read-only" : ""}${fileOnly}
 It keeps its size of ${formatSize(view.size)} while it is attached: after a resize detach it and attach it again.
 Take it away with: ullage detach ${name}`);
+}
+
+/** A daemon elsewhere names sockets and ports of its own machine: on this one they may be another daemon's. */
+async function refuseRemoteDaemon({ api, tokenFile }: Options): Promise<void> {
+  const { findApiServer } = await import("../api-server.ts");
+  const { isLoopback } = await import("../../export/listen-address.ts");
+  const { kind, name, target } = findApiServer(api, tokenFile);
+  if (kind === "unix" || isLoopback(target.host ?? "")) return;
+  throw new UllageError("attach-remote", `the daemon at ${name} is not on this machine`, {
+    hint: "run attach where the daemon is; elsewhere use its NBD address with nbd-client, nbdfuse or QEMU",
+  });
 }
 
 async function list(options: Options): Promise<void> {

@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { Command, InvalidArgumentError } from "commander";
+import { InvalidArgumentError, type Command } from "commander";
 import { UllageError } from "../../base/errors.ts";
 
 interface Options {
@@ -33,8 +33,9 @@ interface Benchmarks {
   runBenchmarks: (options: BenchOptions) => Promise<void>;
 }
 
-export function benchCommand(): Command {
-  return new Command("bench")
+export function addBenchCommand(program: Command): void {
+  program
+    .command("bench")
     .description("measure this Ullage, in a checkout; with --peers beside nbdkit and qemu-nbd")
     .option("--peers", "beside the peers installed on this machine")
     .option("--only <table...>", "steady, cold, lazy, hydration or scale")

@@ -7,10 +7,10 @@ import { formatSize } from "../../base/units.ts";
 import type { Settings } from "../../catalog/metadata-store.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { CreateVolumeRequest, VolumeView } from "../../daemon/views.ts";
+import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
 import { absoluteSource, sizeOption } from "../parse.ts";
 import { hydrationDetail, ProgressLine } from "../progress.ts";
-import { addLogOptions, stderrLog, type LogOptions } from "../stderr-log.ts";
 
 /** The one volume of a run. */
 const diskName = "disk";
@@ -85,6 +85,7 @@ async function start(
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { Server } = await import("../server.ts");
   const { chooseAddresses } = await import("../addresses.ts");
+  const { stderrLog } = await import("../stderr-log.ts");
   const log = stderrLog(options);
   const addresses = chooseAddresses(
     { nbd: options.nbd === undefined ? undefined : [options.nbd] },

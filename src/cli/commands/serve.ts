@@ -1,12 +1,13 @@
 import { resolve } from "node:path";
 import { Option, type Command } from "commander";
 import type { ApiAuth } from "../../api/connection-access.ts";
+import { UllageError } from "../../base/errors.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
 import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
+import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
-import { addLogOptions, stderrLog, type LogOptions } from "../stderr-log.ts";
 import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
 
 interface Options extends LogOptions, TlsFlags, SocketOptions {
@@ -43,12 +44,14 @@ export function addServeCommand(program: Command): void {
 
 async function serve(options: Options): Promise<void> {
   const tls = await loadTlsOptions(options);
+  const api = apiOptions(options);
   const { stopSignal, aborted } = await import("../signals.ts");
   const stop = stopSignal();
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { Server } = await import("../server.ts");
   const { notifyServiceManager } = await import("../service-manager.ts");
   const { chooseAddresses } = await import("../addresses.ts");
+  const { stderrLog } = await import("../stderr-log.ts");
   const log = stderrLog(options);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
   const addresses = chooseAddresses(options, {
@@ -62,7 +65,7 @@ async function serve(options: Options): Promise<void> {
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
     log,
   });
-  const server = await Server.start(ullage, addresses, { tls, ...apiOptions(options) }, log);
+  const server = await Server.start(ullage, addresses, { tls, ...api }, log);
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
   announce(ullage, options.json === true, link);
@@ -76,6 +79,10 @@ async function serve(options: Options): Promise<void> {
 
 function apiOptions({ apiAuth, apiHost = [] }: Options): { apiAuth?: ApiAuth; apiHosts: string[] } {
   const apiHosts = apiHost.map((name) => name.toLowerCase());
+  const wrong = apiHosts.find((name) => !/^[a-z0-9._-]+$/.test(name));
+  if (wrong !== undefined) {
+    throw new UllageError("usage", `--api-host: '${wrong}' is not a host name`, { hint: "such as ullage.example.org" });
+  }
   return apiAuth === undefined ? { apiHosts } : { apiAuth, apiHosts };
 }
 

@@ -34,6 +34,7 @@ export function problemOf(error) {
  * @property {string} [method] default GET
  * @property {unknown} [body] sent as JSON
  * @property {Record<string, string>} [headers]
+ * @property {number} [alsoGood] a status that is no failure though it looks like one
  * @property {boolean} [patient] wait for the answer however long it takes
  * @property {AbortSignal} [signal]
  */
@@ -61,7 +62,8 @@ export async function call(path, options = {}) {
  * @returns {Promise<Response>} a good one
  * @throws {Problem}
  */
-export async function send(path, { method = "GET", body, headers = {}, patient = false, signal: stop } = {}) {
+export async function send(path, options = {}) {
+  const { method = "GET", body, headers = {}, alsoGood, patient = false, signal: stop } = options;
   const stops = [...(stop ? [stop] : []), ...(patient ? [] : [AbortSignal.timeout(answerTimeoutMs)])];
   let answer;
   try {
@@ -84,7 +86,7 @@ export async function send(path, { method = "GET", body, headers = {}, patient =
     throw new Problem({ status: 0, code: "offline", detail, hint: "is the daemon running? this page tries again" });
   }
   offline.value = null;
-  if (answer.ok) return answer;
+  if (answer.ok || answer.status === alsoGood) return answer;
   if (answer.status === 401) tokenWanted.value = true;
   throw await refusal(answer);
 }

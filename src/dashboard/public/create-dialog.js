@@ -6,7 +6,7 @@ import { canSnapshot } from "./features.js";
 import { parseSize } from "./format.js";
 import { ActionForm, Dialog } from "./parts.js";
 import { go, volumeLink } from "./router.js";
-import { noteVolume } from "./volume-list.js";
+import { noteVolume, readVolume } from "./volume-list.js";
 
 /* Making a volume: from an image, empty, or as a clone. */
 
@@ -84,10 +84,12 @@ export function CreateDialog({ origin, onClose }) {
     const text = JSON.stringify(body);
     if (sent.current.text !== text) sent.current = { text, key: requestKey() };
     const headers = { "idempotency-key": sent.current.key };
-    const volume = await call("v1/volumes", { method: "POST", body, headers, patient: true });
-    noteVolume(volume);
+    // A volume that can be used, or a job: then it is listed as `creating` until its image is downloaded.
+    const made = await call("v1/volumes", { method: "POST", body, headers, patient: true });
+    if (typeof made.size === "number") noteVolume(made);
+    else await readVolume(form.value.name);
     onClose();
-    go(volumeLink(volume.name));
+    go(volumeLink(form.value.name));
   };
 
   return html`<${Dialog}

@@ -1,15 +1,17 @@
 import { signal } from "@preact/signals";
 import { send } from "./api.js";
+import { tokenWanted } from "./session.js";
 
 /*
- * The server's events, read with fetch because EventSource can't send a token. An event says that something changed,
- * which makes the lists ask sooner; where there is no stream, they ask by the clock alone.
+ * The server's events, read with fetch because EventSource can't send a token. They carry the objects that changed; where
+ * there is no stream, whoever shows something asks by the clock. After a gap a `reset` says that objects have to be asked
+ * for anew; it comes first in every stream that doesn't go on where the last one ended.
  */
 
 /** Whether events arrive at the moment. */
 export const streaming = signal(false);
 
-/** @typedef {{ type: string, data: any }} ServerEvent */
+/** @typedef {{ type: string, data: any, id?: string | undefined }} ServerEvent */
 
 /** @type {Set<(event: ServerEvent) => void>} */
 const listeners = new Set();
@@ -29,20 +31,29 @@ export function onEvent(listener) {
 /** Reads events while the page is shown, for as long as it is open. */
 export async function followEvents() {
   let retryMs = firstRetryMs;
+  let lastId = "";
   for (;;) {
     await shown();
+    if (tokenWanted.value) {
+      await pause(firstRetryMs);
+      continue;
+    }
     const stop = new AbortController();
     const hide = () => document.hidden && stop.abort();
     document.addEventListener("visibilitychange", hide);
     try {
       const answer = await send("v1/events", {
-        headers: { accept: "text/event-stream" },
+        headers: { accept: "text/event-stream", ...(lastId === "" ? {} : { "last-event-id": lastId }) },
         patient: true,
         signal: stop.signal,
       });
       streaming.value = true;
       retryMs = firstRetryMs;
-      await readEvents(answer);
+      if (lastId === "") tell({ type: "reset", data: {} });
+      await readEvents(answer, (event) => {
+        lastId = event.id ?? lastId;
+        if (event.data !== undefined) tell(event);
+      });
     } catch {
       // whoever needs the server shows that it is gone; here it only means trying again
     }
@@ -53,8 +64,16 @@ export async function followEvents() {
   }
 }
 
-/** @param {Response} answer */
-async function readEvents(answer) {
+/** @param {ServerEvent} event */
+function tell(event) {
+  for (const listener of listeners) listener(event);
+}
+
+/**
+ * @param {Response} answer
+ * @param {(event: ServerEvent) => void} take
+ */
+async function readEvents(answer, take) {
   if (answer.body === null) return;
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
@@ -63,12 +82,13 @@ async function readEvents(answer) {
     if (done) return;
     const { events, rest } = parseEvents(pending + value);
     pending = rest;
-    for (const event of events) for (const listener of listeners) listener(event);
+    for (const event of events) take(event);
   }
 }
 
 /**
- * The whole events in a piece of a `text/event-stream`, and what is left of the last one.
+ * The whole events in a piece of a `text/event-stream`, and what is left of the last one. One without data only says from
+ * which id to go on.
  * @param {string} text
  * @returns {{ events: ServerEvent[], rest: string }}
  */
@@ -88,16 +108,18 @@ export function parseEvents(text) {
  */
 function parseEvent(block) {
   let type = "message";
+  let id;
   /** @type {string[]} */
   const data = [];
   for (const line of block.split("\n")) {
     const [, field, value] = /^([^:]+):? ?(.*)$/.exec(line) ?? [];
     if (field === "event") type = value ?? "";
+    if (field === "id") id = value;
     if (field === "data") data.push(value ?? "");
   }
-  if (data.length === 0) return undefined;
+  if (data.length === 0) return id === undefined ? undefined : { type, id, data: undefined };
   try {
-    return { type, data: JSON.parse(data.join("\n")) };
+    return { type, id, data: JSON.parse(data.join("\n")) };
   } catch {
     return undefined;
   }

@@ -13,6 +13,7 @@ import { call } from "./api.js";
 /** What the server says of itself; null until it was asked. */
 export const health = signal(/** @type {Health | null} */ (null));
 
+/** When something fails the answer is a 503, and still an answer. */
 export async function loadHealth() {
-  health.value = await call("v1/health");
+  health.value = await call("v1/health", { alsoGood: 503 });
 }

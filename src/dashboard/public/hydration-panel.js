@@ -58,6 +58,7 @@ export function HydrationPanel({ volume }) {
           class="inline"
           label="Apply"
           busyLabel="Applying…"
+          doneText="Applied"
           disabled=${draft.value === null}
           onSubmit=${apply}
         >

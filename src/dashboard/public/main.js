@@ -5,11 +5,13 @@ import { offline } from "./api.js";
 import { followEvents, streaming } from "./events.js";
 import { can, featuresKnown, loadFeatures } from "./features.js";
 import { health, loadHealth } from "./health.js";
+import { JobProblems } from "./job-problems.js";
 import { ProblemBox, sentence } from "./parts.js";
 import { Poller } from "./polling.js";
 import { place, startRouter } from "./router.js";
 import { adoptToken, tokenWanted } from "./session.js";
 import { TokenForm } from "./token-form.js";
+import { listenForVolumes } from "./volume-list.js";
 import { VolumePage } from "./volume-page.js";
 import { VolumesPage } from "./volumes-page.js";
 
@@ -25,6 +27,7 @@ async function start() {
   await loadFeatures();
   if (following || !can("GET", "/v1/events")) return;
   following = true;
+  listenForVolumes();
   void followEvents();
 }
 
@@ -33,6 +36,7 @@ function App() {
   useEffect(() => {
     const poller = new Poller(
       async () => {
+        if (tokenWanted.value) return; // the form asks
         try {
           if (!featuresKnown()) await start();
           await loadHealth();
@@ -47,8 +51,8 @@ function App() {
     retry.value = () => poller.poke();
     return () => poller.stop();
   }, []);
-  return html`<${Header} />
-    <${Offline} />
+  return html`<${Header} /> <${Offline} />
+    <${JobProblems} />
     ${tokenWanted.value ? html`<${TokenForm} onSignedIn=${start} />` : html`<${Page} problem=${problem.value} />`}`;
 }
 

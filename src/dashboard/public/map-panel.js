@@ -4,14 +4,13 @@ import { useSignal } from "@preact/signals";
 import { call, volumePath } from "./api.js";
 import { formatBytes, formatDuration, formatShare } from "./format.js";
 import { cellsThatFit, colourOf, describeCell, drawHistory, drawMap, kindWords, layOut } from "./map-drawing.js";
-import { readMap } from "./map-grid.js";
+import { MapGrid, readMap } from "./map-grid.js";
 import { ProblemBox } from "./parts.js";
 import { Poller } from "./polling.js";
 
 /* The block map of a volume: read while it is looked at, drawn, explored with the pointer or the arrow keys. */
 
 /** @typedef {import("./volume-list.js").Volume} Volume */
-/** @typedef {import("./map-grid.js").MapGrid} MapGrid */
 /** @typedef {import("./map-drawing.js").Sample} Sample */
 
 const busyPollMs = 1_500;
@@ -74,7 +73,7 @@ export function MapPanel({ volume }) {
   return html`<section class="card wide" aria-label="Block map">
     <h2>Where its bytes are</h2>
     <${ProblemBox} problem=${problem.value} />
-    <div class="map" ref=${frame}>
+    <div class="map" ref=${frame} style=${{ minHeight: `${heightOf(volume.size, width.value)}px` }}>
       ${
         grids.value !== null &&
         width.value > 0 &&
@@ -87,13 +86,27 @@ export function MapPanel({ volume }) {
         />`
       }
     </div>
-    ${grids.value !== null && html`<${Legend} grid=${grids.value.now} selected=${selected.value} />`}
+    ${
+      grids.value === null
+        ? html`<p class="cell-text faint">Reading the map…</p>
+            <ul class="legend"></ul>`
+        : html`<${Legend} grid=${grids.value.now} selected=${selected.value} />`
+    }
     ${
       history.value.length > 1 &&
       moved(history.value) &&
       html`<${History} samples=${history.value} size=${volume.size} width=${width.value} theme=${theme.value} />`
     }
   </section>`;
+}
+
+/**
+ * How high the map will be, so that nothing moves when it comes.
+ * @param {number} size
+ * @param {number} width
+ */
+function heightOf(size, width) {
+  return width === 0 ? 0 : layOut(new MapGrid(size, cellsThatFit(width)).count, width).height;
 }
 
 /**

@@ -35,9 +35,9 @@ export function sentence(text) {
 export function Dialog({ title, busy = false, onClose, children }) {
   const element = useRef(/** @type {HTMLDialogElement | null} */ (null));
   useEffect(() => {
-    const dialog = element.current;
-    dialog?.showModal();
-    return () => dialog?.close();
+    const before = document.activeElement;
+    element.current?.showModal();
+    return () => before instanceof HTMLElement && before.focus(); // the element goes without being closed
   }, []);
   const cancel = (/** @type {Event} */ event) => {
     event.preventDefault();
@@ -62,21 +62,34 @@ export function Dialog({ title, busy = false, onClose, children }) {
 /**
  * A form that does one thing: while it runs nothing can be pressed; if it fails the problem is shown and everything that
  * was typed stays.
- * @param {{ label: string, busyLabel?: string, danger?: boolean, disabled?: boolean, class?: string, onSubmit: () => Promise<unknown>,
+ * @param {{ label: string, busyLabel?: string, doneText?: string, danger?: boolean, disabled?: boolean, class?: string, onSubmit: () => Promise<unknown>,
  *   onBusy?: (busy: boolean) => void, onCancel?: () => void, children?: unknown }} props
  */
 export function ActionForm(props) {
-  const { label, busyLabel = label, danger = false, disabled = false, onSubmit, onBusy, onCancel, children } = props;
+  const {
+    label,
+    busyLabel = label,
+    doneText = "",
+    danger = false,
+    disabled = false,
+    onSubmit,
+    onBusy,
+    onCancel,
+    children,
+  } = props;
   const busy = useSignal(false);
+  const done = useSignal(false);
   const problem = useSignal(/** @type {unknown} */ (null));
   const submit = async (/** @type {Event} */ event) => {
     event.preventDefault();
     if (busy.value || disabled) return;
     busy.value = true;
     problem.value = null;
+    done.value = false;
     onBusy?.(true);
     try {
       await onSubmit();
+      done.value = true;
     } catch (error) {
       problem.value = error;
     }
@@ -87,6 +100,7 @@ export function ActionForm(props) {
     ${children}
     <${ProblemBox} problem=${problem.value} onDismiss=${() => (problem.value = null)} />
     <div class="buttons">
+      <span class="done small" role="status">${done.value && disabled ? doneText : ""}</span>
       ${onCancel && html`<button type="button" disabled=${busy.value} onClick=${onCancel}>Cancel</button>`}
       <button type="submit" class=${danger ? "danger" : "primary"} disabled=${disabled || busy.value}>
         ${busy.value ? busyLabel : label}
@@ -195,7 +209,7 @@ const stateTones = /** @type {Record<string, string>} */ ({
   failed: "bad",
 });
 
-const stateWords = /** @type {Record<string, string>} */ ({ lostUnflushed: "lost unflushed writes" });
+const stateWords = /** @type {Record<string, string>} */ ({ lostUnflushed: "lost writes" });
 
 /** @param {{ state: string, reason: string | null }} props */
 export function StateChip({ state, reason }) {

@@ -28,7 +28,6 @@ export function adoptToken() {
 export function keepToken(text) {
   token = text;
   sessionStorage.setItem(key, text);
-  tokenWanted.value = false;
 }
 
 export function forgetToken() {

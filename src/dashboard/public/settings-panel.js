@@ -45,7 +45,13 @@ export function SettingsPanel({ volume }) {
   };
   return html`<section class="card">
     <h2>Settings</h2>
-    <${ActionForm} label="Save" busyLabel="Saving…" disabled=${Object.keys(draft.value).length === 0} onSubmit=${save}>
+    <${ActionForm}
+      label="Save"
+      busyLabel="Saving…"
+      doneText="Saved"
+      disabled=${Object.keys(draft.value).length === 0}
+      onSubmit=${save}
+    >
       ${choices
         .filter(({ key }) => volume.settings[key] !== undefined && (key !== "hydrate" || volume.source !== null))
         .map(

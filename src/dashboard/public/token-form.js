@@ -14,15 +14,16 @@ export function TokenForm({ onSignedIn }) {
       await onSignedIn();
     } catch (error) {
       forgetToken();
-      tokenWanted.value = true;
       throw error;
     }
+    tokenWanted.value = false;
   };
   return html`<main class="sign-in">
     <div class="card">
       <h1>A token, please</h1>
       <p>
-        This server answers nobody over the network without a token. “ullage serve” prints a link that carries one;
+        This server answers nobody over the network without a token. “ullage serve” prints a link that carries
+        one;${" "}
         <code>ullage token create</code> makes others.
       </p>
       <${ActionForm} label="Go on" busyLabel="Asking…" disabled=${text.value.trim() === ""} onSubmit=${signIn}>

@@ -4,8 +4,14 @@ import { onEvent, streaming } from "./events.js";
 import { Poller } from "./polling.js";
 
 /*
- * All volumes, as the server last told. They are read in small pages, so that a server with thousands of them is never
- * held up by one long answer, and anew every few seconds; events make it sooner.
+ * All volumes, as the server last told:
+ *
+ *     sweep ..... reads all, in small pages, so that a server with thousands of them is never held up by one long answer;
+ *                 again and again, seldom while events arrive
+ *     events .... bring what changed, gathered for a moment
+ *     answers ... to what we did ourselves
+ *
+ * What came while a sweep was under way is newer than what the sweep found.
  */
 
 /**
@@ -42,7 +48,9 @@ import { Poller } from "./polling.js";
 const pageVolumes = 100;
 const pollMs = 2_000;
 /** With events, asking by the clock is only a safety net. */
-const pollStreamingMs = 10_000;
+const pollStreamingMs = 60_000;
+/** Events are gathered for so long before anything is drawn. */
+const gatherMs = 150;
 
 /** @type {import("@preact/signals").Signal<Map<string, Volume>>} by name */
 const known = signal(new Map());
@@ -61,26 +69,63 @@ export const knownVolume = (name) => known.value.get(name);
 /** @type {Poller | undefined} */
 let poller;
 
-/** Counts local changes: what a sweep read before one of them may be older than what we know. */
-let changes = 0;
+/** What was told since the last sweep began, by name; null: removed. @type {Map<string, Volume | null>} */
+let told = new Map();
 
 /** @returns {() => void} ends it */
 export function followVolumes() {
-  poller = new Poller(readAll, () => (streaming.value ? pollStreamingMs : pollMs));
-  const current = poller;
-  const quiet = onEvent(() => current.hint());
-  return () => {
-    quiet();
-    current.stop();
-  };
+  const current = new Poller(readAll, () => (streaming.value ? pollStreamingMs : pollMs));
+  poller = current;
+  return () => current.stop();
 }
 
-export function refreshVolumes() {
-  poller?.poke();
+/** @type {Map<string, Volume | null>} by name; null: removed */
+let gathered = new Map();
+
+/** Takes in what events tell. Called once. */
+export function listenForVolumes() {
+  onEvent(({ type, data }) => {
+    if (type === "reset") return poller?.poke();
+    if (!["volume-created", "volume-changed", "volume-removed", "hydration"].includes(type)) return;
+    if (gathered.size === 0) setTimeout(takeGathered, gatherMs);
+    if (!known.value.has(data.name)) forgetOldName(data);
+    gathered.set(data.name, type === "volume-removed" ? null : data);
+  });
+}
+
+/** A volume with a name that is new to us may be an old one, renamed. @param {Volume} volume */
+function forgetOldName(volume) {
+  for (const { id, name } of known.value.values()) if (id === volume.id) gathered.set(name, null);
+}
+
+function takeGathered() {
+  const changes = gathered;
+  gathered = new Map();
+  take(changes);
+}
+
+/** @param {ReadonlyMap<string, Volume | null>} changes */
+function take(changes) {
+  for (const [name, volume] of changes) told.set(name, volume);
+  known.value = merged(known.value, changes);
+}
+
+/**
+ * @param {ReadonlyMap<string, Volume>} before ordered by name
+ * @param {ReadonlyMap<string, Volume | null>} changes
+ */
+function merged(before, changes) {
+  const after = new Map(before);
+  for (const [name, volume] of changes) {
+    if (volume === null) after.delete(name);
+    else after.set(name, volume);
+  }
+  const added = [...changes].some(([name, volume]) => volume !== null && !before.has(name));
+  return added ? new Map([...after].sort(([a], [b]) => (a < b ? -1 : 1))) : after;
 }
 
 async function readAll() {
-  const before = changes;
+  told = new Map();
   /** @type {Map<string, Volume>} */
   const found = new Map();
   try {
@@ -95,42 +140,26 @@ async function readAll() {
     throw error;
   }
   listProblem.value = null;
-  if (changes !== before) return refreshVolumes(); // made, changed or removed meanwhile: read again
-  known.value = found;
+  known.value = merged(found, told);
   listed.value = true;
 }
 
 /**
  * One volume, asked for now.
  * @param {string} name
- * @returns {Promise<Volume>}
  */
 export async function readVolume(name) {
-  const volume = await call(volumePath(name));
-  put(volume);
-  return volume;
+  noteVolume(await call(volumePath(name)));
 }
 
-/**
- * A volume that we made or changed.
- * @param {Volume} volume
- */
+/** What an answer told of a volume. @param {Volume} volume */
 export function noteVolume(volume) {
-  changes++;
-  put(volume);
-}
-
-/** @param {Volume} volume */
-function put(volume) {
-  const names = [...known.value.keys(), volume.name].sort(byName);
-  const after = new Map(known.value).set(volume.name, volume);
-  known.value = new Map(names.map((name) => [name, /** @type {Volume} */ (after.get(name))]));
+  take(new Map([[volume.name, volume]]));
 }
 
 /** @param {string} name */
 export function noteRemoved(name) {
-  changes++;
-  known.value = new Map([...known.value].filter(([other]) => other !== name));
+  take(new Map([[name, null]]));
 }
 
 /**
@@ -141,13 +170,4 @@ export async function steerHydration(name, change) {
   const hydration = await call(`${volumePath(name)}/hydration`, { method: "PATCH", body: change });
   const volume = known.value.get(name);
   if (volume !== undefined) noteVolume({ ...volume, hydration });
-}
-
-/**
- * As the server orders names: by their bytes.
- * @param {string} a
- * @param {string} b
- */
-function byName(a, b) {
-  return a < b ? -1 : Number(a > b);
 }

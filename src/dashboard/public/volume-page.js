@@ -1,7 +1,8 @@
 import { html } from "htm/preact";
 import { useEffect } from "preact/hooks";
 import { useSignal } from "@preact/signals";
-import { call, problemOf, volumePath } from "./api.js";
+import { call, Problem, problemOf, volumePath } from "./api.js";
+import { CreatingPanel } from "./creating-panel.js";
 import { ConnectionsPanel } from "./connections-panel.js";
 import { CreateDialog } from "./create-dialog.js";
 import { onEvent, streaming } from "./events.js";
@@ -48,7 +49,12 @@ export function VolumePage({ name }) {
       },
       () => (streaming.value ? pollStreamingMs : pollMs),
     );
-    const quiet = onEvent(() => poller.hint());
+    // The volume itself comes with events; who is connected has to be asked for.
+    const quiet = onEvent(({ type, data }) => {
+      if (type === "volume-removed" && data.name === name) {
+        problem.value = new Problem({ status: 404, code: "not-found", detail: `“${name}” was removed` });
+      } else if (type === "reset" || type.startsWith("connection") || data.name === name) poller.hint();
+    });
     return () => {
       quiet();
       poller.stop();
@@ -77,6 +83,7 @@ export function VolumePage({ name }) {
     </div>
     <${ProblemBox} problem=${hide ? null : problem.value} />
     <${ReopenPanel} volume=${volume} />
+    ${volume.state === "creating" && html`<${CreatingPanel} volume=${volume} />`}
     <${Facts} volume=${volume} />
     ${volume.state === "creating" || volume.state === "failed" ? null : html`<${MapPanel} key=${volume.id} volume=${volume} />`}
     <div class="panels">

@@ -96,7 +96,7 @@ export function VolumesPage() {
       volumes.value.length > 0 &&
       found.value.length === 0 &&
       html`<p class="card empty">
-        None of ${plural(volumes.value.length, "volume")} matches “${filterText.value}”.
+        ${`None of ${plural(volumes.value.length, "volume")} matches “${filterText.value}”. `}
         <button class="link" onClick=${() => (filterText.value = "")}>Show all</button>
       </p>`
     }
@@ -177,6 +177,8 @@ function SortChoice() {
 
 /** @param {{ pages: number, index: number, count: number }} props */
 function Pager({ pages, index, count }) {
+  const first = index * pageRows + 1;
+  const last = Math.min(count, (index + 1) * pageRows);
   const turn = (/** @type {number} */ to) => {
     pageIndex.value = to;
     document.querySelector(".toolbar")?.scrollIntoView();
@@ -184,10 +186,7 @@ function Pager({ pages, index, count }) {
   return html`<nav class="pager" aria-label="Pages">
     <button disabled=${index === 0} onClick=${() => turn(0)} aria-label="First page">«</button>
     <button disabled=${index === 0} onClick=${() => turn(index - 1)}>Previous</button>
-    <span>
-      ${formatCount(index * pageRows + 1)}–${formatCount(Math.min(count, (index + 1) * pageRows))} of
-      ${formatCount(count)}
-    </span>
+    <span>${`${formatCount(first)}–${formatCount(last)} of ${formatCount(count)}`}</span>
     <button disabled=${index === pages - 1} onClick=${() => turn(index + 1)}>Next</button>
     <button disabled=${index === pages - 1} onClick=${() => turn(pages - 1)} aria-label="Last page">»</button>
   </nav>`;

@@ -1,6 +1,6 @@
 import net from "node:net";
 import { describeError, UllageError } from "../../base/errors.ts";
-import type { Attachment, Client, ExportDirectory } from "../block-device.ts";
+import type { Attachment, Client, ClientInfo, ExportDirectory } from "../block-device.ts";
 import type { ExportTraffic } from "../export-traffic.ts";
 import { formatListenAddress, isLoopback } from "../listen-address.ts";
 import type { BufferPool } from "./buffer-pool.ts";
@@ -26,6 +26,9 @@ export type NbdLog = (
   fields?: { address: string; volume?: string },
 ) => void;
 
+/** Hears of clients that begin to use an export, and of those that have ended. */
+export type ConnectionWatch = (what: "opened" | "closed", exportName: string, client: ClientInfo) => void;
+
 export interface ConnectionOptions {
   id: number;
   fd: number;
@@ -38,6 +41,7 @@ export interface ConnectionOptions {
   log: NbdLog;
   /** Where what is done with an export is counted. */
   traffic: (exportName: string) => ExportTraffic;
+  watch: ConnectionWatch;
   /** The socket is closed. */
   closed(connection: Connection): void;
 }
@@ -238,6 +242,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
     this.#negotiated = negotiated;
     this.#phase = "transmission";
     const { pool, fd, traffic } = this.#options;
+    this.#tell("opened");
     const writer = (this.#writer = new ReplyWriter(pool, this.#socket, this.secure ? -1 : fd, () =>
       this.#transmission?.writable(),
     ));
@@ -342,8 +347,17 @@ export class Connection implements HandshakeChannel, PayloadHolder {
 
   #release(): void {
     const attached = this.#attached;
+    if (attached === undefined) return;
     this.#attached = undefined;
-    attached?.release(this.#clean);
+    attached.release(this.#clean);
+    this.#tell("closed");
+  }
+
+  #tell(what: "opened" | "closed"): void {
+    if (this.#negotiated === undefined) return;
+    const { name, readOnly } = this.#negotiated;
+    const client = { protocol: "nbd", address: this.address, remote: this.#remote, writable: !readOnly } as const;
+    this.#options.watch(what, name, client);
   }
 
   #arm(ms: number): void {

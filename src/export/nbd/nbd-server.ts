@@ -6,7 +6,7 @@ import { formatListenAddress, type ListenAddress, parseListenAddress } from "../
 import { adoptListeningSocket, type ListeningSocket, openListeningSocket } from "../listening-socket.ts";
 import { SEND_BUFFER_BYTES, tuneTcpSocket, tuneUnixSocket } from "../socket-options.ts";
 import { BufferPool } from "./buffer-pool.ts";
-import { Connection, type ConnectionInfo, type NbdLog } from "./connection.ts";
+import { Connection, type ConnectionInfo, type ConnectionWatch, type NbdLog } from "./connection.ts";
 import { DEFAULT_LIMITS, MAX_REFUSALS, type NbdLimits, REFUSAL_TIMEOUT_MS } from "./limits.ts";
 import { StallWatch } from "./stall-watch.ts";
 import type { TlsSettings } from "./tls.ts";
@@ -19,6 +19,7 @@ export interface NbdServerOptions {
   log: NbdLog;
   /** Where what clients do with an export is counted; default: nowhere that anybody looks. */
   traffic?: (exportName: string) => ExportTraffic;
+  watch?: ConnectionWatch;
 }
 
 /** A socket that the server accepts connections from. */
@@ -137,7 +138,7 @@ export class NbdServer {
     else this.accepted++;
     if (unix) this.#tuneUnix(fd);
     else tuneTcpSocket(fd);
-    const { exports, log, traffic = () => new ExportTraffic() } = this.#options;
+    const { exports, log, traffic = () => new ExportTraffic(), watch = () => undefined } = this.#options;
     const set = full ? this.#refused : this.#connections;
     const connection = new Connection({
       id: this.accepted + this.turnedAway,
@@ -150,6 +151,7 @@ export class NbdServer {
       refusal: full ? `too many connections: the limit is ${maxConnections}` : undefined,
       log,
       traffic,
+      watch,
       closed: (closed) => {
         set.delete(closed);
         if (this.#connections.size === 0) this.#onEmpty?.();

@@ -3,12 +3,10 @@ import { UllageError } from "../../../base/errors.ts";
 import { formatSize } from "../../../base/units.ts";
 import type { Settings } from "../../../catalog/metadata-store.ts";
 import type { CreateVolumeRequest, VolumeView } from "../../../daemon/views.ts";
-import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
+import type { Call } from "../../api-client.ts";
+import { clientCommand, findDaemon, type ClientOptions } from "../../client-command.ts";
 import { print, printJson } from "../../output.ts";
-import { hydrationDetail, ProgressLine } from "../../progress.ts";
 import { absoluteSource, settingOption, sizeOption } from "../../parse.ts";
-
-const pollMs = 500;
 
 interface Options extends ClientOptions {
   from?: string;
@@ -36,35 +34,21 @@ export function addCreateCommand(parent: Command): void {
     .option("--format <format>", "the image's format; default: by its first bytes")
     .addOption(new Option("--hydrate <when>", "fetch the image in the background").choices(["auto", "off"]))
     .option("--set <key=value>", "a setting, e.g. sync=always; may be repeated", settingOption)
-    .option("--download", "fetch the whole image first, for servers that can't serve ranges")
+    .option("--download", "fetch the whole image first, for servers that can't serve ranges; Ctrl-C cancels it")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
     .action(async (name: string, options: Options) => {
       const body = requestFor(name, options);
-      const making = askDaemon<VolumeView>(options, "/v1/volumes", { method: "POST", body });
-      if (options.download === true && options.json !== true) await showDownload(name, options, making);
-      const volume = await making;
+      const volume = await make(options, { method: "POST", body });
       if (options.json === true) printJson(volume);
       else print(`${volume.name} is ready: ${formatSize(volume.size)}, NBD export '${volume.name}'`);
     });
 }
 
-/** Until it is made, or failed; the caller meets the failure. */
-async function showDownload(name: string, options: Options, making: Promise<unknown>): Promise<void> {
-  const line = new ProgressLine();
-  const ended = making.then(
-    () => true,
-    () => true,
-  );
-  while (!(await Promise.race([ended, pause()]))) {
-    const volume = await askDaemon<VolumeView>(options, volumePath(name)).catch(() => undefined); // not there yet
-    if (volume?.state === "creating") line.show(hydrationDetail(volume.hydration));
-  }
-  line.end();
-}
-
-async function pause(): Promise<false> {
-  await new Promise((resolve) => setTimeout(resolve, pollMs));
-  return false;
+async function make(options: Options, call: Call): Promise<VolumeView> {
+  const daemon = await findDaemon(options);
+  if (options.download !== true) return daemon.call("/v1/volumes", call);
+  const { callAndFollow } = await import("../../follow-job.ts");
+  return callAndFollow(daemon, "/v1/volumes", call, options.json === true);
 }
 
 function requestFor(name: string, options: Options): CreateVolumeRequest {

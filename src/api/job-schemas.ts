@@ -1,0 +1,51 @@
+import { ref } from "./schemas.ts";
+
+const text = { type: "string" } as const;
+const count = { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER } as const;
+const time = { type: "string", format: "date-time" } as const;
+const orNull = (schema: object): object => ({ anyOf: [schema, { type: "null" }] });
+
+/** Objects of /v1/jobs; see schemas.ts. */
+export const jobSchemas = [
+  {
+    $id: "JobProgress",
+    type: "object",
+    description: "how far a job has come",
+    additionalProperties: false,
+    required: ["done", "total", "unit"],
+    properties: {
+      done: count,
+      total: { ...count, type: ["integer", "null"], description: "null: nobody knows" },
+      unit: { enum: ["bytes"] },
+    },
+  },
+  {
+    $id: "Job",
+    type: "object",
+    description: "work that goes on by itself",
+    additionalProperties: false,
+    required: ["id", "kind", "target", "state", "progress", "result", "error", "createdAt", "endedAt"],
+    properties: {
+      id: text,
+      kind: { enum: ["volume-create"], description: "what it does" },
+      target: { ...text, description: "name of the volume that it is about" },
+      state: {
+        enum: ["running", "done", "failed", "cancelled"],
+        description: "of one that failed or was cancelled nothing is left",
+      },
+      progress: ref("JobProgress"),
+      result: { ...orNull(ref("Volume")), description: "what it made, once it is done" },
+      error: { ...orNull(ref("Problem")), description: "why it failed" },
+      createdAt: time,
+      endedAt: orNull(time),
+    },
+  },
+  {
+    $id: "JobList",
+    type: "object",
+    description: "jobs, in the order of their beginning",
+    additionalProperties: false,
+    required: ["jobs", "next"],
+    properties: { jobs: { type: "array", items: ref("Job") }, next: { type: ["string", "null"] } },
+  },
+];

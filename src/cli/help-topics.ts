@@ -1,0 +1,122 @@
+import { configKeys } from "../config/schema.ts";
+
+/** A page of `ullage help TOPIC`: what people ask for in the middle of their work. The documents in docs/ say more. */
+export interface HelpTopic {
+  name: string;
+  summary: string;
+  text(): string;
+}
+
+export const helpTopics: readonly HelpTopic[] = [
+  {
+    name: "sources",
+    summary: "where images come from, and what happens to their bytes",
+    text: () => `A source is what a volume is made from: an absolute or relative path, or an http(s) address.
+
+  $ ullage volume create web1 --from https://example.org/debian.raw
+  $ ullage volume create web2 --from ./debian.raw --size 40G
+
+Its format is told by its first bytes; --format raw overrides that. A disk larger than its image reads as zeros behind it.
+
+Bytes are fetched when they are first read, into a cache that all volumes of the same image share, and the rest in
+the background: the volume is then 'detached', and the source may vanish. Until then it must stay as it is: a source that
+changed is an error, bytes of two versions are never mixed. Steer the filling with volume hydrate, pause and resume;
+--hydrate off fetches only what is read.
+
+  --download   for servers that can't send parts of a file: fetches all of it before the volume is there
+  --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
+
+Over the API's unix socket any source may be named; over TCP those that sources.allow lets in (ullage help config).`,
+  },
+  {
+    name: "durability",
+    summary: "what survives a kill, a power cut, a failing disk",
+    text: () => `flushed        a FLUSH, or a request with FUA, was answered after it
+acknowledged   answered, not flushed since
+
+  what happens               flushed   acknowledged
+  kill -9, crash of Ullage   kept      kept
+  clean stop                 kept      kept
+  power cut, kernel crash    kept      each sector: the last flush, or what was written since
+  the disk fails a sync      kept      unknown: the volume is 'poisoned' and takes no writes
+  the disk is full           kept      kept; writes that need space get ENOSPC until there is some
+
+  sync=always   makes every write durable before it is answered:  ullage volume set web1 sync=always
+
+A volume that takes no writers says why in ullage volume show and in health; ullage volume reopen NAME --accept-loss lets
+them in again, when its clients have been restarted. A copy of a data directory that is being served is worth nothing:
+see ullage help operations.
+
+All of it, with reasons: docs/DURABILITY.md.`,
+  },
+  {
+    name: "nbd",
+    summary: "how clients reach a disk",
+    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one.
+
+  nbd://127.0.0.1:10809/web1
+  nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock
+
+  $ nbdinfo nbd://127.0.0.1/web1
+  $ nbdcopy --flush image.raw nbd://127.0.0.1/web1
+  $ qemu-system-x86_64 -drive file=nbd://127.0.0.1/web1,format=raw,if=virtio,discard=unmap
+  $ ullage attach web1 --mount /mnt/web1
+
+For a disk that outlives restarts of Ullage, QEMU needs reconnect-delay (seconds):
+
+  -blockdev driver=nbd,node-name=web1,server.type=unix,server.path=/var/lib/ullage/nbd.sock,export=web1,reconnect-delay=60
+
+Other machines: --nbd 0.0.0.0:10809 --tls require, with --tls-certs DIR or --tls-psk FILE.
+
+Flags, limits, TLS, more clients: docs/NBD.md.`,
+  },
+  {
+    name: "config",
+    summary: "the keys of the configuration file",
+    text: () => `ullage serve --config FILE reads TOML; flags override it. ullage config check FILE says what is wrong with one.
+
+${describeKeys()}
+
+An example, and more on sockets and sources: docs/CONFIG.md.`,
+  },
+  {
+    name: "operations",
+    summary: "upgrade, backup, monitoring, repair",
+    text: () => `restart     SIGTERM answers what has arrived, flushes and closes. Clients that reconnect (QEMU with reconnect-delay,
+            nbd-client -persist, ullage attach) see a pause and no error.
+upgrade     install the new version, restart. Older data is opened; newer data is refused, naming both versions.
+backup      of one disk:  nbdcopy nbd://127.0.0.1/web1 web1.raw
+            of the data directory: stop Ullage and copy it (cp -a --sparse=always, rsync -aS), or take an atomic snapshot
+            of its file system. A file-by-file copy while it is served is worth nothing.
+monitoring  GET /v1/health: status and warnings; ullage volume ls: states
+full disk   writes that need space get ENOSPC, everything else works; free some space, nothing else is to be done
+repair      ullage check DATA, with no daemon on it, verifies everything; ullage repair DATA says first what it would lose
+
+Step by step: docs/OPERATIONS.md.`,
+  },
+  {
+    name: "scripts",
+    summary: "exit codes, --json, how a daemon is found",
+    text: () => `exit 0   done
+exit 1   failed: a message on stderr, and below it what to do next
+exit 2   used wrongly: an unknown command, option or value
+
+--json prints the object of the REST API on stdout; nothing else goes there. Sizes are bytes, times RFC 3339.
+
+  $ ullage volume ls --json | jq -r '.volumes[] | select(.state != "ok") | .name'
+
+The daemon is the one that --api names, else $ULLAGE_API, else ./ullage-data/api.sock, else /var/lib/ullage/api.sock. On TCP
+it takes a token, from --token-file or $ULLAGE_TOKEN: ullage token create makes one.
+
+Sizes are typed as 512, 64k, 10M, 1.5G, 2T (powers of 1024); names have letters, digits, '.', '_' and '-', 128 at most.`,
+  },
+];
+
+function describeKeys(): string {
+  return configKeys
+    .map(({ key, kind, flag, fallback, meaning }) => {
+      const overrides = flag === undefined ? "" : `, ${flag}`;
+      return `  ${key}\n      ${meaning}\n      ${kind.name}${overrides}; default: ${fallback}`;
+    })
+    .join("\n");
+}

@@ -1,0 +1,29 @@
+import type { SourceTraffic } from "../blob/source-traffic.ts";
+import type { VolumeInfo } from "../volume/types.ts";
+import type { Delay } from "./event-loop-delay.ts";
+import type { HealthCheck } from "./health.ts";
+import type { NbdFigures } from "./nbd-listeners.ts";
+import type { StatsView, VolumeView } from "./views.ts";
+import type { VolumeMeter } from "./volume-meters.ts";
+
+/** What metrics are made from: counters since the start of the process, and how things stand. */
+export interface Measured {
+  stats: StatsView;
+  /** of the last complete minute; before there was one, since the start */
+  recentDelay: Delay;
+  checks: HealthCheck[];
+  /** of the data directory's file system; undefined: it does not answer */
+  space: { free: number; total: number } | undefined;
+  nbd: NbdFigures;
+  /** by host */
+  sources: SourceTraffic[];
+  volumes: MeasuredVolume[];
+}
+
+export interface MeasuredVolume {
+  view: VolumeView;
+  /** undefined: it is not open */
+  info: VolumeInfo | undefined;
+  /** undefined: nothing was done with it yet */
+  meter: VolumeMeter | undefined;
+}

@@ -1,0 +1,53 @@
+import { LatencyHistogram } from "../base/latency-histogram.ts";
+import { ExportTraffic } from "../export/export-traffic.ts";
+import type { EngineObserver } from "../volume/engine-observer.ts";
+
+/** How often something succeeded, how long that took, and how often it failed. */
+export class WorkMeter {
+  readonly latency = new LatencyHistogram();
+  failures = 0;
+
+  ended(ms: number, succeeded: boolean): void {
+    if (succeeded) this.latency.observe(ms);
+    else this.failures++;
+  }
+}
+
+/** What is counted of one volume. */
+export class VolumeMeter {
+  /** Of the volume and of its snapshots. */
+  readonly traffic = new ExportTraffic();
+  readonly flushRounds = new WorkMeter();
+  readonly checkpoints = new WorkMeter();
+}
+
+/**
+ * The counters of every volume that did something since the process started. They outlive closing and reopening, and a
+ * new name; they go when their volume has gone.
+ */
+export class VolumeMeters implements EngineObserver {
+  readonly #byId = new Map<string, VolumeMeter>();
+
+  /** The meter of a volume, made when there is none. */
+  of(volumeId: string): VolumeMeter {
+    let meter = this.#byId.get(volumeId);
+    if (meter === undefined) this.#byId.set(volumeId, (meter = new VolumeMeter()));
+    return meter;
+  }
+
+  find(volumeId: string): VolumeMeter | undefined {
+    return this.#byId.get(volumeId);
+  }
+
+  keepOnly(volumeIds: ReadonlySet<string>): void {
+    for (const id of this.#byId.keys()) if (!volumeIds.has(id)) this.#byId.delete(id);
+  }
+
+  roundEnded(volumeId: string, ms: number, succeeded: boolean): void {
+    this.of(volumeId).flushRounds.ended(ms, succeeded);
+  }
+
+  checkpointEnded(volumeId: string, ms: number, succeeded: boolean): void {
+    this.of(volumeId).checkpoints.ended(ms, succeeded);
+  }
+}

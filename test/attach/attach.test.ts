@@ -1,0 +1,389 @@
+import assert from "node:assert/strict";
+import { spawn, type ChildProcess } from "node:child_process";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { open } from "node:fs/promises";
+import { join } from "node:path";
+import test, { type TestContext } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { identify } from "../../src/attach/processes.ts";
+import type { AttachmentView } from "../../src/attach/state.ts";
+import { launchDaemon, type Daemon, type Result } from "../cli/support.ts";
+import { atEnd } from "../daemon/support.ts";
+import { run, succeed, until } from "../nbd/support.ts";
+import { requireTool } from "../support/tools.ts";
+import { attachWorld } from "./world.ts";
+
+const devices = ["root", "fuse", "loop", "nbdfuse", "fusermount3", "losetup", "mount", "mkfs.ext4"] as const;
+
+function succeeded(result: Result): string {
+  assert.equal(result.code, 0, result.stderr);
+  return result.stdout;
+}
+
+function failed(result: Result, message: RegExp): void {
+  assert.equal(result.code, 1, `${result.stdout}${result.stderr}`);
+  assert.match(result.stderr, message);
+}
+
+async function attachments(daemon: Daemon): Promise<AttachmentView[]> {
+  return (await daemon.json<{ attachments: AttachmentView[] }>(["attach"])).attachments;
+}
+
+async function stateOf(daemon: Daemon, name: string): Promise<AttachmentView> {
+  return (await attachments(daemon)).find((view) => view.name === name)!;
+}
+
+void test("a volume becomes a device with a file system, goes away and comes back with its files", async (t) => {
+  if (!requireTool(t, ...devices, "e2fsck")) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  const view = await daemon.json<AttachmentView>(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  assert.deepEqual(
+    { ...view, device: null, helperPid: null, since: "" },
+    {
+      name: "v",
+      state: "attached",
+      reason: null,
+      device: null,
+      file: view.file,
+      mounts: [mount],
+      size: 64 * 1024 * 1024,
+      readOnly: false,
+      since: "",
+      dataDirectory: daemon.dataDir,
+      helperPid: null,
+    },
+  );
+  assert.match(view.device!, /^\/dev\/loop\d+$/);
+  assert.deepEqual(await attachments(daemon), [view]);
+  assert.match(succeeded(await daemon.cli(["attach"])), /^NAME .*\nv +\/dev\/loop\d+ +\S+ +64M .* attached$/m);
+  writeFileSync(join(mount, "file"), "kept");
+
+  // Asked for again: it is there already. Asked for differently: an error, and nothing changes.
+  assert.deepEqual(await daemon.json(["attach", "v", "--mount", mount]), view);
+  failed(await daemon.cli(["attach", "v", "--read-only"]), /'v' is already attached read-write/);
+  failed(await daemon.cli(["attach", "v", "--mount", "/"]), /would hide the daemon's data/);
+
+  assert.match(succeeded(await daemon.cli(["detach", "v"])), /v is detached/);
+  assert.ok(!existsSync(join(mount, "file")));
+  assert.deepEqual(await attachments(daemon), []);
+  assert.ok(!existsSync(`/sys/class/block/${view.device!.slice(5)}/loop/backing_file`));
+  assert.equal(identify(view.helperPid!), undefined);
+  assert.match(succeeded(await daemon.cli(["detach", "v"])), /v is not attached/);
+
+  // --mkfs finds a file system of that kind and leaves it alone; another kind is not made over it.
+  const plain = await daemon.json<AttachmentView>(["attach", "v"]);
+  assert.deepEqual(plain.mounts, []);
+  await succeed("e2fsck", ["-fn", plain.device!]);
+  failed(await daemon.cli(["attach", "v", "--mkfs", "xfs"]), /has ext4 on it: no xfs is made/);
+  await daemon.json(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  assert.equal(readFileSync(join(mount, "file"), "utf8"), "kept");
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("fio --verify sees pauses and no error while the daemon is restarted and killed; the file system is clean afterwards", async (t) => {
+  if (!requireTool(t, ...devices, "fio", "e2fsck")) return;
+  const { daemon, mount, restart } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "128M"]);
+  const { helperPid } = await daemon.json<AttachmentView>(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  const work = [
+    "--size=32M",
+    "--bs=4k",
+    "--rw=randwrite",
+    "--ioengine=libaio",
+    "--iodepth=8",
+    "--direct=1",
+    "--fsync=50",
+  ];
+  const verify = ["--verify=crc32c", "--verify_fatal=1", "--rate_iops=1000"];
+  let ended = false;
+  const fio = run("fio", ["--name=v", `--directory=${mount}`, ...work, ...verify], 240_000);
+  void fio.then(() => (ended = true));
+  let present = daemon;
+  let restarts = 0;
+  for (const signal of ["SIGTERM", "SIGKILL", "SIGTERM", "SIGKILL"] as const) {
+    await sleep(1000);
+    if (ended) break;
+    present = await restart(present, signal);
+    restarts++;
+  }
+  assert.ok(restarts >= 2, "it was restarted while fio ran");
+  const { code, stdout, stderr } = await fio;
+  assert.equal(code, 0, `${stdout}${stderr}`);
+  assert.equal((await stateOf(present, "v")).helperPid, helperPid);
+  succeeded(await present.cli(["detach", "v"]));
+  const { device } = await present.json<AttachmentView>(["attach", "v"]);
+  await succeed("e2fsck", ["-fn", device!]);
+  succeeded(await present.cli(["detach", "v"]));
+});
+
+void test("a busy disk is not taken apart: who uses it is named, and everything goes on", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  const view = await daemon.json<AttachmentView>(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+
+  const user = holder(t, mount);
+  failed(await daemon.cli(["detach", "v"]), new RegExp(`${mount} is in use by sleep \\(pid ${user.pid}\\)`));
+  writeFileSync(join(mount, "file"), "still there");
+  assert.deepEqual(await stateOf(daemon, "v"), view);
+  await ends(user);
+
+  const inside = join(mount, "inside");
+  mkdirSync(inside);
+  await succeed("mount", ["-t", "tmpfs", "tmpfs", inside]);
+  const refused = await daemon.cli(["detach", "v"]);
+  await succeed("umount", [inside]);
+  failed(refused, new RegExp(`in use by the mount at ${inside}`));
+
+  await succeed("umount", [mount]); // by hand: detach finds the rest
+  const opened = await open(view.device!, "r");
+  const byUs = await daemon.cli(["detach", "v"]);
+  await opened.close();
+  failed(byUs, new RegExp(`${view.device} is in use by .* \\(pid ${process.pid}\\)`));
+  assert.equal((await stateOf(daemon, "v")).state, "attached");
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("what a killed helper or a killed nbdfuse leaves is listed as broken, and detach removes it", async (t) => {
+  if (!requireTool(t, ...devices, "e2fsck")) return;
+  const { daemon, mount, root } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  for (const victim of ["helper", "nbdfuse"] as const) {
+    const view = await daemon.json<AttachmentView>(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+    const status = JSON.parse(readFileSync(join(root, "v", "status.json"), "utf8")) as Record<string, { pid: number }>;
+    process.kill(status[victim].pid, "SIGKILL");
+    await until(() => identify(view.helperPid!) === undefined, "the helper is gone");
+    const broken = await stateOf(daemon, "v");
+    assert.equal(broken.state, "broken");
+    assert.match(broken.reason!, victim === "helper" ? /helper process is gone/ : /nbdfuse is gone/);
+    failed(await daemon.cli(["attach", "v"]), /attached and broken/);
+    failed(await daemon.cli(["detach", "v"]), /is detached, but (the helper process|nbdfuse) is gone|is detached, but/);
+    assert.deepEqual(await attachments(daemon), []);
+    assert.deepEqual(readdirSync(root), []);
+    assert.match(succeeded(await daemon.cli(["detach", "v"])), /not attached/);
+  }
+  const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
+  await succeed("e2fsck", ["-fp", device!]);
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("files of processes that have ended, even with their numbers in use again, are no attachment", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, root } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const leave = (): void => {
+    mkdirSync(join(root, "v"), { recursive: true });
+    const self = { pid: process.pid, startTime: 1 };
+    const status = {
+      helper: self,
+      nbdfuse: self,
+      state: "connected",
+      reason: "",
+      size: 1,
+      failures: 7,
+      lastFlush: null,
+    };
+    writeFileSync(join(root, "v", "status.json"), JSON.stringify(status));
+    writeFileSync(join(root, "v", "record.json"), JSON.stringify({ name: "v", dataDirectory: "/elsewhere" }));
+  };
+  leave();
+  assert.deepEqual(await attachments(daemon), []);
+  assert.match(succeeded(await daemon.cli(["detach", "v"])), /not attached/);
+  leave();
+  assert.equal((await daemon.json<AttachmentView>(["attach", "v"])).state, "attached");
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("a daemon that stays away longer than --timeout makes requests fail; detach says that something is missing", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, restart } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const { device } = await daemon.json<AttachmentView>(["attach", "v", "--timeout", "1s"]);
+  await daemon.stop("SIGKILL");
+  const disk = await open(device!, "r+");
+  await disk.write(Buffer.alloc(4096, 1), 0, 4096, 0);
+  await assert.rejects(disk.sync(), { code: "EIO" });
+  await disk.close();
+  const { state, reason } = await stateOf(daemon, "v");
+  assert.equal(state, "failing");
+  assert.match(reason!, /away for more than 1 s/);
+  const again = await restart(daemon, "SIGKILL");
+  await attachedAgain(again, "v");
+  failed(await again.cli(["detach", "v"]), /is detached, but .*requests failed because the daemon was away/);
+});
+
+void test("when another disk stands behind the name, everything fails instead of being mixed", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
+  await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=64k", "count=1", "oflag=direct"]);
+  await daemon.json(["volume", "rm", "v", "--force"]);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const copy = await run("dd", [`if=${device}`, "of=/dev/null", "bs=64k", "count=1", "iflag=direct"]);
+  assert.notEqual(copy.code, 0);
+  assert.match(copy.stderr, /Input\/output error/);
+  const { state, reason } = await stateOf(daemon, "v");
+  assert.equal(state, "lost");
+  assert.match(reason!, /lineage/);
+  assert.equal((await daemon.cli(["detach", "v"])).code, 1);
+  assert.deepEqual(await attachments(daemon), []);
+});
+
+void test("read-only means that nobody on this host writes", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  await daemon.json(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  writeFileSync(join(mount, "file"), "read me");
+  succeeded(await daemon.cli(["detach", "v"]));
+  const view = await daemon.json<AttachmentView>(["attach", "v", "--read-only", "--mount", mount]);
+  assert.equal(view.readOnly, true);
+  assert.equal(readFileSync(join(mount, "file"), "utf8"), "read me");
+  assert.throws(() => writeFileSync(join(mount, "file"), "no"), { code: "EROFS" });
+  const { code } = await run("dd", ["if=/dev/zero", `of=${view.device}`, "bs=4k", "count=1", "conv=notrunc"]);
+  assert.notEqual(code, 0);
+  failed(await daemon.cli(["attach", "v"]), /already attached read-only/);
+  succeeded(await daemon.cli(["detach", "v"]));
+  const usage = await daemon.cli(["attach", "v", "--read-only", "--mkfs", "ext4"]);
+  assert.equal(usage.code, 2);
+});
+
+void test("what can't be attached or mounted is said, with what to do, and nothing stays behind", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount, root } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  failed(await daemon.cli(["attach", "nobody"]), /there is no volume 'nobody'/);
+  failed(await daemon.cli(["attach", "nobody@monday"]), /no.* 'nobody@monday'/);
+  failed(await daemon.cli(["attach", "v", "--api", "192.0.2.1:7070"]), /192\.0\.2\.1:7070 is not on this machine/);
+  failed(
+    await daemon.cli(["attach", "v", "--mount", join(mount, "missing")]),
+    /nothing can be mounted on .*\n +mkdir -p/,
+  );
+  failed(await daemon.cli(["attach", "v", "--mount", mount]), /no file system on \/dev\/loop\d+\n.*--mkfs ext4/);
+  failed(await daemon.cli(["attach", "v", "--mount", "/proc", "--mkfs", "ext4"]), /already mounted on \/proc/);
+  failed(await daemon.cli(["attach", "v", "--mount", daemon.dataDir]), /would hide the daemon's data/);
+  const unmade = await daemon.json<AttachmentView>(["attach", "v"]);
+  // A partition table with one partition, as fdisk makes it.
+  const table = Buffer.alloc(512);
+  table.writeUInt8(0x83, 446 + 4);
+  table.writeUInt32LE(2048, 446 + 8);
+  table.writeUInt32LE(8192, 446 + 12);
+  table.writeUInt16LE(0xaa55, 510);
+  const disk = await open(unmade.device!, "r+");
+  await disk.write(table, 0, 512, 0);
+  await disk.close();
+  succeeded(await daemon.cli(["detach", "v"]));
+  failed(await daemon.cli(["attach", "v", "--mount", mount]), /has a partition table \(dos\), no file system\n/);
+  failed(await daemon.cli(["attach", "v", "--mkfs", "ext4"]), /has a dos partition table on it/);
+  assert.deepEqual(readdirSync(root), []);
+  assert.equal((await daemon.cli(["attach", "v", "--timeout", "soon"])).code, 2);
+  await daemon.stop();
+  failed(await daemon.cli(["attach", "v"]), /no daemon listens on/);
+});
+
+void test("partitions are devices of their own; detach unmounts them", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
+  await succeed("addpart", [device!, "1", "2048", "65536"]); // not every kernel reads partition tables
+  const partition = `${device}p1`;
+  await until(() => existsSync(partition), "the partition is there");
+  await succeed("mkfs.ext4", ["-q", partition]);
+  await succeed("mount", [partition, mount]);
+  assert.deepEqual((await stateOf(daemon, "v")).mounts, [mount]);
+  succeeded(await daemon.cli(["detach", "v"]));
+  assert.equal(await run("findmnt", [mount]).then(({ code }) => code), 1);
+});
+
+void test("a daemon whose data lies on an attached disk is refused, however indirectly (durability rule 28)", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "128M"]);
+  await daemon.json(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  const inner = await launchDaemon(t, join(mount, "data"));
+  await inner.json(["volume", "create", "w", "--size", "1M"]);
+  failed(await inner.cli(["attach", "w"]), /data directory .* lies on ullage:v, a disk of Ullage's own/);
+  await inner.stop();
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("the helper and nbdfuse ask the kernel not to make them wait for their own write-back, where they may", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, root } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  await daemon.json(["attach", "v"]);
+  const status = JSON.parse(readFileSync(join(root, "v", "status.json"), "utf8")) as Record<string, { pid: number }>;
+  const capabilities = Number.parseInt(/^CapEff:\s*(\w+)$/m.exec(readFileSync("/proc/self/status", "latin1"))![1], 16);
+  const permitted = Math.floor(capabilities / 2 ** 24) % 2 === 1; // CAP_SYS_RESOURCE
+  const ioFlusher = permitted ? 0x80000 | 0x100000 : 0; // PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE
+  for (const process of ["helper", "nbdfuse"]) {
+    const stat = readFileSync(`/proc/${status[process].pid}/stat`, "latin1");
+    const flags = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[6]);
+    assert.equal(flags & (0x80000 | 0x100000), ioFlusher, process);
+  }
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("the end of whoever attached it, and signals that ask for an end, leave it alone", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, root } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
+  const status = JSON.parse(readFileSync(join(root, "v", "status.json"), "utf8")) as Record<string, { pid: number }>;
+  for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
+    process.kill(status["nbdfuse"].pid, signal);
+    process.kill(status["helper"].pid, signal);
+  }
+  await succeed("dd", ["if=/dev/zero", `of=${device}`, "bs=64k", "count=16", "conv=fsync"]);
+  assert.equal((await stateOf(daemon, "v")).state, "attached");
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("a user who is not root gets a file", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, root, asNobody } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  openFuse(t);
+  for (const path of [daemon.dataDir, join(daemon.dataDir, "..")]) chmodSync(path, 0o755);
+  for (const name of ["api.sock", "nbd.sock"]) chmodSync(join(daemon.dataDir, name), 0o666);
+  failed(await asNobody(["attach", "v", "--mount", "/mnt"]), /--mount needs root\n.*becomes a file/);
+  const view = JSON.parse(succeeded(await asNobody(["attach", "v", "--json"]))) as AttachmentView;
+  assert.equal(view.device, null);
+  assert.notEqual(view.file.indexOf(root), 0);
+  const write = ["if=/dev/urandom", `of=${view.file}`, "bs=64k", "count=4", "conv=notrunc,fsync"];
+  await succeed("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", "dd", ...write]);
+  assert.match(succeeded(await asNobody(["attach"])), /^v +\S+\/v\/fuse\/disk +- +8M/m);
+  assert.match(succeeded(await asNobody(["detach", "v"])), /v is detached/);
+  assert.ok((await daemon.json<{ writtenBytes: number }>(["volume", "show", "v"])).writtenBytes >= 256 * 1024);
+});
+
+/** As every distribution has it; not every container. */
+function openFuse(t: TestContext): void {
+  const { mode } = statSync("/dev/fuse");
+  chmodSync("/dev/fuse", 0o666);
+  t.after(() => chmodSync("/dev/fuse", mode & 0o777));
+}
+
+/** A process that works in the directory. */
+function holder(t: TestContext, directory: string): ChildProcess {
+  const child = spawn("sleep", ["600"], { cwd: directory, stdio: "ignore" });
+  atEnd(t, async () => child.kill("SIGKILL"));
+  return child;
+}
+
+async function ends(child: ChildProcess): Promise<void> {
+  const gone = new Promise((resolve) => child.once("exit", resolve));
+  child.kill("SIGKILL");
+  await gone;
+}
+
+async function attachedAgain(daemon: Daemon, name: string): Promise<void> {
+  for (let attempt = 0; attempt < 100; attempt++) {
+    if ((await stateOf(daemon, name)).state === "attached") return;
+    await sleep(50);
+  }
+  throw new Error(`${name} is not attached again`);
+}

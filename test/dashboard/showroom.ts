@@ -1,0 +1,116 @@
+import type { TestContext } from "node:test";
+import { fakeVolume, answerVolumes, startFakeApi, type FakeApi } from "./fake-api.ts";
+
+/* A server with one of everything, always the same: for pictures, and for looking at. */
+
+const gigabyte = 2 ** 30;
+
+/** The runs of a disk: a boot area and files written here, layers below, some of the image local, the rest not yet. */
+function exampleMap(size: number): object[] {
+  const unit = 4 * 2 ** 20;
+  let state = 12_345;
+  const random = (): number => (state = (state * 1_103_515_245 + 12_345) % 2 ** 31) / 2 ** 31;
+  const runs: object[] = [];
+  let offset = 0;
+  while (offset < size) {
+    const length = Math.min(size - offset, unit * (1 + Math.floor(random() ** 3 * 60)));
+    const place = offset / size;
+    const chance = random();
+    let run: [string, string | null] = ["remote", "b10b".repeat(8)];
+    if (place < 0.02 || chance < 0.1) run = ["written", "1a7e".repeat(8)];
+    else if (chance < 0.2 && place < 0.6) run = ["written", "0ldd".repeat(8)];
+    else if (chance < 0.24 && place < 0.5) run = ["written", "c0de".repeat(8)];
+    else if (chance > 0.9 || place > 0.86) run = ["zero", null];
+    else if (place < 0.47 + 0.1 * random()) run = ["local", "b10b".repeat(8)];
+    const [kind, owner] = run;
+    runs.push({ offset, length, kind, owner });
+    offset += length;
+  }
+  return runs;
+}
+
+const volumes = [
+  fakeVolume("web-frontend", {
+    size: 20 * gigabyte,
+    source: "https://cloud.debian.org/images/cloud/trixie/latest/debian-13-generic-amd64.raw",
+    connections: 2,
+    writtenBytes: 3.4 * gigabyte,
+    fetchedBytes: 7.9 * gigabyte,
+    hydration: {
+      state: "running",
+      reason: null,
+      readyBytes: 7.9 * gigabyte,
+      totalBytes: 17.2 * gigabyte,
+      rateBytesPerSecond: 84 * 2 ** 20,
+      etaSeconds: 113,
+      limitBytesPerSecond: 100 * 2 ** 20,
+      priority: 10,
+    },
+  }),
+  fakeVolume("build-cache", {
+    source: null,
+    format: null,
+    size: 500 * gigabyte,
+    writtenBytes: 122 * gigabyte,
+    hydration: { ...fakeVolume("x").hydration, state: "none", readyBytes: 0, totalBytes: 0 },
+    fetchedBytes: 0,
+  }),
+  fakeVolume("ci-runner-template-with-a-rather-long-name.2026-11", {
+    hydration: { ...fakeVolume("x").hydration, state: "paused" },
+  }),
+  fakeVolume("database", {
+    size: 2048 * gigabyte,
+    connections: 1,
+    hydration: { ...fakeVolume("x").hydration, state: "detached" },
+  }),
+  fakeVolume("mail", { state: "degraded", reason: "its source answers 503", connections: 1 }),
+  fakeVolume("old-laptop", {
+    state: "lostUnflushed",
+    reason: "a power cut lost writes that were acknowledged",
+    hydration: { ...fakeVolume("x").hydration, state: "waiting", reason: "no space is left" },
+  }),
+].sort((a, b) => (a.name < b.name ? -1 : 1));
+
+const snapshots = ["nightly-2026-11-18", "nightly-2026-11-19", "before-upgrade"].map((name, index) => ({
+  id: name,
+  name,
+  volume: "web-frontend",
+  size: 20 * gigabyte,
+  createdAt: new Date(Date.UTC(2026, 10, 18 + index, 2, 30)).toISOString(),
+  state: "ok",
+}));
+
+const connections = [
+  { protocol: "nbd", address: "192.0.2.17:51234", remote: true, writable: true },
+  { protocol: "nbd", address: "unix", remote: false, writable: false },
+];
+
+export async function showroom(t: TestContext): Promise<FakeApi> {
+  const runs = exampleMap(20 * gigabyte);
+  const paths = {
+    "/v1/traffic": ["GET"],
+    "/v1/snapshots": ["GET"],
+    "/v1/volumes/{name}/snapshots": ["POST"],
+    "/v1/volumes/{name}/revert": ["POST"],
+  };
+  const started = Date.now();
+  return startFakeApi(t, paths, (request) => {
+    const { path, query } = request;
+    if (path === "/v1/traffic") {
+      const seconds = (Date.now() - started) / 1000;
+      const at = (name: string, mebibytes: number): object => ({
+        name,
+        readBytes: seconds * mebibytes * 2 ** 20,
+        writtenBytes: (seconds * mebibytes * 2 ** 20) / 4,
+        requests: seconds * mebibytes * 40,
+      });
+      return { volumes: [at("web-frontend", 112), at("database", 418), at("mail", 0.2)] };
+    }
+    if (path === "/v1/snapshots") {
+      return { snapshots: query.get("volume") === "web-frontend" ? snapshots : [], next: null };
+    }
+    if (path === "/v1/volumes/web-frontend/connections") return { connections, next: null };
+    if (path.endsWith("/map")) return { runs, next: null };
+    return answerVolumes(volumes, request);
+  });
+}

@@ -1,0 +1,118 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { requireTool } from "../support/tools.ts";
+import { Browser } from "./browser.ts";
+import { answerVolumes, fakeVolume, startFakeApi, type FakeApi } from "./fake-api.ts";
+import type { TestContext } from "node:test";
+
+const paths = {
+  "/v1/snapshots": ["GET"],
+  "/v1/volumes": ["GET", "POST"],
+  "/v1/volumes/{name}/snapshots": ["POST"],
+  "/v1/volumes/{name}/snapshots/{snapshot}": ["DELETE"],
+  "/v1/volumes/{name}/revert": ["POST"],
+};
+
+/** A server that keeps snapshots in a list and knows nothing of bytes. */
+function startSnapshotApi(t: TestContext): Promise<FakeApi> {
+  const volumes = [fakeVolume("web1", { source: null })];
+  let snapshots: any[] = [];
+  let clock = Date.UTC(2026, 0, 1);
+  return startFakeApi(t, paths, (request) => {
+    const { method, path, query, body } = request;
+    if (path === "/v1/snapshots") {
+      const start = Number(query.get("cursor") ?? 0);
+      const all = snapshots.filter(({ volume }) => volume === query.get("volume"));
+      return { snapshots: all.slice(start, start + 2), next: start + 2 < all.length ? String(start + 2) : null };
+    }
+    if (method === "POST" && path === "/v1/volumes/web1/snapshots") {
+      if (snapshots.some(({ name }) => name === body.name)) {
+        const detail = `there is a snapshot web1@${body.name} already`;
+        return { status: 409, body: { status: 409, code: "name-taken", detail, hint: "choose another name" } };
+      }
+      const createdAt = new Date((clock += 60_000)).toISOString();
+      const made = { id: body.name, name: body.name, volume: "web1", size: 2 ** 30, createdAt, state: "ok" };
+      snapshots.push(made);
+      return { status: 201, body: made };
+    }
+    const removed = /^\/v1\/volumes\/web1\/snapshots\/([^/]+)$/.exec(path)?.[1];
+    if (method === "DELETE" && removed !== undefined) {
+      snapshots = snapshots.filter(({ name }) => name !== removed);
+      return { status: 204 };
+    }
+    if (path === "/v1/volumes/web1/revert") return volumes[0];
+    if (method === "POST" && path === "/v1/volumes") {
+      volumes.push(fakeVolume(body.name, { source: null }));
+      return { status: 201, body: volumes.at(-1) };
+    }
+    if (path.endsWith("/map"))
+      return { runs: [{ offset: 0, length: 10 * 2 ** 30, kind: "zero", owner: null }], next: null };
+    return answerVolumes(volumes, request);
+  });
+}
+
+void test("snapshots are taken, listed the newest first, cloned, reverted to and removed", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const { url, requests } = await startSnapshotApi(t);
+  const changes = (): object[] =>
+    requests.filter(({ method }) => method !== "GET").map(({ method, path, body }) => ({ method, path, body }));
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${url}#/volumes/web1`);
+  const names = `[...document.querySelectorAll(".tree .name")].map((each) => each.textContent)`;
+  for (const name of ["monday", "tuesday", "wednesday"]) {
+    await page.fill("[name=snapshot]", name);
+    await page.press("Enter");
+    await page.waitFor(`${names}[0] === ${JSON.stringify(name)}`);
+  }
+  assert.deepEqual(await page.evaluate(names), ["wednesday", "tuesday", "monday"]);
+
+  await page.fill("[name=snapshot]", "monday");
+  await page.press("Enter");
+  await page.see("Choose another name");
+  assert.equal(await page.evaluate(`document.querySelector("[name=snapshot]").value`), "monday");
+
+  await page.click("[aria-label='Revert tuesday']");
+  await page.fill("[name=confirm]", "web1");
+  await page.click("button.danger", "Revert");
+  await page.waitFor(`document.querySelector("dialog") === null`);
+  assert.deepEqual(changes().at(-1), {
+    method: "POST",
+    path: "/v1/volumes/web1/revert",
+    body: { snapshot: "tuesday" },
+  });
+
+  await page.click("[aria-label='Remove monday']");
+  await page.click("button.danger", "Remove");
+  await page.waitFor(`${names}.join() === "wednesday,tuesday"`);
+
+  await page.click("[aria-label='Clone wednesday']");
+  await page.fill("[name=name]", "copy");
+  await page.click("button", "Create");
+  await page.waitFor(`location.hash === "#/volumes/copy"`);
+  assert.deepEqual(changes().at(-1), {
+    method: "POST",
+    path: "/v1/volumes",
+    body: { name: "copy", from: { snapshot: "web1@wednesday" } },
+  });
+  await page.click("button", "Clone");
+  await page.fill("[name=name]", "copy2");
+  await page.click("button", "Create");
+  await page.waitFor(`location.hash === "#/volumes/copy2"`);
+  assert.deepEqual(changes().at(-1), {
+    method: "POST",
+    path: "/v1/volumes",
+    body: { name: "copy2", from: { volume: "copy" } },
+  });
+});
+
+void test("a server without snapshots shows nothing of them", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const { url } = await startFakeApi(t, {}, (request) =>
+    request.path.endsWith("/map") ? { runs: [], next: null } : answerVolumes([fakeVolume("web1")], request),
+  );
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${url}#/volumes/web1`);
+  await page.see("Settings");
+  const text = await page.text();
+  assert.doesNotMatch(text, /snapshot|clone|resize|rename/i);
+});
