@@ -32,7 +32,10 @@ void test("wrong use ends with 2 and says what was meant", async () => {
     [["sreve"], /ullage: unknown command 'sreve'\n\(Did you mean serve\?\)/],
     [["serve", "--dta", "x"], /unknown option '--dta'\n\(Did you mean --data\?\)/],
     [["volume", "show"], /missing required argument 'name'/],
-    [["volume", "create", "x"], /a volume needs an image or a size\n.*give --from SOURCE, --snapshot VOL@SNAP, --clone VOL or --size S/],
+    [
+      ["volume", "create", "x"],
+      /a volume needs an image or a size\n.*give --from SOURCE, --snapshot VOL@SNAP, --clone VOL or --size S/,
+    ],
     [["volume", "create", "x", "--size", "10X"], /'10X' is not a size.*1\.5G/],
     [["volume", "set", "x", "sink=always"], /there is no setting 'sink', only hydrate, sync/],
     [["volume", "set", "x", "sync=never"], /sync can be normal or always, not 'never'/],

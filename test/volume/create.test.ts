@@ -26,11 +26,13 @@ void test("rule 27: the layer is complete, synced and in synced directories befo
   await Volume.create(env, { id, name: "disk", size: 10 * blockBytes + 512 });
   const at = (name: Call["name"], which: (call: Call) => boolean): number =>
     calls.findIndex((call) => call.name === name && which(call));
+  const unnamed = ({ path }: Call): boolean => /\/layers\/[0-9a-f]{32}\.tmp$/.test(path);
   const directory = (path: string) => (call: Call) => call.path === path;
   const named = calls.findIndex((call) => call.name === "rename" && ofMap(call));
   const order = [
-    at("truncate", ofHead),
-    at("datasync", ofHead),
+    at("truncate", unnamed),
+    at("datasync", unnamed),
+    at("rename", ofHead),
     at("syncDirectory", directory(layersDir(env.dataDir))),
     named,
   ];
