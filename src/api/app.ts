@@ -20,6 +20,7 @@ import { declareScopes } from "./scopes.ts";
 import { addServerRoutes } from "./server-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
+import { addTrafficRoutes } from "./traffic-routes.ts";
 import { Tokens } from "./tokens.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
 
@@ -66,6 +67,7 @@ export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | 
 const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
+  (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
   (app, { ullage }) => addEventRoutes(app, ullage),
   addHealthRoutes,
