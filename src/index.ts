@@ -15,6 +15,7 @@ export type { MadeVolume } from "./daemon/volume-jobs.ts";
 export type { JobProgress, Jobs, JobState, JobView } from "./daemon/jobs.ts";
 export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.ts";
 export type { Measured } from "./daemon/measured.ts";
+export type { VolumeTraffic } from "./daemon/volume-traffic.ts";
 export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
 export type {
   ConnectionView,

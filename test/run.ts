@@ -82,7 +82,8 @@ function aptGet(...args: string[]): void {
   const result = spawnSync("apt-get", ["--quiet=2", "--option", "DPkg::Lock::Timeout=120", ...args], {
     stdio: ["ignore", "ignore", "inherit"],
     timeout: installTimeoutMs,
-    env: { ...process.env, DEBIAN_FRONTEND: "noninteractive" },
+    // Offline: the services in these packages (prometheus, nginx) are not started.
+    env: { ...process.env, DEBIAN_FRONTEND: "noninteractive", SYSTEMD_OFFLINE: "1" },
   });
   if (result.status !== 0)
     console.error(`apt-get ${args[0]} failed (${result.error?.message ?? `exit ${result.status}`})`);

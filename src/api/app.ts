@@ -21,6 +21,7 @@ import { addServerRoutes } from "./server-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
+import { addTrafficRoutes } from "./traffic-routes.ts";
 import { Tokens } from "./tokens.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
 
@@ -68,6 +69,7 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
+  (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
   (app, { ullage }) => addEventRoutes(app, ullage),
   addHealthRoutes,

@@ -95,7 +95,7 @@ function callerOf({ headers }: FastifyRequest, tokens: Tokens): (Caller & { kind
   const { name, scope, id, expiresAt } = checked.token;
   if (checked.kind === "valid") return { kind: "token", name, scope, id };
   return new UllageError("expired-token", `the token '${name}' expired at ${expiresAt}`, {
-    hint: `make a new one: \`ullage token rm ${name}\` and \`ullage token create ${name}\``,
+    hint: "make a new one with `ullage token create`",
   });
 }
 

@@ -64,7 +64,9 @@ export class ApiClient {
       });
     }
     const value: unknown = text === "" ? undefined : JSON.parse(text);
-    if (statusCode >= 200 && statusCode < 300) return value;
+    // What is no problem document is an answer: health tells with 503 what is wrong.
+    const succeeded = statusCode >= 200 && statusCode < 300;
+    if (succeeded || /^application\/json\b/.test(headers["content-type"] ?? "")) return value;
     const { code, detail, hint } = (value ?? {}) as { code?: string; detail?: string; hint?: string };
     throw new UllageError(
       code ?? "no-answer",

@@ -28,6 +28,7 @@ import { Sources } from "./sources.ts";
 import { sweepAtStart } from "./start-sweep.ts";
 import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
+import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
   ConnectionView,
   CreateVolumeRequest,
@@ -399,6 +400,14 @@ export class Ullage {
       volumes: { known: volumes.length, open: volumes.filter(({ isOpen }) => isOpen).length },
       connections: volumes.reduce((sum, volume) => sum + volume.connections().length, 0),
     };
+  }
+
+  /** Of volumes that clients did anything with since the process started, ordered by name. */
+  traffic(): VolumeTraffic[] {
+    return this.#volumes.all().flatMap(({ record: { id, name } }) => {
+      const meter = this.#meters.find(id);
+      return meter === undefined ? [] : [volumeTraffic(name, meter.traffic)];
+    });
   }
 
   /** Everything that is counted, as of now; for metrics. Opens nothing. */

@@ -21,7 +21,8 @@ export interface Family {
   type: "counter" | "gauge" | "histogram" | "summary";
   help: string;
   labels: readonly string[];
-  samples(measured: Measured): Sample[];
+  /** Made one after the other as they are written, because there may be very many. */
+  samples(measured: Measured): Iterable<Sample>;
 }
 
 /** A family with one value and no labels. */

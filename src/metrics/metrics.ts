@@ -50,12 +50,25 @@ export class Metrics {
   }
 }
 
-async function* familyText(family: Family, samples: readonly Sample[]): AsyncGenerator<string> {
-  for (let at = 0; at === 0 || at < samples.length; at += samplesPerTurn) {
-    const text = await format(family, samples.slice(at, at + samplesPerTurn));
-    yield at === 0 ? text : withoutHeader(text);
-    if (samples.length > samplesPerTurn) await new Promise((resolve) => setImmediate(resolve));
+async function* familyText(family: Family, samples: Iterable<Sample>): AsyncGenerator<string> {
+  const left = samples[Symbol.iterator]();
+  for (let page = 0; ; page++) {
+    const values = nextOf(left, samplesPerTurn);
+    if (page > 0 && values.length === 0) return;
+    const text = await format(family, values);
+    yield page === 0 ? text : withoutHeader(text);
+    if (values.length < samplesPerTurn) return;
+    await new Promise((resolve) => setImmediate(resolve));
   }
+}
+
+function nextOf(left: Iterator<Sample>, most: number): Sample[] {
+  const values: Sample[] = [];
+  for (let next = left.next(); next.done !== true; next = left.next()) {
+    values.push(next.value);
+    if (values.length === most) break;
+  }
+  return values;
 }
 
 /** prom-client asks what is registered for its values: here, for those of this page. */

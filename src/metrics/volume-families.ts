@@ -32,8 +32,11 @@ function stateOf(name: string, help: string, state: (view: VolumeView) => string
 }
 
 /** What is made from a volume's counters, for every volume that has some. */
-function fromMeters({ volumes }: Measured, samples: (meter: VolumeMeter, volume: string) => Sample[]): Sample[] {
-  return volumes.flatMap(({ view, meter }) => (meter === undefined ? [] : samples(meter, view.name)));
+function* fromMeters(
+  { volumes }: Measured,
+  samples: (meter: VolumeMeter, volume: string) => Sample[],
+): Generator<Sample> {
+  for (const { view, meter } of volumes) if (meter !== undefined) yield* samples(meter, view.name);
 }
 
 /** What clients do with volumes. Counters begin at the first use of a volume since the process started. */
@@ -91,12 +94,12 @@ const trafficFamilies: readonly Family[] = [
   },
   {
     name: "ullage_flush_round_duration_seconds",
-    type: "histogram",
+    type: "summary",
     help: "How long rounds of the journal took: sync of the data, commit record, sync of the log",
     labels: ["volume"],
     samples: (measured) =>
       fromMeters(measured, ({ flushRounds: { latency } }, volume) =>
-        latency.count === 0 ? [] : histogramSamples("ullage_flush_round_duration_seconds", { volume }, latency),
+        summarySamples("ullage_flush_round_duration_seconds", { volume }, latency),
       ),
   },
   {

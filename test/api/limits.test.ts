@@ -12,6 +12,9 @@ import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { requireTool } from "../support/tools.ts";
 import { curl, json, refusal, startTcpApi, type CurlAnswer, type TcpApi } from "./tcp-support.ts";
 
+/** What does not happen fails the test instead of holding it up; far more than it takes on a loaded machine. */
+const patience = { timeout: 60_000 };
+
 /** Windows that do not end while a test runs. */
 const long = 3_600_000;
 const limits = { requestsPerSecond: 1e6, strangers: 5, strangerWindowMs: long };
@@ -89,7 +92,7 @@ void test("a body that is too large is refused before it is read, a header as we
   assert.deepEqual(await api.ullage.listVolumes(), []);
 });
 
-void test("a client that sends its request byte by byte loses the connection", async (t) => {
+void test("a client that sends its request byte by byte loses the connection", patience, async (t) => {
   const api = await startTcpApi(t, {
     headersMs: 200,
     idleMs: 200,
@@ -126,34 +129,38 @@ void test("a client that sends its request byte by byte loses the connection", a
   assert.deepEqual(await api.ullage.listVolumes(), []);
 });
 
-void test("a client that does not read its answer loses the connection; a slow handler does not", async (t) => {
-  const app = Fastify();
-  limitTransfers(app, { bodyMs: 100, answerStallMs: 100 });
-  const lost = new Promise((resolve) => {
-    app.get("/large", ({ raw }) => {
-      raw.socket.once("close", resolve);
-      return Buffer.alloc(64 * 2 ** 20);
+void test(
+  "a client that does not read its answer loses the connection; a slow handler does not",
+  patience,
+  async (t) => {
+    const app = Fastify();
+    limitTransfers(app, { bodyMs: 100, answerStallMs: 100 });
+    const lost = new Promise((resolve) => {
+      app.get("/large", ({ raw }) => {
+        raw.socket.once("close", resolve);
+        return Buffer.alloc(64 * 2 ** 20);
+      });
     });
-  });
-  app.get("/slow", async () => {
-    await new Promise((resolve) => setTimeout(resolve, 500));
-    return "done";
-  });
-  await app.ready();
-  const handler = app.routing.bind(app);
-  const listener = await ApiListener.listen({ kind: "tcp", host: "127.0.0.1", port: 0 }, handler);
-  atEnd(t, () => listener.close());
-  const { port } = listener.address as { port: number };
-  const socket = connect(port, "127.0.0.1");
-  atEnd(t, async () => socket.destroy());
-  socket.pause();
-  socket.on("error", () => undefined);
-  socket.write("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
-  assert.equal(await (await fetch(`http://127.0.0.1:${port}/slow`)).text(), "done");
-  await lost;
-});
+    app.get("/slow", async () => {
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      return "done";
+    });
+    await app.ready();
+    const handler = app.routing.bind(app);
+    const listener = await ApiListener.listen({ kind: "tcp", host: "127.0.0.1", port: 0 }, handler);
+    atEnd(t, () => listener.close());
+    const { port } = listener.address as { port: number };
+    const socket = connect(port, "127.0.0.1");
+    atEnd(t, async () => socket.destroy());
+    socket.pause();
+    socket.on("error", () => undefined);
+    socket.write("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert.equal(await (await fetch(`http://127.0.0.1:${port}/slow`)).text(), "done");
+    await lost;
+  },
+);
 
-void test("connections are limited; the unix socket has room of its own", async (t) => {
+void test("connections are limited; the unix socket has room of its own", patience, async (t) => {
   if (!requireTool(t, "curl")) return;
   const api = await startTcpApi(t);
   const sockets = Array.from({ length: 300 }, () => connect(api.port, "127.0.0.1"));

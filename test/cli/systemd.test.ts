@@ -105,6 +105,69 @@ void test("the unit's own mounts are new at every start: after kill -9 everythin
   assert.equal((JSON.parse(stdout) as { state: string }).state, "ok");
 });
 
+/** The system calls behind `SystemCallFilter=`: names and @sets, a `~` in front takes away. */
+async function allowedCalls(): Promise<Set<string>> {
+  const { stdout } = await execute("systemd-analyze", ["syscall-filter", "--no-pager"], { timeout });
+  const sets = new Map<string, string[]>();
+  let members: string[] = [];
+  for (const line of stdout.split("\n")) {
+    if (line.startsWith("@")) sets.set(line, (members = []));
+    else if (/^ +[@\w-]+$/.test(line)) members.push(line.trim());
+  }
+  const expand = (name: string): string[] => (name.startsWith("@") ? sets.get(name)!.flatMap(expand) : [name]);
+  const allowed = new Set<string>();
+  const unit = await readFile(join(units, "ullage.service"), "utf8");
+  for (const [, takeAway, names] of unit.matchAll(/^SystemCallFilter=(~?)(.*)$/gm)) {
+    for (const call of names.split(" ").flatMap(expand)) {
+      if (takeAway === "") allowed.add(call);
+      else allowed.delete(call);
+    }
+  }
+  return allowed;
+}
+
+void test("every system call that serving and recovery make is one that the unit allows", async (t) => {
+  if (!requireTool(t, "systemd-analyze", "strace", "unshare", "qemu-io", "root")) return;
+  const allowed = await allowedCalls();
+  assert.ok(allowed.has("preadv2") && !allowed.has("reboot"), "the sets were understood");
+  const directory = await mkdtemp(join(root, "test/out/systemd-")); // on a disk: what is done there differs from tmpfs
+  atEnd(t, () => rm(directory, { recursive: true, force: true }));
+  const [dataDir, api, nbd] = ["data", "api.sock", "nbd.sock"].map((name) => join(directory, name));
+  const lives = [
+    { signal: "SIGKILL", work: ["write -P 1 0 1M", "discard 0 64k"] },
+    { signal: "SIGTERM", work: ["read 0 1M", "write -z 1M 1M", "flush"] },
+  ] as const;
+  for (const [index, { signal, work }] of lives.entries()) {
+    const summary = join(directory, `calls-${index}`);
+    // Mounts of its own, as the unit has: recovery then has to look closer.
+    const traced = ["--mount", "strace", "-f", "-c", "-U", "name", "-o", summary, join(root, "bin/ullage"), "serve"];
+    const places = ["--data", dataDir, "--api", `unix:${api}`, "--nbd", `unix:${nbd}`, "--json"];
+    const child = spawn("unshare", [...traced, ...places], { stdio: ["ignore", "pipe", "ignore"] });
+    const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
+    await new Promise((resolve) => child.stdout.once("data", resolve));
+    const { pid } = JSON.parse(await readFile(join(dataDir, "lock"), "utf8")) as { pid: number };
+    atEnd(t, async () => {
+      child.kill("SIGKILL");
+      await ended;
+    });
+    const cli = (...args: string[]) => run([...args, "--api", `unix:${api}`]);
+    if (index === 0) assert.equal((await cli("volume", "create", "v", "--size", "16M")).code, 0);
+    const commands = work.flatMap((each) => ["-c", each]);
+    await execute("qemu-io", ["-t", "unsafe", "-f", "raw", ...commands, `nbd+unix:///v?socket=${nbd}`], { timeout });
+    assert.equal((await cli("volume", "show", "v")).code, 0);
+    process.kill(pid, signal);
+    await ended;
+    const calls = (await readFile(summary, "utf8")).split("\n").filter((line) => /^\w+$/.test(line.trim()));
+    const made = calls.map((line) => line.trim()).filter((name) => name !== "total" && name !== "syscall");
+    assert.ok(made.includes("pwrite64") || made.includes("pread64"), made.join(" "));
+    assert.deepEqual(
+      made.filter((name) => !allowed.has(name)),
+      [],
+      `life ${index + 1}`,
+    );
+  }
+});
+
 void test("no option of the unit hides what durability is decided by, or stops the engine", async () => {
   const lines = (await readFile(join(units, "ullage.service"), "utf8")).split("\n");
   const options = new Map(

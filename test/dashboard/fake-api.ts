@@ -120,9 +120,7 @@ function asAnswer(found: FakeAnswer): { status: number; body?: object } {
   if (found === undefined) {
     return { status: 404, body: { status: 404, code: "not-found", detail: "there is no such thing" } };
   }
-  return "status" in found && typeof found.status === "number"
-    ? (found as { status: number })
-    : { status: 200, body: found };
+  return "status" in found && typeof found.status === "number" ? found : { status: 200, body: found };
 }
 
 /** Answers GET /v1/volumes in pages, and GET /v1/volumes/NAME. */

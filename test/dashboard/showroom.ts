@@ -104,7 +104,7 @@ export async function showroom(t: TestContext): Promise<FakeApi> {
         writtenBytes: (seconds * mebibytes * 2 ** 20) / 4,
         requests: seconds * mebibytes * 40,
       });
-      return { volumes: [at("web-frontend", 112), at("database", 418), at("mail", 0.2)] };
+      return { traffic: [at("web-frontend", 112), at("database", 418), at("mail", 0.2)] };
     }
     if (path === "/v1/snapshots") {
       return { snapshots: query.get("volume") === "web-frontend" ? snapshots : [], next: null };

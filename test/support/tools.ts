@@ -41,6 +41,7 @@ const tools = {
   psktool: { package: "gnutls-bin" },
   curl: { package: "curl" },
   chromium: { package: "chromium" },
+  promtool: { package: "prometheus" },
   strace: { package: "strace" },
   "systemd-analyze": { package: "systemd" },
   "systemd-socket-activate": { package: "systemd" },

@@ -64,8 +64,8 @@ export function followRates() {
   let last;
   const poller = new Poller(
     async () => {
-      const { volumes } = await call("v1/traffic");
-      const now = { counters: volumes, atMs: performance.now() };
+      const { traffic } = await call("v1/traffic");
+      const now = { counters: traffic, atMs: performance.now() };
       if (last !== undefined) rates.value = ratesBetween(last.counters, now.counters, (now.atMs - last.atMs) / 1000);
       last = now;
     },

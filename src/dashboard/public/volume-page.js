@@ -53,7 +53,7 @@ export function VolumePage({ name }) {
     const quiet = onEvent(({ type, data }) => {
       if (type === "volume-removed" && data.name === name) {
         problem.value = new Problem({ status: 404, code: "not-found", detail: `“${name}” was removed` });
-      } else if (type === "reset" || type.startsWith("connection") || data.name === name) poller.hint();
+      } else if (type === "reset" || data.name === name || data.export?.split("@")[0] === name) poller.hint();
     });
     return () => {
       quiet();
