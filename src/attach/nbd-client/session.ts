@@ -6,6 +6,10 @@ import { handshake } from "./handshake.ts";
 import { ReplyReader, type ReplySink } from "./reply-reader.ts";
 import { type ClientRequest, disconnectRequest, requestHeader } from "./request.ts";
 
+/** As much as a unix socket holds, so that a large reply takes few turns. */
+const RECEIVE_BYTES = 1024 * 1024;
+/** Far more than a server has to say unasked. */
+const HANDSHAKE_BYTES = 256 * 1024;
 /** Opening a volume that was not open yet is part of it. */
 const HANDSHAKE_TIMEOUT_MS = 30_000;
 /** How long the server may take to end the connection after our goodbye. */
@@ -21,27 +25,44 @@ export interface SessionOwner extends ReplySink {
 export class Session {
   readonly info: ExportInfo;
   readonly #socket: net.Socket;
+  readonly #incoming: Incoming;
   #corked = false;
   #reason = "the server closed the connection";
 
-  private constructor(socket: net.Socket, info: ExportInfo) {
+  private constructor(socket: net.Socket, incoming: Incoming, info: ExportInfo) {
     this.#socket = socket;
+    this.#incoming = incoming;
     this.info = info;
   }
 
   /** @throws RefusedError, UllageError `nbd-unreachable`, `nbd-handshake` */
   static async open(address: ListenAddress, exportName: string, signal: AbortSignal): Promise<Session> {
     const target = address.kind === "unix" ? { path: address.path } : { host: address.host, port: address.port };
-    const socket = net.connect({ ...target, noDelay: true, keepAlive: true });
+    const incoming = new Incoming();
+    const socket = net.connect({
+      ...target,
+      noDelay: true,
+      keepAlive: true,
+      onread: {
+        buffer: Buffer.allocUnsafeSlow(RECEIVE_BYTES),
+        callback: (length, buffer) => {
+          incoming.arrived((buffer as Buffer).subarray(0, length));
+          return true;
+        },
+      },
+    });
+    socket.on("error", (error) => incoming.ended(error));
+    socket.on("end", () => socket.destroy());
+    socket.on("close", () => incoming.ended(new Error("it closed the connection during the handshake")));
     const onAbort = (): void => void socket.destroy(new Error("given up"));
     signal.addEventListener("abort", onAbort, { once: true });
-    const stream = new SocketStream(socket);
     const timer = setTimeout(() => socket.destroy(new Error("the handshake takes too long")), HANDSHAKE_TIMEOUT_MS);
+    const channel = {
+      read: (length: number) => incoming.read(length),
+      write: (bytes: Buffer) => void socket.write(bytes),
+    };
     try {
-      const info = await handshake(stream, exportName);
-      const session = new Session(socket, info);
-      stream.detach();
-      return session;
+      return new Session(socket, incoming, await handshake(channel, exportName));
     } catch (error) {
       const closed = new Promise((resolve) => (socket.closed ? resolve(undefined) : socket.once("close", resolve)));
       socket.destroy();
@@ -57,20 +78,18 @@ export class Session {
   start(owner: SessionOwner): void {
     const reader = new ReplyReader(owner);
     const socket = this.#socket;
-    socket.on("data", (bytes: Buffer) => {
+    socket.on("error", (error) => (this.#reason = error.message));
+    const ended = (): void => owner.ended(this, this.#reason);
+    if (socket.closed) ended();
+    else socket.on("close", ended);
+    this.#incoming.deliverTo((bytes) => {
       try {
-        reader.push(bytes);
+        if (!socket.destroyed) reader.push(bytes);
       } catch (error) {
         this.#reason = (error as Error).message;
         socket.destroy();
       }
     });
-    socket.on("error", (error) => (this.#reason = error.message));
-    socket.on("end", () => socket.destroy());
-    const ended = (): void => owner.ended(this, this.#reason);
-    if (socket.closed) ended();
-    else socket.on("close", ended);
-    socket.resume();
   }
 
   /** What the kernel does not take at once waits in the socket; its bounds are those of the requests in flight. */
@@ -100,42 +119,53 @@ export class Session {
   }
 }
 
-/** The bytes of the handshake, read on demand; what it leaves unread goes back to the socket. */
-class SocketStream {
-  readonly #socket: net.Socket;
-  readonly #wake = (): void => this.#woken?.();
+/**
+ * What arrives: kept until it is read during the handshake, then delivered as it comes. The bytes are only lent, in the
+ * buffer that the socket reads into next.
+ */
+class Incoming {
+  #unread: Buffer = Buffer.alloc(0);
+  #wanted = 0;
   #woken: (() => void) | undefined;
   #error: Error | undefined;
-  readonly #onError = (error: Error): void => void (this.#error = error);
+  #deliver: ((bytes: Buffer) => void) | undefined;
 
-  constructor(socket: net.Socket) {
-    this.#socket = socket;
-    socket.on("readable", this.#wake).on("end", this.#wake).on("close", this.#wake).on("error", this.#onError);
+  arrived(bytes: Buffer): void {
+    if (this.#deliver !== undefined) {
+      this.#deliver(bytes);
+      return;
+    }
+    if (this.#unread.length + bytes.length > HANDSHAKE_BYTES) {
+      this.ended(new Error(`more than ${HANDSHAKE_BYTES} bytes in the handshake`));
+      return;
+    }
+    this.#unread = Buffer.concat([this.#unread, bytes]);
+    if (this.#unread.length >= this.#wanted) this.#woken?.();
+  }
+
+  /** Nothing more will arrive. */
+  ended(error: Error): void {
+    this.#error ??= error;
+    this.#woken?.();
   }
 
   async read(length: number): Promise<Buffer> {
-    if (length === 0) return Buffer.alloc(0);
-    for (;;) {
-      const bytes = this.#socket.read(length) as Buffer | null;
-      // At the end of the stream `read` returns what is left, however little.
-      if (bytes?.length === length) return bytes;
-      if (this.#socket.destroyed || this.#socket.readableEnded || bytes !== null) throw this.#gone();
+    if (this.#unread.length < length && this.#error === undefined) {
+      this.#wanted = length;
       await new Promise<void>((resolve) => (this.#woken = resolve));
     }
+    if (this.#unread.length < length) {
+      throw new UllageError("nbd-unreachable", "no connection to the NBD server", { cause: this.#error });
+    }
+    const bytes = this.#unread.subarray(0, length);
+    this.#unread = this.#unread.subarray(length);
+    return bytes;
   }
 
-  write(bytes: Buffer): void {
-    this.#socket.write(bytes);
-  }
-
-  detach(): void {
-    const socket = this.#socket;
-    socket.off("readable", this.#wake).off("end", this.#wake).off("close", this.#wake);
-  }
-
-  #gone(): UllageError {
-    return new UllageError("nbd-unreachable", "no connection to the NBD server", {
-      cause: this.#error ?? new Error("it closed the connection during the handshake"),
-    });
+  deliverTo(deliver: (bytes: Buffer) => void): void {
+    this.#deliver = deliver;
+    const bytes = this.#unread;
+    this.#unread = Buffer.alloc(0);
+    if (bytes.length > 0) deliver(bytes);
   }
 }
