@@ -14,6 +14,7 @@ const bySnapshot = {
   required: ["name", "snapshot"],
 } as const;
 const maxPage = 1000;
+const maxDiffRuns = 10_000;
 
 type OfVolume = { Params: { name: string } };
 type OfSnapshot = { Params: { name: string; snapshot: string } };
@@ -107,6 +108,27 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       await ullage.removeSnapshot(request.params.name, request.params.snapshot, request.query);
       return reply.code(204).send();
     },
+  });
+
+  app.route<OfSnapshot & { Querystring: { to?: string; offset: number; limit: number } }>({
+    method: "GET",
+    url: "/v1/volumes/:name/snapshots/:snapshot/diff",
+    schema: {
+      operationId: "diffSnapshot",
+      summary: "What was written since a snapshot, until another one or until now",
+      params: bySnapshot,
+      querystring: {
+        type: "object",
+        additionalProperties: false,
+        properties: {
+          to: { type: "string", description: "a later snapshot; absent: the volume as it is now" },
+          offset: { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 },
+          limit: { type: "integer", minimum: 1, maximum: maxDiffRuns, default: maxPage },
+        },
+      },
+      response: { 200: ref("SnapshotDiff"), default: problemResponse },
+    },
+    handler: (request) => ullage.diffSnapshot(request.params.name, request.params.snapshot, request.query),
   });
 
   app.route<OfVolume & { Body: { snapshot: string; force?: boolean } }>({

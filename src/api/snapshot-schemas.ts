@@ -33,6 +33,25 @@ export const snapshotSchemas = [
     },
   },
   {
+    $id: "SnapshotDiff",
+    type: "object",
+    description: "a page of the bytes that may differ; `next` is the offset to go on from",
+    additionalProperties: false,
+    required: ["runs", "next"],
+    properties: {
+      runs: {
+        type: "array",
+        items: {
+          type: "object",
+          additionalProperties: false,
+          required: ["offset", "length"],
+          properties: { offset: { type: "integer" }, length: { type: "integer" } },
+        },
+      },
+      next: { type: ["integer", "null"] },
+    },
+  },
+  {
     $id: "SnapshotCreate",
     type: "object",
     description: "a snapshot to take",

@@ -1,7 +1,9 @@
-import type { ExportDirectory, ExportEntry, ExportLookup } from "../export/block-device.ts";
+import type { ComparableSnapshots, ExportDirectory, ExportEntry, ExportLookup } from "../export/block-device.ts";
 import { describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
+import type { SnapshotView } from "../volume/snapshot-view.ts";
+import type { Volume } from "../volume/volume.ts";
 import type { Snapshots } from "./snapshots.ts";
 
 /** What the names of exports are looked up in. */
@@ -46,7 +48,14 @@ export class ExportNames implements ExportDirectory {
       return { kind: "none", reason: `'${volume.record.name}' is ${volume.record.state}` };
     try {
       const device = await volume.deviceForReader();
-      return { kind: "device", name: volume.record.name, device, readOnly: this.#readOnly };
+      const { name: found } = volume.record;
+      return {
+        kind: "device",
+        name: found,
+        device,
+        readOnly: this.#readOnly,
+        snapshots: this.#comparable(volume, device),
+      };
     } catch (error) {
       return { kind: "none", reason: `'${volume.record.name}' can't be opened: ${describeError(error)}` };
     }
@@ -58,10 +67,21 @@ export class ExportNames implements ExportDirectory {
     if (volume === undefined) return { kind: "none", reason: this.#whyNone(name.slice(0, at)) };
     try {
       const device = await this.#names.snapshots.view(this.#names.snapshots.get(volume, name.slice(at + 1)));
-      return { kind: "device", name, device, readOnly: true };
+      return { kind: "device", name, device, readOnly: true, snapshots: this.#comparable(volume, device) };
     } catch (error) {
       return { kind: "none", reason: describeError(error) };
     }
+  }
+
+  #comparable(volume: ManagedVolume, device: Volume | SnapshotView): ComparableSnapshots {
+    const { snapshots } = this.#names;
+    return {
+      names: () => snapshots.of(volume.record.id).map(({ name }) => name),
+      changesSince: async (name) => {
+        const { frozen } = await snapshots.view(snapshots.get(volume, name));
+        return (offset, length, limit) => device.changesSince(frozen, offset, length, limit);
+      },
+    };
   }
 
   #only(): ManagedVolume | undefined {

@@ -142,6 +142,12 @@ export interface VolumeChangeRequest {
   settings?: Partial<Settings>;
 }
 
+/** Bytes that may differ. */
+export interface DiffRunView {
+  offset: number;
+  length: number;
+}
+
 export interface SnapshotView {
   /** 32 hex digits */
   id: string;

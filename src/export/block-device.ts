@@ -102,4 +102,18 @@ export interface ExportEntry {
 }
 
 export type ExportLookup =
-  { kind: "device"; name: string; device: BlockDevice; readOnly: boolean } | { kind: "none"; reason: string };
+  | { kind: "device"; name: string; device: BlockDevice; readOnly: boolean; snapshots?: ComparableSnapshots }
+  | { kind: "none"; reason: string };
+
+/** The snapshots that an export can be compared with, for incremental backups. */
+export interface ComparableSnapshots {
+  names(): string[];
+  /** Rejects when there is no such snapshot. */
+  changesSince(name: string): Promise<Changes>;
+}
+
+/**
+ * Which bytes of a range may differ from a snapshot: as runs from `offset` on, like `BlockDevice.extents`. Blocks that were
+ * written since, with whatever bytes, are changed.
+ */
+export type Changes = (offset: number, length: number, limit: number) => { length: number; changed: boolean }[];

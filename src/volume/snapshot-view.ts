@@ -4,6 +4,7 @@ import type { Blob } from "../blob/blob.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
 import { listExtents } from "./extents.ts";
 import type { FrozenMap } from "./frozen-map.ts";
+import { changedRuns, type ChangeRun } from "./map-diff.ts";
 import { OwnerReader } from "./owner-reader.ts";
 import { SealedLayers } from "./sealed-layers.ts";
 import type { VolumeEnvironment } from "./types.ts";
@@ -49,6 +50,11 @@ export class SnapshotView implements BlockDevice {
 
   extents(offset: number, length: number, limit: number): Extent[] {
     return listExtents(this.frozen.map, this.#blobs, offset, length, limit);
+  }
+
+  /** What may differ from another snapshot of the same volume; see `changedRuns`. */
+  changesSince(before: FrozenMap, offset: number, length: number, limit: number): ChangeRun[] {
+    return changedRuns(this.frozen, before, offset, length, limit);
   }
 
   tryWrite(): boolean {

@@ -18,6 +18,7 @@ import { blockBytes, type OwnerMap } from "./owner-map.ts";
 import { ownerKinds } from "./owner-table.ts";
 import { OwnerReader } from "./owner-reader.ts";
 import { OwnerWriter } from "./owner-writer.ts";
+import { changedRuns, type ChangeRun } from "./map-diff.ts";
 import { markPoisoned } from "./poison.ts";
 import { SealedLayers } from "./sealed-layers.ts";
 import { describeSnapshot, forgetSnapshot, type SnapshotDescription } from "./snapshot-files.ts";
@@ -336,6 +337,11 @@ export class Volume implements BlockDevice {
       if (writable !== undefined) this.#retire(writable);
       this.#unsealed.delete(owner);
     }
+  }
+
+  /** What may differ from a snapshot of this volume; see `changedRuns` for the result. */
+  changesSince(before: FrozenMap, offset: number, length: number, limit: number): ChangeRun[] {
+    return changedRuns({ map: this.#map, table: this.#opened.table }, before, offset, length, limit);
   }
 
   /** Grows the volume; durable when it resolves. New connections see the new size. @param size bytes */

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
+import { UllageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
-import type { SnapshotView } from "../../daemon/views.ts";
+import type { DiffRunView, SnapshotView } from "../../daemon/views.ts";
 import { clientCommand, askDaemon, findDaemon, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
 import { snapshotName } from "../parse.ts";
@@ -44,6 +45,22 @@ export function addSnapshotCommand(program: Command): void {
     },
   );
 
+  clientCommand(
+    snapshot,
+    "diff <vol@from> [vol@to]",
+    "list the ranges that were written since a snapshot, until a later one or until now",
+    "ullage snapshot diff web1@monday web1@tuesday",
+  ).action(async (from: string, to: string | undefined, options: ClientOptions) => {
+    const runs = await allChanges(from, to, options);
+    if (options.json === true) {
+      printJson({ runs, next: null });
+      return;
+    }
+    for (const { offset, length } of runs) print(`${offset} ${length}`);
+    const bytes = runs.reduce((sum, { length }) => sum + length, 0);
+    console.error(`${formatSize(bytes)} in ${runs.length} ranges may differ (offset and length in bytes)`);
+  });
+
   clientCommand(snapshot, "rm <vol@snap>", "remove a snapshot; clones live on", "ullage snapshot rm web1@old")
     .option("--force", "close its connections first")
     .action(async (name: string, options: RemoveOptions) => {
@@ -67,5 +84,29 @@ async function allSnapshots(volume: string | undefined, options: ClientOptions):
     snapshots.push(...page.snapshots);
     if (page.next === null) return snapshots;
     query.set("cursor", page.next);
+  }
+}
+
+/** @throws UllageError `usage` when the two are not of one volume */
+async function allChanges(from: string, to: string | undefined, options: ClientOptions): Promise<DiffRunView[]> {
+  const { volume, snapshot } = snapshotName(from);
+  const query = new URLSearchParams({ limit: "10000" });
+  if (to !== undefined) {
+    const later = snapshotName(to);
+    if (later.volume !== volume) {
+      throw new UllageError("usage", `${from} and ${to} are snapshots of two volumes`, {
+        hint: "only snapshots of one volume can be compared",
+      });
+    }
+    query.set("to", later.snapshot);
+  }
+  const daemon = await findDaemon(options);
+  const path = volumePath(volume, "snapshots", encodeURIComponent(snapshot), "diff");
+  const runs: DiffRunView[] = [];
+  for (;;) {
+    const page = await daemon.call<{ runs: DiffRunView[]; next: number | null }>(`${path}?${query.toString()}`);
+    runs.push(...page.runs);
+    if (page.next === null) return runs;
+    query.set("offset", String(page.next));
   }
 }

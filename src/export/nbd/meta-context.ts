@@ -1,11 +1,20 @@
-import { ExtentState, type Extent } from "../block-device.ts";
+import { type Changes, type ComparableSnapshots, ExtentState } from "../block-device.ts";
 import { AllocationFlag } from "./protocol.ts";
 
-/** A metadata context ("Metadata querying"): a name and what it says of an extent. */
+/** A metadata context ("Metadata querying"): a name, and how it describes a range. */
 export interface MetaContext {
   readonly id: number;
   readonly name: string;
-  flagsOf(state: ExtentState): number;
+  /** The flags of a run. */
+  flagsOf(state: number): number;
+  /** What the runs are, where the device's extents are not what it is about; `state` is 1 for changed ones. */
+  readonly changes?: Changes;
+}
+
+/** A run, and what the context says of it. */
+export interface DescribedRun {
+  length: number;
+  state: number;
 }
 
 /**
@@ -21,19 +30,48 @@ const allocation: MetaContext = {
 /** `ullage:hydration`: 0 local, 1 remote and not fetched, 2 written here, 3 zero. */
 const hydration: MetaContext = { id: 2, name: "ullage:hydration", flagsOf: (state) => state };
 
-const contexts: readonly MetaContext[] = [allocation, hydration];
+const fixed: readonly MetaContext[] = [allocation, hydration];
+
+/**
+ * Changed since a snapshot (1) or not (0): under our own name, and under the one by which QEMU's tools know dirty bitmaps
+ * (QEMU's docs/interop/nbd.txt, "qemu" namespace).
+ */
+const changePrefixes = ["ullage:diff/", "qemu:dirty-bitmap:"] as const;
+
+/** Contexts that one connection may select. */
+const maxSelected = 64;
 
 /** NBD_OPT_LIST_META_CONTEXT: no query asks for all, an empty leaf name for all of its namespace. */
-export function listMetaContexts(queries: readonly string[]): MetaContext[] {
-  if (queries.length === 0) return [...contexts];
-  return contexts.filter(({ name }) =>
-    queries.some((query) => query === name || (query.endsWith(":") && name.startsWith(query))),
+export function listMetaContexts(queries: readonly string[], snapshots: readonly string[]): string[] {
+  const all = fixed.map(({ name }) => name);
+  for (const prefix of changePrefixes) all.push(...snapshots.map((snapshot) => `${prefix}${snapshot}`));
+  if (queries.length === 0) return all;
+  return all.filter((name) =>
+    queries.some((query) => query === name || (/[:/]$/.test(query) && name.startsWith(query))),
   );
 }
 
 /** NBD_OPT_SET_META_CONTEXT: full names only; what is unknown selects nothing. */
-export function selectMetaContexts(queries: readonly string[]): MetaContext[] {
-  return contexts.filter(({ name }) => queries.includes(name));
+export async function selectMetaContexts(
+  queries: readonly string[],
+  snapshots: ComparableSnapshots | undefined,
+): Promise<MetaContext[]> {
+  const selected = fixed.filter(({ name }) => queries.includes(name));
+  const known = new Set(snapshots?.names());
+  for (const name of new Set(queries)) {
+    const prefix = changePrefixes.find((candidate) => name.startsWith(candidate));
+    const snapshot = name.slice(prefix?.length);
+    if (snapshots === undefined || prefix === undefined || !known.has(snapshot)) continue;
+    if (selected.length === maxSelected) break;
+    const changes = await snapshots.changesSince(snapshot);
+    selected.push({ id: fixed.length + 1 + selected.length, name, flagsOf: (state) => state, changes });
+  }
+  return selected;
+}
+
+/** The runs that a context describes, when they are not the device's extents. */
+export function changedExtents(changes: Changes, offset: number, length: number, limit: number): DescribedRun[] {
+  return changes(offset, length, limit).map((run) => ({ length: run.length, state: run.changed ? 1 : 0 }));
 }
 
 /**
@@ -45,7 +83,7 @@ export function writeDescriptors(
   view: DataView,
   at: number,
   context: MetaContext,
-  extents: readonly Extent[],
+  extents: readonly DescribedRun[],
   length: number,
 ): number {
   let end = at;

@@ -235,14 +235,16 @@ export class Negotiation {
     const found = await this.#lookup(request.name);
     if (found.kind === "none") return this.#refuse(option, OptionReply.unknown, found.reason);
     const set = option === Option.setMetaContext;
-    const contexts = set ? selectMetaContexts(request.queries) : listMetaContexts(request.queries);
+    let contexts: { id: number; name: string }[];
     if (set) {
-      this.#contexts = contexts;
+      this.#contexts = contexts = await selectMetaContexts(request.queries, found.snapshots);
       this.#contextsFor = request.name;
+    } else {
+      contexts = listMetaContexts(request.queries, found.snapshots?.names() ?? []).map((name) => ({ id: 0, name }));
     }
     for (const { id, name } of contexts) {
       const identifier = Buffer.alloc(4);
-      identifier.writeUInt32BE(set ? id : 0);
+      identifier.writeUInt32BE(id);
       await this.#reply(option, OptionReply.metaContext, Buffer.concat([identifier, text(name)]));
     }
     return this.#reply(option, OptionReply.ack);

@@ -10,7 +10,7 @@ import {
   TURN_BYTES,
   TURN_REQUESTS,
 } from "./limits.ts";
-import { writeDescriptors } from "./meta-context.ts";
+import { changedExtents, writeDescriptors } from "./meta-context.ts";
 import {
   Command,
   CommandFlag,
@@ -304,15 +304,17 @@ export class Transmission implements BudgetWaiter {
 
   #blockStatus(cookieHigh: number, cookieLow: number, flags: number, offset: number, length: number): void {
     const limit = (flags & CommandFlag.reqOne) !== 0 ? 1 : BLOCK_STATUS_EXTENTS;
-    let extents: readonly Extent[];
+    let allocated: readonly Extent[];
     try {
-      extents = this.#device.extents(offset, length, limit);
+      allocated = this.#device.extents(offset, length, limit);
     } catch (error) {
       this.#slow.fail(Command.blockStatus, cookieHigh, cookieLow, flags, offset, length, error);
       return;
     }
     const contexts = this.#context.contexts;
     for (let i = 0; i < contexts.length; i++) {
+      const { changes } = contexts[i];
+      const extents = changes === undefined ? allocated : changedExtents(changes, offset, length, limit);
       const chunk = this.#writer.reserve(STRUCTURED_REPLY_BYTES + 4 + 8 * extents.length);
       const at = this.#writer.at;
       const payload = at + STRUCTURED_REPLY_BYTES;
