@@ -14,7 +14,7 @@ export const processFamilies: readonly Family[] = [
     "ullage_start_time_seconds",
     "gauge",
     "When the process started, in seconds since 1970",
-    ({ stats }) => Date.now() / 1000 - stats.uptimeSeconds,
+    () => performance.timeOrigin / 1000,
   ),
   single("ullage_cpu_seconds_total", "counter", "CPU time of all threads", ({ stats }) => stats.cpuSeconds),
   single("ullage_resident_bytes", "gauge", "Memory that the process has in RAM", ({ stats }) => stats.residentBytes),
@@ -41,7 +41,7 @@ export const processFamilies: readonly Family[] = [
   {
     name: "ullage_data_free_bytes",
     type: "gauge",
-    help: "What can still be written to the file system of the data directory; absent while it does not answer",
+    help: "What can still be written to the file system of the data directory",
     labels: [],
     samples: ({ space }) => (space === undefined ? [] : [{ labels: {}, value: space.free }]),
   },

@@ -280,6 +280,19 @@ void test("of old events only so many are kept, and what is beyond is a reset", 
   assert.match(String(streams.open(`${id}${events.first - 1}`).read()), /event: reset\n/);
 });
 
+void test("who falls behind what is kept is cut off at once", async () => {
+  const events = new Events(100);
+  const stream = new EventStreams(events).open(undefined);
+  const dropped = once(stream, "error");
+  const message = "x".repeat(10_000);
+  for (let n = 0; n < 200; n++) {
+    events.publish({ name: "warning", data: { code: String(n), message } });
+    await new Promise(setImmediate);
+  }
+  assert.ok(stream.destroyed);
+  assert.match(((await dropped) as [Error])[0].message, /it fell too far behind/);
+});
+
 void test("a heartbeat is sent to those who take it, and who takes nothing for a while is cut off", async () => {
   const events = new Events();
   const streams = new EventStreams(events, { heartbeatMs: 20 });

@@ -135,6 +135,24 @@ async function startAgain(api: TestApi, source: HttpSource): Promise<void> {
   assert.equal((await ended(api, body.id)).state, "done");
 }
 
+void test("a creation ends with its signal, at any time", async (t) => {
+  const api = await startApi(t);
+  const source = await startStreamingSource(t);
+  stall(source);
+  const reason = new Error("no longer wanted");
+  for (const at of ["before", "meanwhile"]) {
+    const controller = new AbortController();
+    const onDownload = (bytes: number): void => {
+      if (bytes > 0) controller.abort(reason);
+    };
+    if (at === "before") controller.abort(reason);
+    const from = { source: source.url, download: true };
+    const making = api.ullage.createVolume({ name: "v", from }, undefined, { signal: controller.signal, onDownload });
+    await assert.rejects(making, reason);
+    assert.deepEqual([await api.ullage.listVolumes(), await below(api, "blobs")], [[], []]);
+  }
+});
+
 void test("of two volumes from one image, cancelling one leaves the other its cache", async (t) => {
   const api = await startApi(t);
   const source = await startStreamingSource(t, { bytesPerSecond: 4_000_000 });

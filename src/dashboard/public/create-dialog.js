@@ -155,7 +155,7 @@ export function CreateDialog({ origin, onClose }) {
 
 /** @param {{ form: import("@preact/signals").Signal<any> }} props */
 function KindChoice({ form }) {
-  const kinds = [["image", "From an image"], ["empty", "Empty"], ...(canSnapshot() ? [["clone", "Clone"]] : [])];
+  const kinds = [["image", "Image"], ["empty", "Empty"], ...(canSnapshot() ? [["clone", "Clone"]] : [])];
   return html`<fieldset class="choice">
     <legend class="unseen">What it starts from</legend>
     ${kinds.map(

@@ -101,15 +101,15 @@ export class MapGrid {
   }
 }
 
-/** Runs in one page, and how many pages are read in full before the rest is sampled. */
-const pageRuns = 5_000;
-const maxPages = 12;
+/** Runs in one page (the server is busy with it for a millisecond), and pages that are read before it is sampled instead. */
+const pageRuns = 1_000;
+const maxPages = 40;
 /** Places to look at when there are too many runs to read them all, and runs to read at each. */
 const samples = 256;
 const sampleRuns = 32;
 
 /**
- * Reads a volume's map into a grid. A map of more than 60,000 runs is sampled: at places spread evenly over the disk
+ * Reads a volume's map into a grid. A map of more than 40,000 runs is sampled: at places spread evenly over the disk
  * some runs are read, and stand for their surroundings.
  * @param {number} size of the disk
  * @param {number} maxCells
