@@ -256,11 +256,13 @@ export class ManagedVolume {
     await (await this.device()).grow(size);
     await this.#host.store.updateVolume(this.record.id, { size });
     this.record = { ...this.record, size };
+    this.news.changed();
   }
 
   async rename(name: string): Promise<void> {
     await this.#host.store.updateVolume(this.record.id, { name });
     this.record = { ...this.record, name };
+    this.news.changed();
     const { env } = this.#host;
     await renameDescription(env, this.record.id, name).catch((error: unknown) => {
       // Only a rebuilt catalog would go by it.

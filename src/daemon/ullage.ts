@@ -254,7 +254,9 @@ export class Ullage {
     const volume = this.#volumes.getReady(volumeName);
     const row = await this.#volumes.snapshots.create(volume, name);
     this.#log("info", `snapshot '${volumeName}@${name}' is taken`);
-    return snapshotView(volumeName, { ...row, name });
+    const snapshot = snapshotView(volumeName, { ...row, name });
+    this.events.publish({ name: "snapshot-created", data: snapshot });
+    return snapshot;
   }
 
   /** Of one volume, or of all: by volume name, then oldest first. @throws UllageError `not-found` */
@@ -282,6 +284,7 @@ export class Ullage {
     this.#log("info", `volume '${volumeName}' is what '${volumeName}@${name}' was`);
     return volume.view();
   }
+    const snapshot = this.showSnapshot(volumeName, name);
 
   /**
    * What was written between a snapshot and a later one, or now: runs of changed bytes from `offset` on, at most `limit`,
@@ -310,6 +313,7 @@ export class Ullage {
   }
 
   /** A snapshot as a read-only disk. @throws UllageError `not-found` */
+    this.events.publish({ name: "snapshot-removed", data: snapshot });
   getSnapshotDevice(volumeName: string, name: string): Promise<BlockDevice> {
     const { snapshots } = this.#volumes;
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));

@@ -208,6 +208,7 @@ export class Volumes implements VolumeNames {
         });
         await store.updateVolume(id, { state: "ready" });
         volume.record = { ...volume.record, state: "ready" };
+        volume.news.changed();
       } catch (error) {
         await this.#giveUp(volume, undefined);
         throw explain(error, size);

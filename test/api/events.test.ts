@@ -100,6 +100,25 @@ void test("progress is told", async (t) => {
   );
 });
 
+void test("snapshots, clones, new names and sizes are told of", async (t) => {
+  if (!requireTool(t, "curl")) return;
+  const api = await startApi(t);
+  await api.call("/v1/volumes", post({ name: "v", size: 4096 }));
+  const client = await EventClient.connect(t, api.socketPath);
+  const snapshot = await api.call("/v1/volumes/v/snapshots", post({ name: "s" }));
+  assert.deepEqual((await client.next("snapshot-created")).data, snapshot.body);
+  await api.call("/v1/volumes", post({ name: "w", from: { snapshot: "v@s" } }));
+  await client.next(({ name, data }) => name === "volume-created" && data["name"] === "w");
+  await client.next(({ name, data }) => name === "volume-changed" && data["name"] === "w" && data["state"] === "ok");
+  await api.call("/v1/volumes/v", { method: "PATCH", body: { size: 8192 } });
+  await client.next(({ name, data }) => name === "volume-changed" && data["name"] === "v" && data["size"] === 8192);
+  const renamed = await api.call<VolumeView>("/v1/volumes/w", { method: "PATCH", body: { name: "x" } });
+  const told = await client.next(({ name, data }) => name === "volume-changed" && data["name"] === "x");
+  assert.equal(told.data["id"], renamed.body.id);
+  assert.equal((await api.call("/v1/volumes/v/snapshots/s", { method: "DELETE" })).status, 204);
+  assert.deepEqual((await client.next("snapshot-removed")).data, snapshot.body);
+});
+
 void test("volumes that come, change and go while they are listed are told of in order", async (t) => {
   if (!requireTool(t, "curl")) return;
   const api = await startApi(t);
