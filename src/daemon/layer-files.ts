@@ -23,15 +23,16 @@ export async function dropLayers(env: VolumeEnvironment, candidates: Set<string>
   const keep = (layers: Iterable<string>): void => {
     for (const id of layers) left.delete(id);
   };
-  for (const id of await frozenMaps(env)) {
-    if (left.size === 0) return;
-    if (id !== leaving.withoutMap) keep(await frozenReferences(env, id));
-  }
+  // Volumes first: what they hold in memory only moves into files, from a pending snapshot into its frozen map.
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
     if (left.size === 0) return;
     if (id === leaving.withoutVolume || !/^[0-9a-f]{32}$/.test(id)) continue;
     // An open volume knows of every layer that its files name, and changes them meanwhile.
     keep(leaving.openLayers(id) ?? (await volumeReferences(env, id)));
+  }
+  for (const id of await frozenMaps(env)) {
+    if (left.size === 0) return;
+    if (id !== leaving.withoutMap) keep(await frozenReferences(env, id));
   }
   if (left.size === 0) return;
   for (const id of left) await env.fs.unlink(layerPath(env.dataDir, id));

@@ -1,5 +1,5 @@
 import { dirname } from "node:path";
-import { describeError } from "../base/errors.ts";
+import { describeError, IoError } from "../base/errors.ts";
 import { type FrozenMap, writeFrozenMap } from "./frozen-map.ts";
 import { frozenMapPath } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
@@ -15,6 +15,7 @@ export class FrozenWrites {
   readonly #commit: () => Promise<void>;
   readonly #pending = new Map<string, FrozenMap>();
   #working: Promise<void> = Promise.resolve();
+  #stopped = false;
 
   /** @param commit makes every record that has been appended durable, with its data */
   constructor(env: VolumeEnvironment, commit: () => Promise<void>) {
@@ -38,7 +39,7 @@ export class FrozenWrites {
   /** Begins to write all there are. */
   start(): void {
     this.writeAll().catch((error: unknown) => {
-      this.#env.log("warn", `the map of a snapshot can't be written now: ${describeError(error)}`);
+      if (!this.#stopped) this.#env.log("warn", `the map of a snapshot can't be written now: ${describeError(error)}`);
     });
   }
 
@@ -77,13 +78,15 @@ export class FrozenWrites {
   }
 
   #next(work: () => Promise<void>): Promise<void> {
+    if (this.#stopped) return Promise.reject(new IoError("ESHUTDOWN", "the volume is being closed"));
     const done = this.#working.then(work);
     this.#working = done.catch(() => undefined);
     return done;
   }
 
-  /** Resolves when nothing is under way. */
-  settled(): Promise<void> {
+  /** Begins nothing more, and resolves when nothing is under way. */
+  stop(): Promise<void> {
+    this.#stopped = true;
     return this.#working;
   }
 }

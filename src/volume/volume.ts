@@ -181,7 +181,7 @@ export class Volume implements BlockDevice {
     const volume = new Volume(env, options, opened);
     const sealed = [...opened.sealed.keys()];
     if (opened.predecessors.length > 0) void volume.#settleRecovery(sealed);
-    else await volume.#seal(sealed);
+    else await volume.#seal(sealed).catch((error: unknown) => env.log("warn", describeError(error)));
     return volume;
   }
 
@@ -566,7 +566,7 @@ export class Volume implements BlockDevice {
       }
     }
     await this.#strays.stop();
-    await this.#frozen.settled();
+    await this.#frozen.stop();
     await this.#journal.close();
     await Promise.all(this.#closings);
     await this.#layers.close();
