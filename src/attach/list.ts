@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { inspect, viewOf } from "./inspection.ts";
 import { attachRoot, Place } from "./place.ts";
 import type { AttachmentView } from "./state.ts";
@@ -6,7 +6,6 @@ import type { AttachmentView } from "./state.ts";
 /** What is attached to this host by this user, by name. */
 export function listAttachments(): AttachmentView[] {
   const root = attachRoot();
-  if (!existsSync(root)) return [];
   return readdirSync(root)
     .sort()
     .flatMap((entry) => {

@@ -6,6 +6,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  realpathSync,
   renameSync,
   rmSync,
   statSync,
@@ -21,10 +22,17 @@ const maxNameLength = 64;
 
 /**
  * Where the state of attachments is kept: it must not survive a reboot, and must not lie on a disk that may be ours.
- * `$ULLAGE_ATTACH` overrides it.
+ * `$ULLAGE_ATTACH` overrides it. Made when it is missing.
+ * @returns its real path, as the kernel lists mounts
  * @throws UllageError `no-runtime-directory`
  */
 export function attachRoot(env: NodeJS.ProcessEnv = process.env): string {
+  const path = rootFor(env);
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+  return realpathSync(path);
+}
+
+function rootFor(env: NodeJS.ProcessEnv): string {
   const given = env["ULLAGE_ATTACH"] || undefined;
   if (given !== undefined) return given;
   if (process.getuid?.() === 0) return "/run/ullage-attach";

@@ -213,22 +213,31 @@ void test("a daemon that stays away longer than --timeout makes requests fail; d
   failed(await again.cli(["detach", "v"]), /is detached, but .*requests failed because the daemon was away/);
 });
 
-void test("when another disk stands behind the name, everything fails instead of being mixed", async (t) => {
+void test("when another disk stands behind the name, or an older state, everything fails instead of being mixed", async (t) => {
   if (!requireTool(t, ...devices)) return;
   const { daemon } = await attachWorld(t);
   await daemon.json(["volume", "create", "v", "--size", "8M"]);
-  const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
-  await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=64k", "count=1", "oflag=direct"]);
-  await daemon.json(["volume", "rm", "v", "--force"]);
-  await daemon.json(["volume", "create", "v", "--size", "8M"]);
-  const copy = await run("dd", [`if=${device}`, "of=/dev/null", "bs=64k", "count=1", "iflag=direct"]);
-  assert.notEqual(copy.code, 0);
-  assert.match(copy.stderr, /Input\/output error/);
-  const { state, reason } = await stateOf(daemon, "v");
-  assert.equal(state, "lost");
-  assert.match(reason!, /lineage/);
-  assert.equal((await daemon.cli(["detach", "v"])).code, 1);
-  assert.deepEqual(await attachments(daemon), []);
+  await daemon.json(["snapshot", "create", "v@one"]);
+  const changes = [
+    [["volume", "revert", "v@one", "--force"]],
+    [
+      ["volume", "rm", "v", "--force", "--snapshots"],
+      ["volume", "create", "v", "--size", "8M"],
+    ],
+  ];
+  for (const change of changes) {
+    const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
+    await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=64k", "count=1", "oflag=direct"]);
+    for (const step of change) await daemon.json(step);
+    const copy = await run("dd", [`if=${device}`, "of=/dev/null", "bs=64k", "count=1", "iflag=direct"]);
+    assert.notEqual(copy.code, 0);
+    assert.match(copy.stderr, /Input\/output error/);
+    const { state, reason } = await stateOf(daemon, "v");
+    assert.equal(state, "lost");
+    assert.match(reason!, /lineage/);
+    assert.equal((await daemon.cli(["detach", "v"])).code, 1);
+    assert.deepEqual(await attachments(daemon), []);
+  }
 });
 
 void test("read-only means that nobody on this host writes", async (t) => {
@@ -250,12 +259,50 @@ void test("read-only means that nobody on this host writes", async (t) => {
   assert.equal(usage.code, 2);
 });
 
+void test("a snapshot is attached beside its volume, read-only, with what was there when it was made", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  const before = await daemon.json<AttachmentView>(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  writeFileSync(join(mount, "file"), "before");
+  succeeded(await daemon.cli(["detach", "v"]));
+  await daemon.json(["snapshot", "create", "v@one"]);
+  await daemon.json(["attach", "v", "--mount", mount]);
+  writeFileSync(join(mount, "file"), "after");
+  const beside = `${mount}-beside`;
+  mkdirSync(beside);
+  const view = await daemon.json<AttachmentView>(["attach", "v@one", "--mount", beside]);
+  assert.deepEqual([view.name, view.readOnly, view.mounts, view.size], ["v@one", true, [beside], before.size]);
+  assert.equal(readFileSync(join(beside, "file"), "utf8"), "before");
+  assert.equal(readFileSync(join(mount, "file"), "utf8"), "after");
+  assert.throws(() => writeFileSync(join(beside, "file"), "no"), { code: "EROFS" });
+  failed(await daemon.cli(["attach", "v@two"]), /no .*'?two/);
+  succeeded(await daemon.cli(["detach", "v@one"]));
+  failed(await daemon.cli(["attach", "v@one", "--mkfs", "ext4"]), /'v@one' is read-only/);
+  succeeded(await daemon.cli(["detach", "v"]));
+});
+
+void test("a volume that has grown keeps its size while it is attached; the list says what to do", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, restart } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
+  await daemon.json(["volume", "resize", "v", "16M"]);
+  assert.match(succeeded(await daemon.cli(["attach"])), /^v has grown to 16M: detach it and attach it again/m);
+  const again = await restart(daemon, "SIGTERM");
+  await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=1M", "count=8", "oflag=direct", "conv=fsync"]);
+  assert.equal((await stateOf(again, "v")).size, 8 * 1024 * 1024);
+  succeeded(await again.cli(["detach", "v"]));
+  assert.equal((await again.json<AttachmentView>(["attach", "v"])).size, 16 * 1024 * 1024);
+  succeeded(await again.cli(["detach", "v"]));
+});
+
 void test("what can't be attached or mounted is said, with what to do, and nothing stays behind", async (t) => {
   if (!requireTool(t, ...devices)) return;
   const { daemon, mount, root } = await attachWorld(t);
   await daemon.json(["volume", "create", "v", "--size", "8M"]);
   failed(await daemon.cli(["attach", "nobody"]), /there is no volume 'nobody'/);
-  failed(await daemon.cli(["attach", "nobody@monday"]), /no.* 'nobody@monday'/);
+  failed(await daemon.cli(["attach", "nobody@monday"]), /no .*'nobody(@monday)?'/);
   failed(await daemon.cli(["attach", "v", "--api", "192.0.2.1:7070"]), /192\.0\.2\.1:7070 is not on this machine/);
   failed(
     await daemon.cli(["attach", "v", "--mount", join(mount, "missing")]),
