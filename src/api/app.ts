@@ -10,6 +10,7 @@ import { addEventRoutes } from "./event-routes.ts";
 import { addHealthRoutes } from "./health-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
 import { addJobRoutes } from "./job-routes.ts";
+import { loggablePath } from "./loggable.ts";
 import { addMetricsRoutes } from "./metrics-routes.ts";
 import { OpenCalls } from "./open-calls.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
@@ -114,7 +115,7 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
     const answer = problemOf(error);
     const { code } = answer;
     if (answer.status >= 500) {
-      const what = `${request.method} ${request.url}: ${answer.detail} (request ${request.id})`;
+      const what = `${request.method} ${loggablePath(request.url)}: ${answer.detail} (request ${request.id})`;
       log("error", what, { requestId: request.id, code });
     }
     request.problemCode = code;

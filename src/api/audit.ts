@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { Log } from "../daemon/log.ts";
 import { describeCaller } from "./caller.ts";
+import { loggable, loggablePath } from "./loggable.ts";
 
 /*
  * The audit log: one line at level info for each change that was asked for, refused ones included, and one at level warn
@@ -36,7 +37,7 @@ export function auditChanges(app: FastifyInstance, log: Log): void {
     const caller = describeCaller(request.caller);
     const address = request.caller.kind === "unix" ? "unix" : `${request.ip}:${request.raw.socket.remotePort}`;
     const who = address === caller ? caller : `${caller} from ${address}`;
-    const path = printable(request.url.split("?")[0]);
+    const path = loggablePath(request.url);
     const name = nameInBody(request);
     const code = request.problemCode;
     const what = `${request.method} ${path}${name === undefined ? "" : ` '${name}'`}`;
@@ -58,10 +59,5 @@ export function auditChanges(app: FastifyInstance, log: Log): void {
 
 function nameInBody({ body }: FastifyRequest): string | undefined {
   const { name } = (body ?? {}) as { name?: unknown };
-  return typeof name === "string" ? printable(name.slice(0, 128)) : undefined;
-}
-
-/** A client can't forge lines of the log, nor colour a terminal. */
-function printable(text: string): string {
-  return text.replaceAll(/[^\x20-\x7e]/g, "?");
+  return typeof name === "string" ? loggable(name).slice(0, 128) : undefined;
 }

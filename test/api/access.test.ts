@@ -224,6 +224,15 @@ void test("a stream ends when its token does", patience, async (t) => {
   await reader.cancel();
 });
 
+void test("events end when the token of the one who listens is removed", patience, async (t) => {
+  const api = await startTcpApi(t);
+  const authorization = `Bearer ${await api.token("read")}`;
+  const events = await fetch(`${api.origin}/v1/events`, { headers: { authorization } });
+  assert.equal(events.status, 200);
+  await api.tokens.remove("read-0");
+  await assert.rejects(events.text());
+});
+
 void test("names that look like paths are names of nothing", async (t) => {
   if (!requireTool(t, "curl")) return;
   const api = await startTcpApi(t);
