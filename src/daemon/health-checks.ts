@@ -18,8 +18,8 @@ export interface HealthParts {
   cache: BlobCache;
   probe: DataProbe;
   delay: EventLoopDelay;
-  /** Those that are ready, as far as is known without opening them. */
-  volumes(): VolumeView[];
+  /** As far as is known without opening them. */
+  volumes: readonly VolumeView[];
 }
 
 /** Everything that is not as it should be. */
@@ -30,7 +30,7 @@ export function findingsOf(parts: HealthParts): Finding[] {
     ...warnOf("listeners", parts.listeners),
     ...parts.probe.findings(),
     ...catalogFindings(parts.store),
-    ...parts.volumes().flatMap(volumeFindings),
+    ...parts.volumes.flatMap(volumeFindings),
     ...parts.cache.opened().flatMap(sourceFindings),
     ...delayFindings(parts.delay),
   ];

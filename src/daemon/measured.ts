@@ -3,12 +3,12 @@ import type { VolumeInfo } from "../volume/types.ts";
 import type { Delay } from "./event-loop-delay.ts";
 import type { HealthCheck } from "./health.ts";
 import type { NbdFigures } from "./nbd-listeners.ts";
-import type { StatsView, VolumeView } from "./views.ts";
+import type { VolumeView } from "./views.ts";
 import type { VolumeMeter } from "./volume-meters.ts";
 
 /** What metrics are made from: counters since the start of the process, and how things stand. */
 export interface Measured {
-  stats: StatsView;
+  process: ProcessFigures;
   /** of the last complete minute; before there was one, since the start */
   recentDelay: Delay;
   checks: HealthCheck[];
@@ -18,6 +18,19 @@ export interface Measured {
   /** by host */
   sources: SourceTraffic[];
   volumes: MeasuredVolume[];
+}
+
+export interface ProcessFigures {
+  /** of all threads */
+  cpuSeconds: number;
+  residentBytes: number;
+  heapUsedBytes: number;
+}
+
+export function processFigures(): ProcessFigures {
+  const { user, system } = process.cpuUsage();
+  const { rss, heapUsed } = process.memoryUsage();
+  return { cpuSeconds: (user + system) / 1e6, residentBytes: rss, heapUsedBytes: heapUsed };
 }
 
 export interface MeasuredVolume {

@@ -16,9 +16,14 @@ export const processFamilies: readonly Family[] = [
     "When the process started, in seconds since 1970",
     () => performance.timeOrigin / 1000,
   ),
-  single("ullage_cpu_seconds_total", "counter", "CPU time of all threads", ({ stats }) => stats.cpuSeconds),
-  single("ullage_resident_bytes", "gauge", "Memory that the process has in RAM", ({ stats }) => stats.residentBytes),
-  single("ullage_heap_used_bytes", "gauge", "JavaScript heap in use", ({ stats }) => stats.heapUsedBytes),
+  single("ullage_cpu_seconds_total", "counter", "CPU time of all threads", (measured) => measured.process.cpuSeconds),
+  single(
+    "ullage_resident_bytes",
+    "gauge",
+    "Memory that the process has in RAM",
+    (measured) => measured.process.residentBytes,
+  ),
+  single("ullage_heap_used_bytes", "gauge", "JavaScript heap in use", (measured) => measured.process.heapUsedBytes),
   {
     name: "ullage_event_loop_delay_seconds",
     type: "gauge",

@@ -77,7 +77,6 @@ const snapshots = ["nightly-2026-11-18", "nightly-2026-11-19", "before-upgrade"]
   volume: "web-frontend",
   size: 20 * gigabyte,
   createdAt: new Date(Date.UTC(2026, 10, 18 + index, 2, 30)).toISOString(),
-  state: "ok",
 }));
 
 const connections = [

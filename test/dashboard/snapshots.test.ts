@@ -1,9 +1,12 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { test, type TestContext } from "node:test";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { requireTool } from "../support/tools.ts";
 import { Browser } from "./browser.ts";
 import { answerVolumes, fakeVolume, startFakeApi, type FakeApi } from "./fake-api.ts";
-import type { TestContext } from "node:test";
+import { startDashboard } from "./support.ts";
+
+const megabyte = 2 ** 20;
 
 const paths = {
   "/v1/snapshots": ["GET"],
@@ -31,7 +34,7 @@ function startSnapshotApi(t: TestContext): Promise<FakeApi> {
         return { status: 409, body: { status: 409, code: "name-taken", detail, hint: "choose another name" } };
       }
       const createdAt = new Date((clock += 60_000)).toISOString();
-      const made = { id: body.name, name: body.name, volume: "web1", size: 2 ** 30, createdAt, state: "ok" };
+      const made = { id: body.name, name: body.name, volume: "web1", size: 2 ** 30, createdAt };
       snapshots.push(made);
       return { status: 201, body: made };
     }
@@ -78,7 +81,7 @@ void test("snapshots are taken, listed the newest first, cloned, reverted to and
   assert.deepEqual(changes().at(-1), {
     method: "POST",
     path: "/v1/volumes/web1/revert",
-    body: { snapshot: "tuesday" },
+    body: { snapshot: "tuesday", force: false },
   });
 
   await page.click("[aria-label='Remove monday']");
@@ -115,4 +118,74 @@ void test("a server without snapshots shows nothing of them", async (t) => {
   await page.see("Settings");
   const text = await page.text();
   assert.doesNotMatch(text, /snapshot|clone|resize|rename/i);
+});
+
+void test("a real volume is kept, cloned, reverted, grown and renamed; its map tells the layers apart", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const dashboard = await startDashboard(t);
+  const { ullage } = dashboard;
+  await ullage.serveNbd([{ kind: "tcp", host: "127.0.0.1", port: 0 }]);
+  await ullage.createVolume({ name: "web1", size: 64 * megabyte });
+  const write = async (text: string, offset: number): Promise<void> => {
+    const buffer = new IoBuffer(megabyte);
+    buffer.bytes.fill(text);
+    const device = await ullage.getDevice("web1");
+    await device.write(offset, megabyte, buffer, 0, {});
+  };
+  const read = async (name: string): Promise<string> => {
+    const buffer = new IoBuffer(4096);
+    await (await ullage.getDevice(name)).read(0, 4096, buffer, 0);
+    return String.fromCharCode(buffer.bytes[0]);
+  };
+  await write("a", 0);
+  await write("a", 4 * megabyte);
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${dashboard.url}#token=${dashboard.token}`);
+  await page.click("a", "web1");
+
+  await page.fill("[name=snapshot]", "monday");
+  await page.press("Enter");
+  await page.see("monday");
+  await write("b", 0);
+  await write("b", 8 * megabyte);
+  await page.waitFor(`document.querySelectorAll(".legend li code").length === 2`);
+
+  await page.click("[aria-label='Clone monday']");
+  await page.fill("[name=name]", "copy");
+  await page.click("button", "Create");
+  await page.waitFor(`location.hash === "#/volumes/copy"`);
+  await page.see("Where its bytes are");
+  assert.deepEqual([await read("web1"), await read("copy")], ["b", "a"]);
+
+  await page.click("a", "← Volumes");
+  await page.click("a", "web1");
+  await page.click("[aria-label='Revert monday']");
+  await page.fill("[name=confirm]", "web1");
+  await page.click("button.danger", "Revert");
+  await page.waitFor(`document.querySelector("dialog") === null`);
+  assert.equal(await read("web1"), "a");
+
+  await page.fill("[name=new-size]", "1G");
+  await page.click("button", "Resize");
+  await page.see("now 1 GiB");
+  await page.fill("[name=new-name]", "web2");
+  await page.click("button", "Rename");
+  await page.waitFor(`location.hash === "#/volumes/web2"`);
+  await page.see("monday");
+  assert.equal((await ullage.showVolume("web2")).size, 2 ** 30);
+
+  // A volume with snapshots goes only together with them.
+  await page.click("button", "Remove");
+  await page.fill("[name=confirm]", "web2");
+  await page.click("button", "Remove for good");
+  await page.waitFor(`document.querySelector("dialog .problem") !== null`);
+  await page.click("[name=snapshots]");
+  await page.click("button", "Remove for good");
+  await page.waitFor(`location.hash === "#/"`);
+  await page.see("copy");
+  assert.deepEqual(
+    (await ullage.listVolumes()).map(({ name }) => name),
+    ["copy"],
+  );
+  assert.equal(await read("copy"), "a");
 });

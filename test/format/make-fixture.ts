@@ -41,7 +41,13 @@ function truth(volume: string): Buffer {
 /** Ends the daemon that `work` was done with. */
 async function serving(end: NodeJS.Signals, work: () => Promise<void>): Promise<void> {
   rmSync(socket, { force: true });
-  const daemon = spawn("sh", [ullage, "serve", "--data", data, "--nbd", `unix:${socket}`], { stdio: "ignore" });
+  const daemon = spawn(
+    "sh",
+    [ullage, "serve", "--data", data, "--nbd", `unix:${socket}`, "--api", `unix:${data}/api.sock`],
+    {
+      stdio: "ignore",
+    },
+  );
   const ended = new Promise((resolve) => daemon.once("close", resolve));
   try {
     for (let tries = 0; !existsSync(socket) && tries < 300; tries++) await sleep(100);

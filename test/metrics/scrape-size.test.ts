@@ -47,15 +47,7 @@ function busyVolumes(count: number): MeasuredVolume[] {
 
 function measured(volumes: MeasuredVolume[], sources = new SourceTraffics()): Measured {
   return {
-    stats: {
-      uptimeSeconds: 1,
-      cpuSeconds: 1,
-      residentBytes: 1,
-      heapUsedBytes: 1,
-      eventLoopDelay: { p50Ms: 0, p99Ms: 0, maxMs: 0 },
-      volumes: { known: volumes.length, open: 0 },
-      connections: 0,
-    },
+    process: { cpuSeconds: 1, residentBytes: 1, heapUsedBytes: 1 },
     recentDelay: { p50Ms: 0, p99Ms: 0, maxMs: 0 },
     checks: [],
     space: undefined,

@@ -44,9 +44,10 @@ export function MapPanel({ volume }) {
     };
   }, []);
 
+  const poller = useRef(/** @type {Poller | null} */ (null));
   useEffect(() => {
     const stop = new AbortController();
-    const poller = new Poller(
+    const current = new Poller(
       async () => {
         const cells = cellsThatFit(frame.current?.clientWidth ?? 800);
         try {
@@ -64,11 +65,13 @@ export function MapPanel({ volume }) {
       },
       () => (busy.current ? busyPollMs : idlePollMs),
     );
+    poller.current = current;
     return () => {
       stop.abort();
-      poller.stop();
+      current.stop();
     };
   }, [volume.id, volume.name, volume.size]);
+  useEffect(() => poller.current?.hint(), [volume.writtenBytes, volume.fetchedBytes]);
 
   return html`<section class="card wide" aria-label="Block map">
     <h2>Where its bytes are</h2>

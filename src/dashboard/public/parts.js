@@ -171,32 +171,44 @@ export function Bar({ part, whole, label, tone = "" }) {
  * @param {{ text: string, label: string }} props
  */
 export function Copyable({ text, label }) {
-  const state = useSignal("");
-  const line = useRef(/** @type {HTMLElement | null} */ (null));
-  const copy = async () => {
-    state.value = (await copyText(text, line.current)) ? "Copied" : "Press Ctrl+C";
-    setTimeout(() => (state.value = ""), 2_000);
-  };
   return html`<div class="copyable">
-    <code ref=${line} tabindex="0">${text}</code>
-    <button type="button" onClick=${copy} aria-label=${`Copy ${label}`}>${state.value || "Copy"}</button>
-    <span class="unseen" role="status">${state.value}</span>
+    <code tabindex="0">${text}</code>
+    <${CopyButton} text=${text} label=${label} />
   </div>`;
 }
 
 /**
- * The clipboard API exists on https and localhost only; elsewhere the line is selected and copied the old way.
- * @param {string} text
- * @param {HTMLElement | null} line
+ * @param {{ text: string, label: string, children?: string }} props
  */
-async function copyText(text, line) {
+export function CopyButton({ text, label, children = "Copy" }) {
+  const state = useSignal("");
+  const copy = async () => {
+    state.value = (await copyText(text)) ? "Copied" : "Not copied";
+    setTimeout(() => (state.value = ""), 2_000);
+  };
+  return html`<button type="button" onClick=${copy} aria-label=${`Copy ${label}`}>${state.value || children}</button>
+    <span class="unseen" role="status">${state.value}</span>`;
+}
+
+/**
+ * The clipboard API exists on https and localhost only; elsewhere it is done the old way.
+ * @param {string} text
+ */
+async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    if (line === null) return false;
-    getSelection()?.selectAllChildren(line);
-    return document.execCommand("copy");
+    const focused = document.activeElement;
+    const field = document.createElement("textarea");
+    field.value = text;
+    field.className = "unseen";
+    (document.querySelector("dialog[open]") ?? document.body).append(field);
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    if (focused instanceof HTMLElement) focused.focus();
+    return copied;
   }
 }
 

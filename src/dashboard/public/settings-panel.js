@@ -76,13 +76,18 @@ export function SettingsPanel({ volume }) {
 /** A new size or a new name. @param {{ volume: Volume, what: "size" | "name" }} props */
 function ChangeForm({ volume, what }) {
   const text = useSignal("");
+  const force = useSignal(false);
+  const shrinks = what === "size" && (parseSize(text.value) ?? Infinity) < volume.size;
   const change = async () => {
     const value = what === "size" ? sizeFrom(text.value) : text.value.trim();
-    const changed = await call(volumePath(volume.name), { method: "PATCH", body: { [what]: value } });
+    const body = { [what]: value, ...(shrinks && force.value ? { force: true } : {}) };
+    const changed = await call(volumePath(volume.name), { method: "PATCH", body });
     text.value = "";
-    if (changed.name !== volume.name) noteRemoved(volume.name);
+    force.value = false;
+    const renamed = changed.name !== volume.name;
+    if (renamed) go(volumeLink(changed.name));
     noteVolume(changed);
-    if (changed.name !== volume.name) go(volumeLink(changed.name));
+    if (renamed) noteRemoved(volume.name);
   };
   return html`<${ActionForm}
     class="inline"
@@ -102,6 +107,18 @@ function ChangeForm({ volume, what }) {
       />
       ${what === "size" && html`<small class="faint">now ${formatBytes(volume.size)}; clients that connect later see it</small>`}
     </label>
+    ${
+      shrinks &&
+      html`<label class="tick">
+        <input
+          type="checkbox"
+          name="shrink"
+          checked=${force.value}
+          onChange=${(/** @type {any} */ event) => (force.value = event.target.checked)}
+        />
+        <span>Shrink it, if nothing is in what goes, and close connections that write to it</span>
+      </label>`
+    }
   <//>`;
 }
 

@@ -3,15 +3,17 @@ import { useEffect } from "preact/hooks";
 import { useSignal } from "@preact/signals";
 import { call, volumePath } from "./api.js";
 import { CreateDialog } from "./create-dialog.js";
+import { waysTo } from "./connect.js";
 import { formatBytes, formatTime, plural } from "./format.js";
-import { ActionForm, ConfirmDialog, ProblemBox } from "./parts.js";
+import { health } from "./health.js";
+import { ActionForm, ConfirmDialog, CopyButton, ProblemBox } from "./parts.js";
 import { Poller } from "./polling.js";
 import { readVolume } from "./volume-list.js";
 
 /* The states of a volume that were kept: the newest on top, below what it is now. */
 
 /** @typedef {import("./volume-list.js").Volume} Volume */
-/** @typedef {{ id: string, name: string, volume: string, size: number, createdAt: string, state: string }} Snapshot */
+/** @typedef {{ id: string, name: string, volume: string, size: number, createdAt: string }} Snapshot */
 
 const pollMs = 10_000;
 const pageSnapshots = 100;
@@ -32,7 +34,7 @@ async function readSnapshots(volume) {
     found.push(...page.snapshots);
     cursor = page.next ?? "";
   } while (cursor !== "");
-  return found.sort((a, b) => Date.parse(b.createdAt) - Date.parse(a.createdAt));
+  return found.reverse(); // they come the oldest first
 }
 
 /** @param {{ volume: Volume }} props */
@@ -41,6 +43,7 @@ export function SnapshotsPanel({ volume }) {
   const problem = useSignal(/** @type {unknown} */ (null));
   const name = useSignal("");
   const all = useSignal(false);
+  const force = useSignal(false);
   const asked = useSignal(/** @type {{ what: "remove" | "revert" | "clone", snapshot: Snapshot } | null} */ (null));
 
   const read = async () => {
@@ -64,14 +67,22 @@ export function SnapshotsPanel({ volume }) {
   };
   const remove = async (/** @type {Snapshot} */ snapshot) => {
     const path = `${volumePath(volume.name)}/snapshots/${encodeURIComponent(snapshot.name)}`;
-    await call(path, { method: "DELETE" });
+    await call(`${path}${force.value ? "?force=true" : ""}`, { method: "DELETE" });
     await read();
   };
   const revert = async (/** @type {Snapshot} */ snapshot) => {
-    await call(`${volumePath(volume.name)}/revert`, { method: "POST", body: { snapshot: snapshot.name } });
+    await call(`${volumePath(volume.name)}/revert`, {
+      method: "POST",
+      body: { snapshot: snapshot.name, force: force.value },
+    });
     await Promise.all([read(), readVolume(volume.name)]);
   };
-  const close = () => (asked.value = null);
+  const close = () => {
+    asked.value = null;
+    force.value = false;
+  };
+  const address = (/** @type {Snapshot} */ snapshot) =>
+    waysTo(health.value?.listeners ?? [], `${volume.name}@${snapshot.name}`, location.hostname)[0]?.uri;
 
   const list = snapshots.value ?? [];
   const shown = all.value ? list : list.slice(0, shownAtFirst);
@@ -101,9 +112,12 @@ export function SnapshotsPanel({ volume }) {
             <span class="grow">
               <b class="name">${snapshot.name}</b>
               <span class="small faint">${formatTime(snapshot.createdAt)}, ${formatBytes(snapshot.size)}</span>
-              ${snapshot.state !== "ok" && html`<span class="chip warn">${snapshot.state}</span>`}
             </span>
             <span class="row-actions">
+              ${
+                address(snapshot) !== undefined &&
+                html`<${CopyButton} text=${address(snapshot)} label=${`address of ${snapshot.name}`}>NBD<//>`
+              }
               ${["clone", "revert", "remove"].map(
                 (what) =>
                   html`<button
@@ -138,6 +152,7 @@ export function SnapshotsPanel({ volume }) {
           The snapshot <b class="name">${asked.value.snapshot.name}</b> goes; the volume and clones made from the
           snapshot stay as they are.
         </p>
+        <${ForceTick} force=${force} text="Close connections to the snapshot first, if there are any" />
       <//>`
     }
     ${
@@ -153,10 +168,26 @@ export function SnapshotsPanel({ volume }) {
           <b class="name">${volume.name}</b> becomes what it was at <b class="name"> ${asked.value.snapshot.name}</b>.
           What was written since then and is in no other snapshot is lost.
         </p>
-        ${volume.connections > 0 && html`<p>It has ${plural(volume.connections, "connection")}: writers have to leave first.</p>`}
+        ${
+          volume.connections > 0 &&
+          html`<${ForceTick} force=${force} text=${`Close its ${plural(volume.connections, "connection")} first`} />`
+        }
       <//>`
     }
   </section>`;
+}
+
+/** @param {{ force: import("@preact/signals").Signal<boolean>, text: string }} props */
+function ForceTick({ force, text }) {
+  return html`<label class="tick">
+    <input
+      type="checkbox"
+      name="force"
+      checked=${force.value}
+      onChange=${(/** @type {any} */ event) => (force.value = event.target.checked)}
+    />
+    <span>${text}</span>
+  </label>`;
 }
 
 /** @type {Record<string, string>} */

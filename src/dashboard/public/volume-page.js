@@ -131,7 +131,7 @@ function Facts({ volume }) {
     <p class="origin">
       ${
         volume.source === null
-          ? "Made empty."
+          ? "It needs no source."
           : html`<span class="faint">From${" "}</span>
               <code>${volume.source}</code>${volume.format === null ? "" : ` (${volume.format})`}`
       }

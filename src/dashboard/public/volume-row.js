@@ -17,7 +17,7 @@ export function VolumeRow({ volume, rate, onRemove }) {
   return html`<tr>
     <th scope="row" class="name-cell">
       <a class="name" href=${volumeLink(volume.name)}>${volume.name}</a>
-      <span class="source small faint" title=${volume.source ?? ""}>${volume.source ?? "made empty"}</span>
+      <span class="source small faint" title=${volume.source ?? ""}>${volume.source ?? "needs no source"}</span>
     </th>
     ${cells.map(
       ({ key, label, number = false }) =>
