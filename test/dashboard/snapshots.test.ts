@@ -130,7 +130,7 @@ void test("a real volume is kept, cloned, reverted, grown and renamed; its map t
     const buffer = new IoBuffer(megabyte);
     buffer.bytes.fill(text);
     const device = await ullage.getDevice("web1");
-    await device.write(offset, megabyte, buffer, 0, {});
+    await device.write(offset, megabyte, buffer, 0);
   };
   const read = async (name: string): Promise<string> => {
     const buffer = new IoBuffer(4096);

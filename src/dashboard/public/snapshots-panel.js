@@ -34,7 +34,7 @@ async function readSnapshots(volume) {
     found.push(...page.snapshots);
     cursor = page.next ?? "";
   } while (cursor !== "");
-  return found.reverse(); // they come the oldest first
+  return found.toReversed(); // they come the oldest first
 }
 
 /** @param {{ volume: Volume }} props */
