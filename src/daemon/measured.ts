@@ -35,6 +35,8 @@ export function processFigures(): ProcessFigures {
 
 export interface MeasuredVolume {
   view: VolumeView;
+  /** how many it has */
+  snapshots: number;
   /** undefined: it is not open */
   info: VolumeInfo | undefined;
   /** undefined: nothing was done with it yet */

@@ -452,8 +452,10 @@ export class Ullage {
     await this.#probe.refresh();
     const volumes: MeasuredVolume[] = [];
     for (const volume of this.#volumes.all()) {
-      const meter = this.#meters.find(volume.record.id);
-      volumes.push({ view: volume.view(), info: await this.#infoOf(volume), meter });
+      const { id } = volume.record;
+      const snapshots = this.#volumes.snapshots.of(id).length;
+      const meter = this.#meters.find(id);
+      volumes.push({ view: volume.view(), snapshots, info: await this.#infoOf(volume), meter });
       if (volumes.length % volumesPerTurn === 0) await nextTurn();
     }
     return {

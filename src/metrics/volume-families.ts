@@ -147,6 +147,7 @@ const stateFamilies: readonly Family[] = [
   perVolume("ullage_volume_size_bytes", "Size of the disk", ({ view }) => view.size),
   perVolume("ullage_volume_written_bytes", "Bytes in blocks that were written here", ({ view }) => view.writtenBytes),
   perVolume("ullage_volume_fetched_bytes", "Bytes of its image in the local cache", ({ view }) => view.fetchedBytes),
+  perVolume("ullage_volume_snapshots", "Snapshots of the volume", ({ snapshots }) => snapshots),
   perVolume("ullage_volume_connections", "Open connections", ({ view }) => view.connections),
   perVolume(
     "ullage_volume_log_bytes",

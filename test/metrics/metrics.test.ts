@@ -192,6 +192,22 @@ void test("counters of a volume go with it, and begin anew with the next one of 
   assert.equal((await served.scrape()).value("ullage_operation_bytes_total", labels), 4096);
 });
 
+void test("counters follow a volume to its new name, and what is read of its snapshots counts for it", async (t) => {
+  if (!requireTool(t, "nbdsh")) return;
+  const served = await serveMeasured(t);
+  await served.ullage.createVolume({ name: "old", size: MiB });
+  await nbdsh(`h.connect_uri("${served.uri("old")}")\nh.pwrite(b"x" * 4096, 0)`);
+  await served.ullage.createSnapshot("old", "monday");
+  await served.ullage.changeVolume("old", { name: "new" });
+  await nbdsh(`h.connect_uri("${served.uri("new@monday")}")\nh.pread(8192, 0)`);
+  const scrape = await served.scrape();
+  const bytes = (operation: string): number =>
+    scrape.value("ullage_operation_bytes_total", { volume: "new", operation });
+  assert.deepEqual([bytes("write"), bytes("read")], [4096, 8192]);
+  assert.equal(scrape.value("ullage_volume_snapshots", { volume: "new" }), 1);
+  assert.doesNotMatch(scrape.text, /volume="old"|monday/);
+});
+
 void test("requests to the API are counted by the route that answers, whatever was asked for, and logged for debugging", async (t) => {
   const lines: { message: string; fields: Record<string, unknown> }[] = [];
   const served = await serveMeasured(t, {

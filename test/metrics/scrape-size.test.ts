@@ -39,6 +39,7 @@ function busyVolumes(count: number): MeasuredVolume[] {
         connections: 1,
         createdAt: "2026-01-01T00:00:00.000Z",
       },
+      snapshots: 0,
       info: undefined,
       meter,
     };
