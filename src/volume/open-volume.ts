@@ -16,6 +16,7 @@ import { OwnerTable } from "./owner-table.ts";
 import { descriptionPath, frozenMapPath, layersDir, mapsDir, snapshotPath, volumeDir } from "./paths.ts";
 import { clearPoison, markPoisoned, readPoison } from "./poison.ts";
 import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
+import { describedSnapshots } from "./snapshot-files.ts";
 import { punchStrays } from "./strays.ts";
 import type { CreateVolumeOptions, OpenVolumeOptions, VolumeEnvironment } from "./types.ts";
 
@@ -34,6 +35,8 @@ export interface OpenedVolume {
   sealed: Map<number, Layer>;
   /** Frozen maps that are in no file yet. */
   snapshots: FrozenMap[];
+  /** ids of the snapshots that the volume's directory describes */
+  described: string[];
   /** by owner id */
   blobs: Map<number, Blob>;
   /** The new log, which this life appends to. */
@@ -195,6 +198,7 @@ async function begin(
     head: { layer: head, owner: checkpoint.head },
     sealed: recovered.sealed,
     snapshots,
+    described: describedSnapshots(await env.fs.readdir(dir)),
     blobs,
     log: await createNextLog(env, options, dir, recovered, strays),
     predecessors: recovered.logs,

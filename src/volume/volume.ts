@@ -56,6 +56,7 @@ export class Volume implements BlockDevice {
   /** Earlier heads, by owner, with data that no sync has covered. */
   readonly #unsealed: Map<number, Layer>;
   readonly #frozen: FrozenWrites;
+  readonly #described: Set<string>;
   readonly #opened: OpenedVolume;
   readonly #onLayersUnused: (layers: string[]) => void;
   readonly #journal: Journal;
@@ -159,6 +160,7 @@ export class Volume implements BlockDevice {
       // What was replayed is not durable yet: the first remote writer of this life notes it again.
       opened.remoteWriters && opened.predecessors.length === 0,
     );
+    this.#described = new Set(opened.described);
     for (const frozen of opened.snapshots) this.#frozen.add(frozen);
   }
 
@@ -289,10 +291,12 @@ export class Volume implements BlockDevice {
       const complete = { ...description, size: this.#size };
       const layer = await Layer.create(this.#env, this.#env.randomBytes(16).toString("hex"), this.id, this.#map.blocks);
       let sealed: number;
+      this.#described.add(id); // from before the switch on
       try {
         await describeSnapshot(this.#env, this.#opened.dir, complete);
         sealed = await this.#alone(() => this.#changeHead(id, layer));
       } catch (error) {
+        this.#described.delete(id);
         await layer.file.close();
         await this.#env.fs.unlink(layer.file.path);
         await forgetSnapshot(this.#env, this.#opened.dir, id);
@@ -301,6 +305,7 @@ export class Volume implements BlockDevice {
       try {
         await this.#journal.flush();
       } catch (error) {
+        this.#described.delete(id);
         await forgetSnapshot(this.#env, this.#opened.dir, id).catch(() => undefined); // the disk fails
         await this.#frozen.forget(id).catch(() => undefined);
         throw error;
@@ -400,6 +405,7 @@ export class Volume implements BlockDevice {
 
   /** Its frozen map is needed no more: when this resolves it is neither in memory nor in a file. */
   forgetSnapshot(id: string): Promise<void> {
+    this.#described.delete(id);
     return this.#frozen.forget(id);
   }
 
@@ -528,8 +534,12 @@ export class Volume implements BlockDevice {
     return [...this.#opened.blobs.values()];
   }
 
-  /** The next range at or behind `offset` that still belongs to `blob`, or undefined; bytes, whole blocks. */
+  /**
+   * The next range at or behind `offset` that still belongs to `blob`, or undefined; bytes, whole blocks. A snapshot may
+   * need what the volume itself has overwritten: while there is one, all of the blob counts (durability rule 11).
+   */
   neededRun(blob: Blob, offset: number): { offset: number; length: number } | undefined {
+    if (this.#described.size > 0) return offset < blob.size ? { offset, length: blob.size - offset } : undefined;
     return nextNeeded(this.#map, this.#opened.blobs, blob, offset);
   }
 

@@ -52,7 +52,11 @@ void test("README's tour works line by line, from a web server to a detached vol
       "web1 is ready: 2G, NBD export 'web1'",
       "read 1048576/1048576 bytes at offset 1073741824",
       "detached: everything is here, the source is not needed any more",
+      "web1@before is taken: NBD export 'web1@before', read-only",
+      "1073741824 65536",
+      "web1 is what web1@before was",
       "web1 is gone",
+      "web2 is gone",
     ]) {
       assert.ok(output.includes(line), `the tour did not print '${line}':\n${output}`);
     }
