@@ -11,6 +11,7 @@ import type { HelperMessage } from "./state.ts";
  * the machine they come before the file systems are unmounted, which still need us.
  */
 setIoFlusher(); // durability rule 28; before the first thread is started
+process.stderr.on("error", () => undefined); // the log's disk is full: no reason to end
 for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) process.on(signal, () => undefined);
 
 const [root = "", name = ""] = process.argv.slice(2);

@@ -96,7 +96,12 @@ export class Helper {
 
   #publish(change: Partial<HelperStatus>): void {
     this.#status = { ...this.#status, ...change };
-    this.#place.writeStatus(this.#status);
+    try {
+      this.#place.writeStatus(this.#status);
+    } catch (error) {
+      // The disk above us matters more than what is told about it: /run may be full.
+      this.#log.line(`the status can't be written: ${describeError(error)}`);
+    }
   }
 }
 

@@ -129,18 +129,25 @@ export class Sources {
 
   /** Ends a detached volume's claim on a blob. */
   async unpin(blobId: string, volumeId: string): Promise<void> {
-    if (!this.cache.list().some(({ id }) => id === blobId)) return;
-    const blob = await this.cache.open(blobId);
-    try {
-      await blob.unpin(volumeId);
-    } finally {
-      await this.cache.release(blobId);
-    }
+    await this.#turns.run(async () => {
+      if (!this.#isThere(blobId)) return;
+      const blob = await this.cache.open(blobId);
+      try {
+        await blob.unpin(volumeId);
+      } finally {
+        await this.cache.release(blobId);
+      }
+    });
+  }
+
+  #isThere(blobId: string): boolean {
+    return this.cache.list().some(({ id }) => id === blobId);
   }
 
   /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
   async remove(blobId: string): Promise<void> {
     await this.#turns.run(async () => {
+      if (!this.#isThere(blobId)) return; // of two last volumes that went at once, the other was quicker
       try {
         await this.cache.remove(blobId);
       } catch (error) {

@@ -12,6 +12,10 @@ const FIRST_DELAY_MS = 20;
 const LONGEST_DELAY_MS = 1_000;
 /** A server that refuses us for so long means it; in between it may just be closing or reopening the volume. */
 const REFUSAL_GRACE_MS = 3_000;
+/** How long a server that shuts down may take to end what it has begun: it tries a source for 30 s. */
+const SHUTDOWN_MS = 40_000;
+/** The same where nothing is under way any more. */
+const GOODBYE_MS = 5_000;
 /** How long the last flush before a goodbye may take. */
 const LAST_FLUSH_MS = 30_000;
 
@@ -125,7 +129,7 @@ export class NbdClient implements SessionOwner {
     this.#stop.abort();
     if (session !== undefined) {
       const ended = new Promise<void>((resolve) => (this.#closed = resolve));
-      session.goodbye(); // what the server has is still answered
+      session.goodbye(GOODBYE_MS); // what the server has is still answered
       await ended;
     }
     this.#failAll();
@@ -141,7 +145,7 @@ export class NbdClient implements SessionOwner {
   settled(request: ClientRequest, error: number, message: string): void {
     if (error === NbdError.ESHUTDOWN && this.#state === "connected") {
       // Not done, and not an error for whoever asked: the next server does it.
-      if (!this.#leaving) this.#session!.goodbye();
+      if (!this.#leaving) this.#session!.goodbye(SHUTDOWN_MS);
       this.#leaving = true;
       return;
     }
@@ -187,7 +191,7 @@ export class NbdClient implements SessionOwner {
     const why = this.#mismatch(session.info);
     if (this.#state === "closed" || why !== undefined) {
       session.start({ find: () => undefined, settled: () => undefined, ended: () => undefined });
-      session.goodbye();
+      session.goodbye(GOODBYE_MS);
       if (why !== undefined && this.#state !== "closed") this.#lose(why);
       return;
     }

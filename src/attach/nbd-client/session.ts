@@ -12,8 +12,6 @@ const RECEIVE_BYTES = 1024 * 1024;
 const HANDSHAKE_BYTES = 256 * 1024;
 /** Opening a volume that was not open yet is part of it. */
 const HANDSHAKE_TIMEOUT_MS = 30_000;
-/** How long the server may take to end the connection after our goodbye. */
-const GOODBYE_TIMEOUT_MS = 5_000;
 
 /** What a session tells its owner. */
 export interface SessionOwner extends ReplySink {
@@ -109,12 +107,12 @@ export class Session {
   }
 
   /**
-   * NBD_CMD_DISC: the server ends what it has begun, answers it, and closes. Not `destroy`: what the server has received
-   * and not begun yet could otherwise be done after what the next connection sends.
+   * NBD_CMD_DISC: the server ends what it has begun, answers it, and closes; it is cut off after `timeoutMs`. Not `destroy`:
+   * what the server has received and not begun yet could otherwise be done after what the next connection sends.
    */
-  goodbye(): void {
+  goodbye(timeoutMs: number): void {
     this.#socket.write(disconnectRequest());
-    const timer = setTimeout(() => this.#socket.destroy(), GOODBYE_TIMEOUT_MS);
+    const timer = setTimeout(() => this.#socket.destroy(), timeoutMs);
     this.#socket.once("close", () => clearTimeout(timer));
   }
 }
