@@ -101,6 +101,45 @@ void test("requests that are under way when the server goes are done by the one 
   assert.deepEqual(new Set(states), new Set(["reconnecting", "connected"]));
 });
 
+void test("many who write and read back never see anything but what they wrote, however often the server goes", async (t) => {
+  const disk = new MemoryDevice({ size: 4 * MiB });
+  const server = await ComingAndGoing.start(t, disk);
+  const { device, states } = await connect(t, server.path);
+  let ended = false;
+  let rounds = 0;
+  const worker = async (number: number): Promise<void> => {
+    const at = number * 65536;
+    const buffer = new IoBuffer(65536);
+    for (let stamp = 1; !ended; stamp++) {
+      const [offset, length] = [randomInt(0, 30_000), randomInt(1, 30_000)];
+      buffer.bytes.fill(stamp % 251);
+      if (stamp % 5 === 0) await device.zero(at + offset, length, { allocate: false, fast: false });
+      else await device.write(at + offset, length, buffer, 1000);
+      if (stamp % 7 === 0) await device.flush();
+      buffer.bytes.fill(255);
+      await device.read(at + offset, length, buffer, 3);
+      const expected = stamp % 5 === 0 ? 0 : stamp % 251;
+      assert.ok(
+        buffer.bytes.subarray(3, 3 + length).every((byte) => byte === expected),
+        `worker ${number}, ${stamp}`,
+      );
+      rounds++;
+    }
+  };
+  const work = Promise.all(Array.from({ length: 48 }, (_, number) => worker(number)));
+  for (let restart = 0; restart < 30; restart++) {
+    const before = rounds;
+    disk.slow = restart % 3 === 0;
+    disk.delayMs = restart % 6 === 0 ? 3 : 0;
+    await until(() => rounds > before + 50, "they go on");
+    await server.stop();
+    await server.start();
+  }
+  ended = true;
+  await work;
+  assert.equal(states.filter((state) => state === "connected").length, 30);
+});
+
 void test("what is sent again is sent in the order of its submission", async (t) => {
   const disk = new MemoryDevice({ size: MiB });
   const server = await ComingAndGoing.start(t, disk);
