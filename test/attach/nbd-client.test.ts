@@ -7,6 +7,7 @@ import { NbdClient } from "../../src/attach/nbd-client/client.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { errnoOf } from "../../src/base/errors.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
+import { goData, RawClient } from "../nbd/raw-client.ts";
 import { oneExport, until } from "../nbd/support.ts";
 import { MemoryDevice } from "../support/memory-device.ts";
 import { ComingAndGoing, connect, MiB } from "./support.ts";
@@ -279,6 +280,27 @@ void test("a close says when the last flush has failed, and ends while nobody is
   const waiting = failure(second.device.flush());
   await second.client.close();
   assert.equal(await waiting, "EIO");
+});
+
+void test("the lineage is told to who asks for it, in INFO and GO, and to nobody else", async (t) => {
+  const disk = new MemoryDevice({ size: MiB });
+  const server = await ComingAndGoing.start(t, disk);
+  const lineageInfo = 0x554c;
+  for (const [option, infos] of [
+    [6, [lineageInfo]],
+    [7, [3, lineageInfo]],
+    [6, []],
+    [7, [1, 2, 3]],
+  ] as const) {
+    const raw = await RawClient.connect(server.path);
+    await raw.greet();
+    raw.option(option, goData("disk", [...infos]));
+    const told = (await raw.optionReplies())
+      .filter(({ type, data }) => type === 3 && data.readUInt16BE(0) === lineageInfo)
+      .map(({ data }) => data.toString("hex", 2));
+    assert.deepEqual(told, infos.some((info) => info === lineageInfo) ? [disk.lineage] : []);
+    raw.socket.destroy();
+  }
 });
 
 void test("no server, no export, and a server that is no Ullage are told apart at once", async (t) => {

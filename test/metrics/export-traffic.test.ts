@@ -26,6 +26,7 @@ h.pwrite(b"z" * 4096, 0, nbd.CMD_FLAG_FUA)
 for i in range(20): h.pread(512, i * 512)
 h.pread(300000, 0)
 h.pread(5 << 20, 0)
+h.pread(3 << 19, 0, nbd.CMD_FLAG_DF)
 h.pread(5 << 20, 0, nbd.CMD_FLAG_DF)
 h.flush()
 h.trim(65536, 65536)
@@ -49,7 +50,7 @@ for (const slow of [false, true]) {
       bytes,
     ]);
     assert.deepEqual(counted, [
-      ["read", 23, 20 * 512 + 300_000 + 2 * 5 * MiB],
+      ["read", 24, 20 * 512 + 300_000 + 1.5 * MiB + 2 * 5 * MiB],
       ["write", 12, 11 * 4096 + 70_000],
       ["flush", 1, 0],
       ["trim", 2, 2 * 65536],
