@@ -52,8 +52,9 @@ for (const version of readdirSync(fixtures)) {
     await world.serve();
     for (const { name, size, sha256: expected } of disks) {
       // On the machine that made it, and until its next boot, this is a kill that a client may have lived through.
-      const { state } = (await world.cli("volume", "show", name)) as { state: string };
-      if (state === "lostUnflushed") await world.cli("volume", "reopen", name, "--accept-loss");
+      const [volume] = name.split("@");
+      const { state } = (await world.cli("volume", "show", volume)) as { state: string };
+      if (state === "lostUnflushed") await world.cli("volume", "reopen", volume, "--accept-loss");
       const disk = await world.truth(name);
       assert.deepEqual([disk.length, sha256(disk)], [size, expected], `${name}, served`);
     }

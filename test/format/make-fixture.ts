@@ -1,13 +1,24 @@
 /**
- * Makes the fixture of the present format version, test/format/fixtures/v<version>: a data directory with one volume that
- * was closed and one whose daemon was killed, and what their disks hold. Run it once per format version, when a new one
- * comes, and never again: what an older version wrote must stay as that version wrote it.
+ * Makes the fixture of the present format version, test/format/fixtures/v<version>: a data directory with a volume that
+ * was closed, two snapshots of it and two clones, and a volume whose daemon was killed with a snapshot in its log only, and
+ * what their disks hold. Run it once per format version, when a new one comes, and never again: what an older version
+ * wrote must stay as that version wrote it.
  *
- *     sh bin/node test/format/make-fixture.ts 1
+ *     sh bin/node test/format/make-fixture.ts 2
  */
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -87,18 +98,38 @@ try {
     cli("volume", "hydrate", "closed", "--wait");
     cli("volume", "hydrate", "killed", "--wait");
     nbdsh("closed", `h.pwrite(b"closed" * 1000, 4 << 20)\nh.pwrite(b"x" * 100, 10000)\nh.trim(8192, 40960)`);
+    cli("snapshot", "create", "closed@first");
+    disks["closed@first"] = truth("closed");
     nbdsh("closed", `for b in range(0, 1024, 2): h.pwrite(bytes([b % 251]) * 4096, b * 4096)`);
+    cli("snapshot", "create", "closed@second");
+    disks["closed@second"] = truth("closed");
+    nbdsh("closed", `h.pwrite(b"later" * 1000, 100)\nh.trim(1 << 20, 1 << 20)`);
+    cli("volume", "resize", "closed", "7M");
+    cli("volume", "create", "clone", "--snapshot", "closed@second", "--size", String((6 << 20) + 1536));
+    nbdsh("clone", `h.pwrite(b"clone" * 1000, 6000)\nh.pwrite(b"end" * 100, (6 << 20) + 1000)`);
     nbdsh("killed", `h.pwrite(b"killed" * 1000, 5000)`);
     disks.closed = truth("closed");
+    disks.clone = truth("clone");
+    cli("volume", "create", "unopened", "--snapshot", "closed@first", "--hydrate", "off");
+    disks.unopened = disks["closed@first"];
   });
+  const maps = join(data, "maps");
   await serving("SIGKILL", async () => {
-    nbdsh("killed", `h.pwrite(b"flushed" * 1000, 8 << 20)\nh.trim(4096, 8192)\nh.zero(70000, 100001)\nh.flush()`);
+    nbdsh("killed", `h.pwrite(b"flushed" * 1000, 8 << 20)\nh.trim(4096, 8192)\nh.zero(70000, 100001)`);
+    disks["killed@logged"] = truth("killed");
+    renameSync(maps, `${maps}.aside`);
+    writeFileSync(maps, "nothing can be put here");
+    cli("snapshot", "create", "killed@logged");
+    nbdsh("killed", `h.pwrite(b"new head" * 1000, 6000)\nh.flush()`);
     disks.killed = truth("killed");
     nbdsh("killed", `h.pwrite(b"not flushed" * 1000, 3 << 20)`);
     const later = truth("killed");
     demandSame("killed", later, { rule: "all" });
   });
+  rmSync(maps);
+  renameSync(`${maps}.aside`, maps);
   for (const [name, disk] of Object.entries(disks)) demandSame(name, disk);
+  if (readdirSync(maps).length !== 2) throw new Error(`${maps} must have the maps of the closed volume only`);
 
   mkdirSync(target, { recursive: true });
   const archive = join(target, "data.tar.gz");

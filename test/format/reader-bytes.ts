@@ -38,13 +38,15 @@ export function demand(truth: boolean, what: string): asserts truth {
   if (!truth) throw new Damaged(what);
 }
 
-export function demandVersion(what: string, version: number): void {
-  if (version !== 1) throw new Error(`${what} has format version ${version}; this reader knows version 1`);
+export function demandVersion(what: string, version: number, newest = 1): void {
+  if (version >= 1 && version <= newest) return;
+  const known = newest === 1 ? "version 1" : `versions 1 to ${newest}`;
+  throw new Error(`${what} has format version ${version}; this reader knows ${known}`);
 }
 
 export function demandHeader(file: Buffer, magic: string): void {
   demand(file.length >= headerBytes && file.toString("latin1", 0, 8) === magic, `no header ${magic}`);
-  demandVersion(magic, file.readUInt32LE(8));
+  demandVersion(magic, file.readUInt32LE(8), 2);
   const zeroed = Buffer.from(file.subarray(0, headerBytes));
   zeroed.writeUInt32LE(0, 12);
   demand(file.readUInt32LE(12) === crc32c(zeroed), `the checksum of header ${magic} is wrong`);

@@ -13,13 +13,13 @@ import {
   text,
   u64,
 } from "./reader-bytes.ts";
-import type { OwnerMap } from "./reader-map.ts";
+import { type Checkpoint, resize } from "./reader-map.ts";
 
 const recordBytes = 40;
 /** File systems on which the rule `all` may be used. */
 const knownFileSystems = ["ext4", "xfs", "btrfs", "tmpfs", "overlay"];
 
-const recordTypes = { set: 1, commit: 2, end: 3, clients: 4 };
+const recordTypes = { set: 1, commit: 2, end: 3, clients: 4, owner: 5, snapshot: 6, resize: 7 };
 
 export interface LogRecord {
   crc: number;
@@ -27,8 +27,12 @@ export interface LogRecord {
   lsn: number;
   type: number;
   small: number;
+  /** Field 22. */
+  kind: number;
   a: number;
   b: number;
+  /** `a` and `b`, taken together. */
+  id: string;
 }
 
 export interface Log {
@@ -74,8 +78,11 @@ function recordAt(log: Log, at: number): LogRecord | undefined {
   if (bytes.length < recordBytes || bytes.readUInt16LE(16) !== recordBytes) return undefined;
   const crc = bytes.readUInt32LE(0);
   if (crc !== crc32c(bytes.subarray(4), crc32c(log.generation))) return undefined;
-  const [link, lsn, a, b] = [bytes.readUInt32LE(4), u64(bytes, 8), u64(bytes, 24), u64(bytes, 32)];
-  return { crc, link, lsn, type: bytes[18], small: bytes.readUInt16LE(20), a, b };
+  const [link, lsn, type] = [bytes.readUInt32LE(4), u64(bytes, 8), bytes[18]];
+  const hasId = type === recordTypes.owner || type === recordTypes.snapshot;
+  const [a, b] = hasId ? [0, 0] : [u64(bytes, 24), u64(bytes, 32)];
+  const [small, kind] = [bytes.readUInt16LE(20), bytes.readUInt16LE(22)];
+  return { crc, link, lsn, type, small, kind, a, b, id: hex(bytes, 24) };
 }
 
 /** Every commit from there on whose checksum is right, wherever it stands. */
@@ -107,7 +114,7 @@ export function readRecords(log: Log, before: number, until: number): void {
 }
 
 /** Those that count, with their good records, and the cut. */
-export function readLogs(directory: string, id: string, map: OwnerMap): { logs: Log[]; cut: number } {
+export function readLogs(directory: string, id: string, map: Checkpoint): { logs: Log[]; cut: number } {
   const opened = openLogs(directory, id, map.number);
   let before = map.cut;
   for (const [i, log] of opened.entries()) {
@@ -158,7 +165,7 @@ function openLogs(directory: string, id: string, first: number): Log[] {
   return logs;
 }
 
-function cutOf(map: OwnerMap, logs: Log[]): number {
+function cutOf(map: Checkpoint, logs: Log[]): number {
   const commits = logs.flatMap((log) => log.records.flatMap(({ type, a }) => (type === recordTypes.commit ? a : [])));
   const starts = logs.flatMap(({ before }) => (before.how === 2 ? before.lsn : []));
   return [...commits, ...starts].reduce((highest, lsn) => Math.max(highest, lsn), map.cut);
@@ -174,11 +181,23 @@ export function demandSameLife({ path, binding }: Log): void {
     throw new Error(`on ${binding.fileSystem} only what was flushed counts`);
 }
 
-export function replay(map: OwnerMap, logs: Log[], cut: number): void {
-  const blocks = Math.ceil(map.size / blockBytes);
-  for (const { lsn, type, small, a, b } of logs.flatMap(({ records }) => records)) {
-    if (type !== recordTypes.set || lsn > cut) continue;
-    demand(a + b <= blocks && (small === 0 || map.table.has(small)), `LSN ${lsn} means no block or owner`);
-    map.owners.fill(small, a, a + b);
+/**
+ * Applies the records that count.
+ * @param snapshot stops where the snapshot with this id was taken
+ * @returns whether it found that place
+ */
+export function replay(map: Checkpoint, logs: Log[], cut: number, snapshot?: string): boolean {
+  for (const { lsn, type, small, kind, a, b, id } of logs.flatMap(({ records }) => records)) {
+    if (lsn > cut) continue;
+    if (type === recordTypes.set) {
+      const inside = a + b <= Math.ceil(map.size / blockBytes);
+      demand(inside && (small === 0 || map.table.has(small)), `LSN ${lsn} means no block or owner`);
+      map.owners.fill(small, a, a + b);
+    } else if (type === recordTypes.owner) {
+      demand(kind === 1 || kind === 2, `LSN ${lsn} means an owner of kind ${kind}`);
+      map.table.set(small, { kind: kind === 1 ? "layer" : "blob", id });
+    } else if (type === recordTypes.resize) resize(map, a);
+    else if (type === recordTypes.snapshot && id === snapshot) return true;
   }
+  return false;
 }

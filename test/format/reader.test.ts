@@ -4,7 +4,7 @@ import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { requireTool } from "../support/tools.ts";
-import { readVolume } from "./reader.ts";
+import { readVolume, type ReadOptions } from "./reader.ts";
 import { NotFetched } from "./reader-owners.ts";
 import { difference, mixedWrites, World } from "./world.ts";
 
@@ -73,6 +73,52 @@ void test("several lives that were all killed leave what was acknowledged in eve
     await world.stop("SIGKILL");
     same(world.read("v", { rule: "all" }), truth);
   }
+});
+
+void test("snapshots and clones read as they were taken, after kill -9 and after a clean stop", async (t) => {
+  if (!requireTool(t, ...tools)) return;
+  const world = await World.create(t);
+  const bytes = 7 * megabyte + 512;
+  await world.serve();
+  await world.cli("volume", "create", "v", "--from", world.image(3_000_001), "--size", String(bytes));
+  await world.cli("volume", "hydrate", "v", "--wait");
+  const taken = new Map<string, Buffer>();
+  const take = async (name: string): Promise<void> => {
+    const [volume] = name.split("@");
+    taken.set(name, await world.truth(volume));
+    await world.cli("snapshot", "create", name);
+  };
+  const check = (...options: ReadOptions[]): void => {
+    for (const [name, disk] of taken) for (const option of options) same(world.read(name, option), disk);
+  };
+  await world.nbdsh("v", mixedWrites(1, 0, bytes));
+  await take("v@a");
+  await world.nbdsh("v", mixedWrites(2, 0, bytes));
+  await take("v@b");
+  await world.cli("volume", "create", "c", "--snapshot", "v@a", "--size", "8M");
+  await world.nbdsh("c", mixedWrites(3, 0, 8 * megabyte));
+  await take("c@of-a-clone");
+  await world.cli("volume", "resize", "v", "9M");
+  await world.nbdsh("v", mixedWrites(4, 0, 9 * megabyte));
+  const [volume, clone] = [await world.truth("v"), await world.truth("c")];
+  await world.stop("SIGKILL");
+  check({ rule: "cut" }, { rule: "all" });
+  same(world.read("v", { rule: "all" }), volume);
+  same(world.read("c", { rule: "all" }), clone);
+
+  await world.serve();
+  same(await world.truth("v"), volume);
+  await world.cli("snapshot", "rm", "v@b");
+  taken.delete("v@b");
+  await world.nbdsh("c", mixedWrites(5, 0, 8 * megabyte));
+  const later = await world.truth("c");
+  for (const [name, disk] of taken) same(await world.truth(name), disk);
+  await world.stop("SIGTERM");
+  check({ rule: "cut" });
+  same(world.read("v"), volume);
+  same(world.read("c"), later);
+  assert.throws(() => world.read("v@b"), /0 of the snapshots/);
+  await world.check();
 });
 
 void test("a map in which every block has another owner than its neighbour is read", async (t) => {

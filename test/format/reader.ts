@@ -3,7 +3,7 @@
  * a mistake in either shows. Everything here is synchronous and simple; it is also the tool for somebody who has a
  * data directory and no Ullage:
  *
- *     sh bin/node test/format/reader.ts DATA VOLUME OUTPUT [--killed] [--full-copy]
+ *     sh bin/node test/format/reader.ts DATA VOLUME[@SNAPSHOT] OUTPUT [--killed] [--full-copy]
  *
  * Only for a directory in which no process works.
  */
@@ -12,7 +12,7 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { blockBytes, demandVersion } from "./reader-bytes.ts";
 import { demandSameLife, readLogs, replay } from "./reader-logs.ts";
-import { newestMap, type OwnerMap } from "./reader-map.ts";
+import { frozenMap, newestMap, type OwnerMap } from "./reader-map.ts";
 import { openBlob, openLayer, type Owner } from "./reader-owners.ts";
 
 /** At a time; as much as that is missing where a cache file is not complete. */
@@ -31,16 +31,24 @@ export interface ReadOptions {
 /** Takes the disk from its beginning to its end. What it is not given, up to the size, is zeros. */
 export type Sink = (offset: number, bytes: Buffer) => void;
 
-/** @returns the size of the disk in bytes */
-export function readVolume(data: string, nameOrId: string, sink: Sink, options: ReadOptions = {}): number {
+/**
+ * @param wanted a volume by name or id, or a snapshot: `VOLUME@SNAPSHOT`, each by name or id
+ * @returns the size of the disk in bytes
+ */
+export function readVolume(data: string, wanted: string, sink: Sink, options: ReadOptions = {}): number {
+  const [nameOrId, snapshotName] = wanted.split("@");
   const id = findVolume(data, nameOrId);
   const directory = join(data, "volumes", id);
   if (existsSync(join(directory, "poison")))
     throw new Error(`${nameOrId} is poisoned: restart the machine, then put ${directory}/poison aside`);
-  const map = newestMap(directory, id);
+  const snapshot = snapshotName === undefined ? undefined : findSnapshot(directory, snapshotName);
+  const frozen = snapshot === undefined ? undefined : frozenMap(data, snapshot);
+  if (frozen !== undefined) return copyDisk(data, frozen, sink, options.fullCopy === true);
+  const map = newestMap(data, directory, id);
   const { logs, cut } = readLogs(directory, id, map);
   if (options.rule === "all") for (const log of logs) demandSameLife(log);
-  replay(map, logs, options.rule === "all" ? Infinity : cut);
+  const found = replay(map, logs, options.rule === "all" ? Infinity : cut, snapshot);
+  if (snapshot !== undefined && !found) throw new Error(`the creation of snapshot ${wanted} was interrupted`);
   return copyDisk(data, map, sink, options.fullCopy === true);
 }
 
@@ -59,14 +67,23 @@ export function readVolumeToFile(data: string, nameOrId: string, output: string,
 function findVolume(data: string, nameOrId: string): string {
   const ids = readdirSync(join(data, "volumes")).filter((name) => /^[0-9a-f]{32}$/.test(name));
   if (ids.includes(nameOrId)) return nameOrId;
-  const found = ids.filter((id) => volumeName(join(data, "volumes", id, "volume.json")) === nameOrId);
+  const found = ids.filter((id) => nameIn(join(data, "volumes", id, "volume.json")) === nameOrId);
   if (found.length === 1) return found[0];
   throw new Error(
     `${found.length} of the volumes in ${data} were created as '${nameOrId}': give an id of ${ids.join(" ")}`,
   );
 }
 
-function volumeName(path: string): string | undefined {
+function findSnapshot(directory: string, nameOrId: string): string {
+  const ids = readdirSync(directory).flatMap((name) => /^snapshot\.([0-9a-f]{32})\.json$/.exec(name)?.[1] ?? []);
+  const found = ids.filter((id) => id === nameOrId || nameIn(join(directory, `snapshot.${id}.json`)) === nameOrId);
+  if (found.length === 1) return found[0];
+  throw new Error(
+    `${found.length} of the snapshots in ${directory} are called '${nameOrId}': there is ${ids.join(" ")}`,
+  );
+}
+
+function nameIn(path: string): string | undefined {
   if (!existsSync(path)) return undefined;
   const { formatVersion, name } = JSON.parse(readFileSync(path, "utf8")) as { formatVersion: number; name: string };
   demandVersion(path, formatVersion);
@@ -102,7 +119,7 @@ function writeAll(file: number, bytes: Buffer, offset: number): void {
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
   const [data, volume, output, ...flags] = process.argv.slice(2);
-  if (output === undefined) throw new Error("usage: reader.ts DATA VOLUME OUTPUT [--killed] [--full-copy]");
+  if (output === undefined) throw new Error("usage: reader.ts DATA VOLUME[@SNAPSHOT] OUTPUT [--killed] [--full-copy]");
   const rule = flags.includes("--killed") ? "all" : "cut";
   const size = readVolumeToFile(data, volume, output, { rule, fullCopy: flags.includes("--full-copy") });
   console.log(`${output}: ${size} bytes`);

@@ -14,6 +14,9 @@ const document = readFileSync(join(import.meta.dirname, "../../docs/FORMAT.md"),
 const volumeId = "a1".repeat(16);
 const layerId = "a2".repeat(16);
 const blobId = "a0".repeat(16);
+const frozenId = "a4".repeat(16);
+const cloneId = "a6".repeat(16);
+const snapshotId = "ab".repeat(16);
 
 /** The bytes of the dump whose first line begins with `title`: hex digits behind an offset, `…` repeated, then words. */
 function dump(title: string, length: number): Buffer {
@@ -84,6 +87,34 @@ class Example {
     writeFileSync(join(this.data, "layers", layerId), header);
   }
 
+  /** The second part of the example: a snapshot of the volume, and a clone that has a snapshot in its log only. */
+  addClone(): void {
+    const clone = join(this.data, "volumes", cloneId);
+    for (const path of [clone, join(this.data, "maps")]) mkdirSync(path);
+    writeFileSync(join(this.data, "maps", frozenId), dump(`maps/${frozenId}`, 0x107c));
+    writeFileSync(join(clone, "map.1"), dump("map.1", 0x102c));
+    const log = dump("intent.2", 0x10f0);
+    writeFileSync(join(clone, "intent.2"), log);
+    const first = Buffer.from(log.subarray(0, 4096));
+    first.writeBigUInt64LE(1n, 72);
+    first.writeUInt32LE(0, 80);
+    writeFileSync(join(clone, "intent.1"), sealed(first));
+    for (const [id, blocks, value] of [
+      ["a9", 2050, 0x70],
+      ["aa", 3073, 0x71],
+    ] as const) {
+      const layer = dump(`layers/${layerId}`, 8192);
+      layer.fill(id, 16, 32, "hex");
+      layer.fill(value, 4096);
+      const path = join(this.data, "layers", id.repeat(16));
+      writeFileSync(path, sealed(layer));
+      truncateSync(path, 4096 * (1 + blocks));
+    }
+    const description = (id: string, name: string): string => JSON.stringify({ formatVersion: 1, id, name });
+    writeFileSync(join(this.directory, `snapshot.${frozenId}.json`), description(frozenId, "frozen"));
+    writeFileSync(join(clone, `snapshot.${snapshotId}.json`), description(snapshotId, "logged"));
+  }
+
   /** Says that units 0 and 1 are ready, too. */
   fetchAll(): void {
     const path = join(this.data, "blobs", blobId, "map");
@@ -103,9 +134,9 @@ class Example {
     this.write("intent.3", sealed(log));
   }
 
-  read(options: ReadOptions = {}): Buffer {
-    const disk = Buffer.alloc(8_389_120);
-    const size = readVolume(this.data, volumeId, (at, bytes) => bytes.copy(disk, at), { fullCopy: true, ...options });
+  read(options: ReadOptions = {}, wanted = volumeId, bytes = 8_389_120): Buffer {
+    const disk = Buffer.alloc(bytes);
+    const size = readVolume(this.data, wanted, (at, part) => part.copy(disk, at), { fullCopy: true, ...options });
     assert.equal(size, disk.length);
     return disk;
   }
@@ -168,6 +199,39 @@ void test("by the rule `all` the write that was not flushed is there, too; only 
   assert.ok(example.read().equals(described()));
 });
 
+void test("a snapshot is read from its frozen map, or from the log; a clone from what it began with and its own log", async (t) => {
+  const example = await Example.create(t);
+  example.fetchAll();
+  example.addClone();
+  assert.ok(example.read({}, `${volumeId}@frozen`).equals(described()));
+  assert.throws(() => example.read({}, `${volumeId}@other`), /0 of the snapshots/);
+
+  const snapshot = Buffer.concat([described(), Buffer.alloc(4096)]).fill(0x70, 0, 4096);
+  assert.ok(example.read({}, `${cloneId}@logged`, snapshot.length).equals(snapshot));
+  const clone = Buffer.concat([snapshot, Buffer.alloc(12_583_424 - snapshot.length)]).fill(0x71, 0, 4096);
+  assert.ok(example.read({}, cloneId, clone.length).equals(clone));
+
+  const log = join(example.data, "volumes", cloneId, "intent.2");
+  const bytes = readFileSync(log);
+  writeFileSync(log, bytes.subarray(0, 0x10c8));
+  const begun = Buffer.concat([described(), Buffer.alloc(4096)]);
+  assert.ok(example.read({}, cloneId, begun.length).equals(begun), "nothing was committed");
+  assert.throws(() => example.read({}, `${cloneId}@logged`), /interrupted/);
+  writeFileSync(log, bytes);
+
+  const frozen = join(example.data, "maps", frozenId);
+  const map = readFileSync(frozen);
+  for (let at = 0; at < map.length; at += at >= 0x40 && at < 0xff0 ? 97 : 1) {
+    const damaged = Buffer.from(map);
+    damaged[at] ^= 0x10;
+    writeFileSync(frozen, damaged);
+    for (const wanted of [cloneId, `${volumeId}@frozen`])
+      assert.throws(() => example.read({}, wanted), at >= 8 && at < 12 ? /versions 1 to 2/ : Damaged, `byte ${at}`);
+  }
+  rmSync(frozen);
+  assert.throws(() => example.read({}, cloneId), /a4a4 is missing/);
+});
+
 void test("durability rule 9: a torn tail is no damage, and damage under a commit is", async (t) => {
   const example = await Example.create(t);
   example.fetchAll();
@@ -205,7 +269,7 @@ void test("a damaged checkpoint is passed over for the one before; without one t
     const bytes = Buffer.from(map);
     bytes[at] ^= 0x10;
     example.write("map.3", bytes);
-    assert.throws(() => example.read(), at >= 8 && at < 12 ? /version 1/ : Damaged, `byte ${at}`);
+    assert.throws(() => example.read(), at >= 8 && at < 12 ? /versions 1 to 2/ : Damaged, `byte ${at}`);
   }
   example.write("map.3", map);
   const newer = Buffer.from(map);
@@ -270,9 +334,9 @@ void test("a newer format version is refused by name, never taken for damage", a
   ]) {
     const file = example.file(name);
     const newer = Buffer.from(file);
-    newer.writeUInt32LE(2, 8);
+    newer.writeUInt32LE(3, 8);
     example.write(name, newer);
-    assert.throws(() => example.read(), new RegExp(`${magic} has format version 2; this reader knows version 1`));
+    assert.throws(() => example.read(), new RegExp(`${magic} has format version 3; this reader knows versions 1 to 2`));
     example.write(name, file);
   }
 });

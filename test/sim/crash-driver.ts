@@ -406,8 +406,8 @@ class World implements ModelWorld {
     this.note(`the blob loses its unit at ${offset}`);
   }
 
-  temptFate(): void {
-    if (this.#mayCrash) this.disk.crashAfter(this.#random.between(1, 60));
+  temptFate(calls: number): void {
+    if (this.#mayCrash) this.disk.crashAfter(this.#random.between(1, calls));
   }
 
   add(volume: ModelVolume): void {

@@ -35,8 +35,8 @@ export interface ModelWorld {
   explains(): boolean;
   /** The cache loses a unit of the blob. */
   loseUnit(offset: number): void;
-  /** At times the crash comes right now. */
-  temptFate(): void;
+  /** The crash, if one is to come at all, comes within so many calls. */
+  temptFate(calls: number): void;
   /** A volume that must be there from now on. */
   add(volume: ModelVolume): void;
   readonly room: boolean;
@@ -304,7 +304,7 @@ export class ModelVolume {
     const change = ++this.#changes;
     const alone = this.#changesRunning === 0;
     this.#changesRunning++;
-    if (this.#world.scheduler.random.chance(0.3)) this.#world.temptFate();
+    if (this.#world.scheduler.random.chance(0.3)) this.#world.temptFate(60);
     try {
       await work();
       if (alone && change === this.#changes) this.#changesCertain = change;

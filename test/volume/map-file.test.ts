@@ -3,6 +3,7 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { CorruptionError } from "../../src/base/errors.ts";
+import { writeFrozenMap } from "../../src/volume/frozen-map.ts";
 import { type Checkpoint, loadMapFile, writeMapFile } from "../../src/volume/map-file.ts";
 import { chunkBlocks, OwnerMap } from "../../src/volume/owner-map.ts";
 import { OwnerTable } from "../../src/volume/owner-table.ts";
@@ -44,6 +45,58 @@ void test("a checkpoint comes back with everything that it says", async (t) => {
   assert.deepEqual([...loaded.table.entries()], [...table.entries()]);
   for (let block = 0; block < map.blocks; block++) assert.equal(loaded.map.ownerOf(block), map.ownerOf(block));
   assert.deepEqual(readdirSync(env.dataDir), ["map.7"]);
+});
+
+void test("a checkpoint leaves out layers that no block has, but not its head", async (t) => {
+  const env = volumeEnvironment(t);
+  const { map, table } = exampleMap();
+  table.put(3, { kind: "layer", id: newId() });
+  table.put(4, { kind: "layer", id: newId() });
+  const { unused } = await writeMapFile(env, env.dataDir, { ...checkpoint, head: 4 }, map, table);
+  assert.deepEqual(unused, [3]);
+  const loaded = await loadMapFile(env, mapPath(env.dataDir, 7));
+  assert.deepEqual(
+    [...loaded.table.entries()],
+    [...table.entries()].filter(([id]) => id !== 3),
+  );
+});
+
+void test("a checkpoint with a base begins with that frozen map, and adds its own head and its larger size", async (t) => {
+  const env = volumeEnvironment(t);
+  const { map, table } = exampleMap();
+  const base = newId();
+  const size = checkpoint.size - 2 * 4096;
+  const frozen = new OwnerMap(Math.ceil(size / 4096));
+  frozen.set(0, 2 * chunkBlocks, 2);
+  frozen.set(frozen.blocks - 1, 1, 1);
+  await writeFrozenMap(env, { id: base, volumeId: newId(), size, map: frozen, table });
+  const write = (changes: Partial<Checkpoint>, owner: number): Promise<unknown> => {
+    const own = new OwnerTable();
+    own.put(owner, { kind: "layer", id: newId() });
+    return writeMapFile(env, env.dataDir, { ...checkpoint, head: 3, base, ...changes }, undefined, own);
+  };
+  const load = (): ReturnType<typeof loadMapFile> => loadMapFile(env, mapPath(env.dataDir, 7));
+
+  await write({}, 3);
+  const loaded = await load();
+  assert.deepEqual(loaded.checkpoint, { ...checkpoint, head: 3, base });
+  assert.deepEqual([...loaded.table.entries()].slice(0, 2), [...table.entries()]);
+  assert.equal(loaded.table.get(3)?.kind, "layer");
+  assert.equal(loaded.map.blocks, map.blocks);
+  for (let block = 0; block < map.blocks; block++) {
+    assert.equal(loaded.map.ownerOf(block), block < frozen.blocks ? frozen.ownerOf(block) : 0, `block ${block}`);
+  }
+
+  await write({ size: size - 512 }, 3);
+  await assert.rejects(load(), /fewer than the frozen map/);
+  await write({}, 2);
+  await assert.rejects(load(), /impossible owner id 2/);
+  for (const head of [2, 4]) {
+    await write({ head }, 3);
+    await assert.rejects(load(), /names no head layer/);
+  }
+  await write({ base: newId() }, 3);
+  await assert.rejects(load(), { errno: "ENOENT" });
 });
 
 void test("every byte of a checkpoint that changes, and every length that it is cut to, is refused as damage", async (t) => {
