@@ -106,12 +106,12 @@ void test("many who write and read back never see anything but what they wrote, 
   const disk = new MemoryDevice({ size: 4 * MiB });
   const server = await ComingAndGoing.start(t, disk);
   const { device, states } = await connect(t, server.path);
-  let ended = false;
+  const enough = new AbortController();
   let rounds = 0;
   const worker = async (number: number): Promise<void> => {
     const at = number * 65536;
     const buffer = new IoBuffer(65536);
-    for (let stamp = 1; !ended; stamp++) {
+    for (let stamp = 1; !enough.signal.aborted; stamp++) {
       const [offset, length] = [randomInt(0, 30_000), randomInt(1, 30_000)];
       buffer.bytes.fill(stamp % 251);
       if (stamp % 5 === 0) await device.zero(at + offset, length, { allocate: false, fast: false });
@@ -136,7 +136,7 @@ void test("many who write and read back never see anything but what they wrote, 
     await server.stop();
     await server.start();
   }
-  ended = true;
+  enough.abort();
   await work;
   assert.equal(states.filter((state) => state === "connected").length, 30);
 });

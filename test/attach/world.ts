@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -7,9 +8,32 @@ import { listMounts } from "../../src/attach/mounts.ts";
 import { loopDevicesOf } from "../../src/attach/loop-devices.ts";
 import { Place } from "../../src/attach/place.ts";
 import { isAlive } from "../../src/attach/processes.ts";
+import type { AttachmentView } from "../../src/attach/state.ts";
 import { launchDaemon, type Daemon, type Result } from "../cli/support.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { run as runProgram } from "../nbd/support.ts";
+
+/** What attaching with a device and a file system takes. */
+export const devices = ["root", "fuse", "loop", "nbdfuse", "fusermount3", "losetup", "mount", "mkfs.ext4"] as const;
+
+/** @returns what it printed */
+export function succeeded(result: Result): string {
+  assert.equal(result.code, 0, result.stderr);
+  return result.stdout;
+}
+
+export function failed(result: Result, message: RegExp): void {
+  assert.equal(result.code, 1, `${result.stdout}${result.stderr}`);
+  assert.match(result.stderr, message);
+}
+
+export async function attachments(daemon: Daemon): Promise<AttachmentView[]> {
+  return (await daemon.json<{ attachments: AttachmentView[] }>(["attach"])).attachments;
+}
+
+export async function stateOf(daemon: Daemon, name: string): Promise<AttachmentView> {
+  return (await attachments(daemon)).find((view) => view.name === name)!;
+}
 
 export interface AttachWorld {
   daemon: Daemon;
