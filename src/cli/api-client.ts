@@ -34,27 +34,37 @@ export class ApiClient {
     }
   }
 
-  #ask<T>(path: string, { method = "GET", body }: Call = {}): Promise<T> {
+  /** An answer without end, as it comes. @throws UllageError as `call` */
+  async stream(path: string, signal: AbortSignal): Promise<AsyncIterable<Buffer>> {
+    const answer = await this.#send(path, {}, signal);
+    if (answer.statusCode !== 200) this.#read(answer, await this.#receive(answer));
+    return answer;
+  }
+
+  async #ask<T>(path: string, call: Call = {}): Promise<T> {
+    const answer = await this.#send(path, call);
+    return this.#read(answer, await this.#receive(answer)) as T;
+  }
+
+  #send(path: string, { method = "GET", body }: Call, signal?: AbortSignal): Promise<IncomingMessage> {
     const { kind, target, headers: own } = this.#server;
     const request = kind === "https" ? requestHttps : requestHttp;
     const text = body === undefined ? undefined : JSON.stringify(body);
     const headers = { ...own, ...(text === undefined ? {} : { "content-type": "application/json" }) };
+    const options = { ...target, path, method, headers, agent: false, ...(signal === undefined ? {} : { signal }) };
     return new Promise((resolve, reject) => {
-      const outgoing = request({ ...target, path, method, headers, agent: false }, (answer) => {
-        receive(answer).then(
-          (received) => {
-            try {
-              resolve(this.#read(answer, received) as T);
-            } catch (error) {
-              reject(error);
-            }
-          },
-          (error: unknown) => reject(this.#unreachable(error as Error)),
-        );
-      });
+      const outgoing = request(options, resolve);
       outgoing.on("error", (error) => reject(this.#unreachable(error)));
       outgoing.end(text);
     });
+  }
+
+  async #receive(answer: IncomingMessage): Promise<string> {
+    try {
+      return await receive(answer);
+    } catch (error) {
+      throw this.#unreachable(error as Error);
+    }
   }
 
   #read({ statusCode = 0, headers }: IncomingMessage, text: string): unknown {

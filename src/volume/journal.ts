@@ -206,15 +206,16 @@ export class Journal {
     while (this.#wanted > this.#started && !this.#failure) {
       this.#started++;
       const began = this.#env.clock.now();
+      let succeeded = false;
       try {
         await this.#round();
-        this.#env.observer?.roundEnded(this.#volumeId, this.#env.clock.now() - began, true);
+        succeeded = true;
         this.#rounds.advance(this.#started);
       } catch (error) {
-        this.#env.observer?.roundEnded(this.#volumeId, this.#env.clock.now() - began, false);
         if (error instanceof RoundFailure) this.#rounds.advance(this.#started, error.cause as Error);
         else this.#fail(error as Error);
       }
+      this.#env.observer?.roundEnded(this.#volumeId, this.#env.clock.now() - began, succeeded);
     }
     this.#running = undefined;
   }

@@ -1,0 +1,63 @@
+import type { Command } from "commander";
+import { UllageError } from "../../base/errors.ts";
+import { formatSize } from "../../base/units.ts";
+import type { JobObject } from "../../api/job-object.ts";
+import type { ConnectionEventView } from "../../daemon/events.ts";
+import type { Warning } from "../../daemon/health.ts";
+import type { SnapshotView, VolumeView } from "../../daemon/views.ts";
+import { clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
+import { print } from "../output.ts";
+import { hydrationSummary } from "../progress.ts";
+
+export function addEventsCommand(program: Command): void {
+  clientCommand(
+    program,
+    "events",
+    "what happens, as it happens: volumes, connections, jobs, warnings; until Ctrl-C",
+    "ullage events --json | jq 'select(.event == \"warning\")'",
+  ).action(follow);
+}
+
+async function follow(options: ClientOptions): Promise<void> {
+  const { stopSignal } = await import("../signals.ts");
+  const { readEvents } = await import("../server-sent-events.ts");
+  const unread = new AbortController();
+  process.stdout.once("error", () => unread.abort()); // whoever read this has gone
+  const stop = AbortSignal.any([stopSignal(), unread.signal]);
+  const daemon = await findDaemon(options);
+  try {
+    for await (const { id, name, data } of readEvents(await daemon.stream("/v1/events", stop))) {
+      const object = JSON.parse(data) as object;
+      if (options.json === true) print(JSON.stringify({ id, event: name, data: object }));
+      else print(`${new Date().toTimeString().slice(0, 8)}  ${name.padEnd(nameWidth)}  ${describe(name, object)}`);
+    }
+  } catch (error) {
+    if (stop.aborted) return;
+    if (error instanceof UllageError) throw error;
+  }
+  throw new UllageError("no-answer", "the daemon has ended its events", {
+    hint: "it was stopped, or is being restarted",
+  });
+}
+
+const nameWidth = "connection-opened".length;
+
+function describe(name: string, data: object): string {
+  if (name === "warning") return (data as Warning).message;
+  if (name === "job") {
+    const { target, kind, state, progress, error } = data as JobObject;
+    const far = progress.total === null ? "" : ` ${formatSize(progress.done)} of ${formatSize(progress.total)}`;
+    return `${kind} ${target}: ${state}${error === null ? far : `: ${error.detail}`}`;
+  }
+  if (name.startsWith("connection-")) {
+    const { export: exportName, connection } = data as ConnectionEventView;
+    return `${exportName}: ${connection.address}${connection.writable ? "" : ", read-only"}`;
+  }
+  if (name.startsWith("snapshot-")) {
+    const { volume, name: snapshot } = data as SnapshotView;
+    return `${volume}@${snapshot}`;
+  }
+  const { name: volume, state, reason, hydration, connections } = data as VolumeView;
+  const parts = [state === "ok" || reason === null ? state : `${state}: ${reason}`, hydrationSummary(hydration)];
+  return `${volume}: ${parts.join(", ")}, ${connections} connections`;
+}
