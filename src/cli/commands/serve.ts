@@ -48,7 +48,6 @@ async function serve(options: Options): Promise<void> {
   const { stopSignal, aborted } = await import("../signals.ts");
   const stop = stopSignal();
   const { Ullage } = await import("../../daemon/ullage.ts");
-  const { Server } = await import("../server.ts");
   const { notifyServiceManager } = await import("../service-manager.ts");
   const { chooseAddresses } = await import("../addresses.ts");
   const { stderrLog } = await import("../stderr-log.ts");
@@ -58,13 +57,16 @@ async function serve(options: Options): Promise<void> {
     api: ["127.0.0.1:7070", `unix:${dataDir}/api.sock`],
     nbd: ["127.0.0.1:10809", `unix:${dataDir}/nbd.sock`],
   });
-  const ullage = await Ullage.open({
+  const opening = Ullage.open({
     dataDir,
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
     log,
   });
+  const library = import("../server.ts"); // a tenth of a second, while the disk and the catalog's thread are at work
+  const ullage = await opening;
+  const { Server } = await library;
   const server = await Server.start(ullage, addresses, { tls, ...api }, log);
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
