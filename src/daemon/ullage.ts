@@ -94,7 +94,8 @@ export class Ullage {
   readonly #nbd: NbdListeners;
   readonly #meters: VolumeMeters;
   readonly #log: Log;
-  readonly #startWarnings: Warning[];
+  readonly #startWarnings: readonly Warning[];
+  readonly #listenerWarnings: Warning[] = [];
   readonly #apiListeners: ListenerView[] = [];
   readonly #probe: DataProbe;
   readonly #delay = new EventLoopDelay();
@@ -111,7 +112,7 @@ export class Ullage {
     meters: VolumeMeters;
     log: Log;
     readOnly: boolean;
-    startWarnings: Warning[];
+    startWarnings: readonly Warning[];
     probe: DataProbe;
   }) {
     this.#directory = parts.directory;
@@ -178,7 +179,7 @@ export class Ullage {
       for (const { code, message } of [...directory.warnings, ...swept.warnings]) log("warn", message, { code });
       const probe = new DataProbe(fs, clock, directory.path);
       const readOnly = options.readOnly === true;
-      const startWarnings = [...swept.warnings];
+      const startWarnings = swept.warnings;
       return new Ullage({
         directory,
         store,
@@ -389,9 +390,9 @@ export class Ullage {
     this.#apiListeners.push(listener);
   }
 
-  /** Something about what was opened beside this; for `health`. */
+  /** Something about a listener that was opened beside this; for `health`. */
   noteWarning(warning: Warning): void {
-    this.#startWarnings.push(warning);
+    this.#listenerWarnings.push(warning);
   }
 
   /** As far as is known at once: the data directory as of the last `checkHealth`. */
@@ -418,7 +419,7 @@ export class Ullage {
     return findingsOf({
       fileSystem: this.#directory.warnings,
       start: this.#startWarnings,
-      listeners: this.#nbd.warnings,
+      listeners: [...this.#nbd.warnings, ...this.#listenerWarnings],
       store: this.#store,
       cache: this.#sources.cache,
       probe: this.#probe,
