@@ -40,6 +40,7 @@ const tools = {
   certtool: { package: "gnutls-bin" },
   psktool: { package: "gnutls-bin" },
   curl: { package: "curl" },
+  jq: { package: "jq" },
   chromium: { package: "chromium" },
   promtool: { package: "prometheus" },
   strace: { package: "strace" },
