@@ -16,11 +16,16 @@ export function ProblemBox({ problem, onDismiss }) {
   return html`<div class="problem" role="alert">
     <p>
       <strong>${sentence(detail)}</strong>
-      ${hint && html`<span class="hint">${sentence(hint)}</span>`}
+      ${hint && html`<span class="hint">${withCode(sentence(hint))}</span>`}
       <code>${status === 0 ? code : `${status} ${code}`}</code>
     </p>
     ${onDismiss && html`<button type="button" class="quiet" onClick=${onDismiss} aria-label="Dismiss">✕</button>`}
   </div>`;
+}
+
+/** Commands in hints stand between backticks. @param {string} text */
+function withCode(text) {
+  return text.split("`").map((part, index) => (index % 2 === 1 ? html`<kbd>${part}</kbd>` : part));
 }
 
 /** Messages begin with a small letter, sentences don't. @param {string} text */

@@ -1,7 +1,7 @@
 import { html } from "htm/preact";
 import { useSignal } from "@preact/signals";
 import { call, volumePath } from "./api.js";
-import { ActionForm, ConfirmDialog } from "./parts.js";
+import { ActionForm, ConfirmDialog, sentence } from "./parts.js";
 import { noteVolume } from "./volume-list.js";
 
 /** @typedef {import("./volume-list.js").Volume} Volume */
@@ -16,7 +16,7 @@ export function ReopenPanel({ volume }) {
   return html`<section class="card notice" role="alert">
     <p>
       <b>${volume.state === "failed" ? "This volume can't be opened." : "This volume needs attention."}</b>
-      ${volume.reason}
+      ${` ${sentence(volume.reason ?? "")}`}
     </p>
     ${
       shut &&

@@ -87,11 +87,15 @@ export function VolumePage({ name }) {
     <${Facts} volume=${volume} />
     ${volume.state === "creating" || volume.state === "failed" ? null : html`<${MapPanel} key=${volume.id} volume=${volume} />`}
     <div class="panels">
-      ${volume.source !== null && html`<${HydrationPanel} volume=${volume} />`}
-      <${ExportsPanel} name=${name} />
-      ${canSnapshot() && html`<${SnapshotsPanel} volume=${volume} />`}
-      <${ConnectionsPanel} connections=${connections.value} />
-      <${SettingsPanel} key=${volume.id} volume=${volume} />
+      <div>
+        ${volume.source !== null && html`<${HydrationPanel} volume=${volume} />`}
+        ${canSnapshot() && html`<${SnapshotsPanel} volume=${volume} />`}
+        <${ConnectionsPanel} connections=${connections.value} />
+      </div>
+      <div>
+        <${ExportsPanel} name=${name} />
+        <${SettingsPanel} key=${volume.id} volume=${volume} />
+      </div>
     </div>
     ${
       dialog.value === "remove" &&
