@@ -232,14 +232,21 @@ export class ManagedVolume {
   /**
    * Replaces the map as a whole: closes the volume, lets `work` change its files, and opens it again.
    * @param work @returns the volume's size in bytes
+   * @param prepare looks at the volume, which nobody uses any more, before it is closed; what it throws changes nothing
    * @throws UllageError `in-use` while somebody may write, unless `force`
    */
-  rebase(what: string, force: boolean, work: () => Promise<number>): Promise<void> {
+  rebase(
+    what: string,
+    force: boolean,
+    work: () => Promise<number>,
+    prepare: (device: Volume) => Promise<void> = () => Promise.resolve(),
+  ): Promise<void> {
     return this.#turns.run(async () => {
       const device = (await this.#open()).volume;
       this.#demandNoWriters(force);
       await this.#disconnect(what);
       if (device.info().state !== "ok") throw new UllageError("not-ok", `volume '${this.record.name}' is not well`);
+      await prepare(device);
       await this.#close();
       try {
         const size = await work();

@@ -2,6 +2,7 @@ import { IoError, UllageError, describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
 import { defaultSettings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
+import { blockBytes } from "../volume/owner-map.ts";
 import { volumeDir } from "../volume/paths.ts";
 import { readPoison } from "../volume/poison.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
@@ -264,16 +265,18 @@ export class Volumes implements VolumeNames {
       });
     }
     const { env } = this.#host;
-    const rest = Math.min(device.size, Math.ceil(size / 4096) * 4096) - size;
-    if (rest > 0) await device.zero(size, rest, { allocate: false, fast: false });
-    await volume.rebase("the volume is being resized", force, async () => {
-      await shrinkVolume(env, volume.record.id, size).catch((error: unknown) => {
-        if (!(error instanceof RangeError)) throw error;
+    const shrink = async (): Promise<number> => {
+      await shrinkVolume(env, volume.record.id, size);
+      return size;
+    };
+    await volume.rebase("the volume is being resized", force, shrink, async (closing) => {
+      if (!closing.isEmptyFrom(size)) {
         throw new UllageError("not-empty", `volume '${name}' has data behind ${formatSize(size)}`, {
           hint: "discard it first (blkdiscard, fstrim), or choose a larger size",
         });
-      });
-      return size;
+      }
+      const rest = Math.min(closing.size, Math.ceil(size / blockBytes) * blockBytes) - size;
+      if (rest > 0) await closing.zero(size, rest, { allocate: false, fast: false });
     });
     return volume;
   }

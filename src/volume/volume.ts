@@ -14,7 +14,7 @@ import { Layer } from "./layer.ts";
 import { volumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
 import { createVolume, openVolume, type OpenedVolume } from "./open-volume.ts";
-import { blockBytes, type OwnerMap } from "./owner-map.ts";
+import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
 import { ownerKinds } from "./owner-table.ts";
 import { OwnerReader } from "./owner-reader.ts";
 import { OwnerWriter } from "./owner-writer.ts";
@@ -347,6 +347,13 @@ export class Volume implements BlockDevice {
   /** What may differ from a snapshot of this volume; see `changedRuns` for the result. */
   changesSince(before: FrozenMap, offset: number, length: number, limit: number): ChangeRun[] {
     return changedRuns({ map: this.#map, table: this.#opened.table }, before, offset, length, limit);
+  }
+
+  /** Whether no whole block at or behind `offset` belongs to anybody. */
+  isEmptyFrom(offset: number): boolean {
+    const first = Math.ceil(offset / blockBytes);
+    const count = this.#map.blocks - first;
+    return count <= 0 || this.#map.ownsAll(zeroOwner, first, count);
   }
 
   /** Grows the volume; durable when it resolves. New connections see the new size. @param size bytes */
