@@ -13,6 +13,7 @@ import { atEnd } from "../daemon/support.ts";
 import { EventClient } from "./event-client.ts";
 import { requireTool } from "../support/tools.ts";
 import { startApi, type Answer, type TestApi } from "./support.ts";
+import { curl, refusal, startTcpApi } from "./tcp-support.ts";
 
 const content = Buffer.alloc(2_000_000, "image");
 
@@ -223,6 +224,29 @@ void test("whoever listens hears of jobs", async (t) => {
   await api.call("/v1/volumes", create(source.url, "w"));
   const failed = await client.next(({ name, data }) => name === "job" && data["state"] === "failed");
   assert.equal((failed.data["error"] as { code: string }).code, "source-not-found");
+});
+
+void test("over TCP a token that may only look sees jobs and events, and cancels nothing", async (t) => {
+  if (!requireTool(t, "curl")) return;
+  const source = await startStreamingSource(t);
+  stall(source);
+  const api = await startTcpApi(t);
+  const from = { source: source.url, download: true };
+  const made = await api.ullage.createVolumeOrJob({ name: "v", from });
+  assert.ok(made.kind === "job");
+  const { id } = made.job;
+  assert.equal((JSON.parse((await api.as("read", `/v1/jobs/${id}`)).text) as JobObject).state, "running");
+  assert.equal(refusal(await api.as("read", `/v1/jobs/${id}`, "-X", "DELETE")), "403 forbidden");
+  assert.equal(api.ullage.jobs.get(id).state, "running");
+  const cancelled = await api.as("write", `/v1/jobs/${id}`, "-X", "DELETE");
+  assert.equal((JSON.parse(cancelled.text) as JobObject).state, "cancelled");
+  for (const path of ["/v1/jobs", "/v1/events"]) {
+    assert.equal(refusal(await curl(`${api.origin}${path}`)), "401 no-token", path);
+  }
+  api.ullage.events.close(); // a stream ends where the events do, and curl with it
+  const heard = await api.as("read", "/v1/events");
+  assert.deepEqual([heard.status, heard.headers["content-type"]], [200, "text/event-stream; charset=utf-8"]);
+  assert.match(heard.text, /^retry: \d+\nid: [0-9a-f]{8}-\d+\n\n/);
 });
 
 void test("there is no job by another id", async (t) => {
