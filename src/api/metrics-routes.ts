@@ -15,7 +15,7 @@ export function addMetricsRoutes(app: FastifyInstance, { ullage, log }: ApiConte
       method,
       route,
       status: reply.statusCode,
-      durationMs: ms,
+      durationMs: Math.round(ms * 10) / 10,
     });
   });
 
