@@ -20,14 +20,17 @@ export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
 export type {
   ConnectionView,
   CreateVolumeRequest,
+  DiffRunView,
   HealthView,
   HydrationChange,
   HydrationView,
   HydrationViewState,
   ListenerView,
   MapRunView,
+  SnapshotView,
   SourceRequest,
   StatsView,
+  VolumeChangeRequest,
   VolumeView,
   VolumeViewState,
 } from "./daemon/views.ts";

@@ -50,6 +50,23 @@ see ullage help operations.
 All of it, with reasons: docs/DURABILITY.md.`,
   },
   {
+    name: "snapshots",
+    summary: "freeze, go back, copy: instantly, whatever the size",
+    text: () => `  $ ullage snapshot create web1@before       a frozen state, also the read-only NBD export web1@before
+  $ ullage volume revert web1@before         what was written since is gone
+  $ ullage volume create test --snapshot web1@before
+  $ ullage volume create test2 --clone web1  a volume that begins as another one is now
+  $ ullage snapshot ls web1
+  $ ullage snapshot rm web1@before
+
+None of them copies data: volumes and snapshots share what is equal.
+Snapshots go in any order; clones live on without the volume that they were made from. A volume with snapshots is removed
+with them by ullage volume rm --snapshots.
+
+A snapshot is the disk as after a power cut at that moment: a file system on it recovers by its journal. Freeze it first
+(fsfreeze, or the guest agent) when that is not enough.`,
+  },
+  {
     name: "nbd",
     summary: "how clients reach a disk",
     text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one.
@@ -85,7 +102,7 @@ An example, and more on sockets and sources: docs/CONFIG.md.`,
     text: () => `restart     SIGTERM answers what has arrived, flushes and closes. Clients that reconnect (QEMU with reconnect-delay,
             nbd-client -persist, ullage attach) see a pause and no error.
 upgrade     install the new version, restart. Older data is opened; newer data is refused, naming both versions.
-backup      of one disk:  nbdcopy nbd://127.0.0.1/web1 web1.raw
+backup      of one disk:  ullage snapshot create web1@b; nbdcopy nbd://127.0.0.1/web1@b web1.raw
             of the data directory: stop Ullage and copy it (cp -a --sparse=always, rsync -aS), or take an atomic snapshot
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states

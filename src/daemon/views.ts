@@ -148,6 +148,7 @@ export interface DiffRunView {
   length: number;
 }
 
+/** A frozen state of a volume. */
 export interface SnapshotView {
   /** 32 hex digits */
   id: string;
