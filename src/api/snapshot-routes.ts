@@ -110,6 +110,18 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
     },
   });
 
+  app.route<OfVolume>({
+    method: "GET",
+    url: "/v1/volumes/:name/space",
+    schema: {
+      operationId: "getSpace",
+      summary: "Where a volume's bytes are on this host",
+      params: byVolume,
+      response: { 200: ref("Space"), default: problemResponse },
+    },
+    handler: (request) => ullage.spaceOf(request.params.name),
+  });
+
   app.route<OfSnapshot & { Querystring: { to?: string; offset: number; limit: number } }>({
     method: "GET",
     url: "/v1/volumes/:name/snapshots/:snapshot/diff",

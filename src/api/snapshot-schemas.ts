@@ -52,6 +52,18 @@ export const snapshotSchemas = [
     },
   },
   {
+    $id: "Space",
+    type: "object",
+    description: "bytes on disk; what several volumes use is in the figures of each of them",
+    additionalProperties: false,
+    required: ["exclusiveBytes", "sharedBytes", "cachedBytes"],
+    properties: {
+      exclusiveBytes: { type: "integer", description: "in layers that only this volume and its snapshots need" },
+      sharedBytes: { type: "integer", description: "in layers that other volumes need as well" },
+      cachedBytes: { type: "integer", description: "of the image, in the cache that all volumes made from it share" },
+    },
+  },
+  {
     $id: "SnapshotCreate",
     type: "object",
     description: "a snapshot to take",

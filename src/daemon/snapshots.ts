@@ -10,6 +10,7 @@ import { describedSnapshots, describeSnapshot, forgetSnapshot, readSnapshot } fr
 import { SnapshotView } from "../volume/snapshot-view.ts";
 import { dropLayers } from "./layer-files.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
+import { type LayerSpace, layerSpace } from "./space.ts";
 import { Turns } from "./turns.ts";
 
 /** Snapshots that stay open without a client, so that the next one finds them ready. */
@@ -176,6 +177,16 @@ export class Snapshots {
   /** Resolves when nothing is being removed any more. */
   settled(): Promise<void> {
     return this.#dropping;
+  }
+
+  /** Bytes on disk in the layers of a volume and its snapshots. */
+  space(volume: ManagedVolume): Promise<LayerSpace> {
+    const host = {
+      env: this.#host.env,
+      openLayers: (id: string) => this.#openLayers(id),
+      ownerOf: (id: string) => this.#rows.get(id)?.volumeId,
+    };
+    return this.references.run(() => layerSpace(host, volume.record.id));
   }
 
   /** Removes layers that were given up, unless somebody else needs them. Runs in a turn of `references`. */

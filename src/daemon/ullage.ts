@@ -39,6 +39,7 @@ import type {
   ListenerView,
   MapRunView,
   DiffRunView,
+  SpaceView,
   SnapshotView,
   StatsView,
   VolumeChangeRequest,
@@ -322,6 +323,13 @@ export class Ullage {
       at += length;
     }
     return { runs, next: at < device.size ? at : null };
+  }
+
+  /** Where a volume's bytes are on this host. @throws UllageError `not-found`, `creating` */
+  async spaceOf(name: string): Promise<SpaceView> {
+    const volume = this.#volumes.getReady(name);
+    const layers = await this.#volumes.snapshots.space(volume);
+    return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
   }
 
   /** A snapshot as a read-only disk. @throws UllageError `not-found` */

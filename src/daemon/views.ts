@@ -142,6 +142,16 @@ export interface VolumeChangeRequest {
   settings?: Partial<Settings>;
 }
 
+/** Bytes on disk. What several volumes use is in the figures of each of them. */
+export interface SpaceView {
+  /** in layers that only this volume and its snapshots need */
+  exclusiveBytes: number;
+  /** in layers that other volumes need as well */
+  sharedBytes: number;
+  /** of the image, in the cache that all volumes made from it share */
+  cachedBytes: number;
+}
+
 /** Bytes that may differ. */
 export interface DiffRunView {
   offset: number;

@@ -296,6 +296,7 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
     "/v1/volumes/{name}/snapshots",
     "/v1/volumes/{name}/snapshots/{snapshot}",
     "/v1/volumes/{name}/snapshots/{snapshot}/diff",
+    "/v1/volumes/{name}/space",
   ]);
   assert.equal(body.components.schemas["VolumeCreate"].additionalProperties, false);
   const references = JSON.stringify(body).match(/"\$ref":"[^"]*"/g)!;

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readdir, writeFile } from "node:fs/promises";
+import { readdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
@@ -158,4 +158,28 @@ void test("a renamed volume keeps its content, snapshots and connections; names 
   await ullage.close();
   const again = await openUllage(t, { dataDir });
   assert.equal(await liveValue(again, "c", 0), 1);
+});
+
+void test("what volumes take adds up to what lies in layers", async (t) => {
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const ullage = await openUllage(t, { dataDir });
+  await ullage.createVolume({ name: "a", size });
+  for (let at = 0; at < 20; at++) await put(ullage, "a", at, 1);
+  await ullage.createSnapshot("a", "s");
+  for (let at = 0; at < 5; at++) await put(ullage, "a", at, 2);
+  await ullage.createVolume({ name: "b", from: { snapshot: "a@s" } });
+  await put(ullage, "b", 0, 3);
+  for (const name of ["a", "b"]) await (await ullage.getDevice(name)).flush();
+  const [a, b] = [await ullage.spaceOf("a"), await ullage.spaceOf("b")];
+  assert.equal(a.sharedBytes, b.sharedBytes, "the sealed layer that both read");
+  const layers = await readdir(join(dataDir, "layers"));
+  const onDisk = await Promise.all(
+    layers.map(async (layer) => (await stat(join(dataDir, "layers", layer))).blocks * 512),
+  );
+  assert.equal(
+    a.exclusiveBytes + b.exclusiveBytes + a.sharedBytes,
+    onDisk.reduce((sum, bytes) => sum + bytes, 0),
+  );
+  await ullage.removeVolume("b");
+  assert.equal((await ullage.spaceOf("a")).sharedBytes, 0);
 });

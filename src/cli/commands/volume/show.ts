@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { formatSize } from "../../../base/units.ts";
-import type { VolumeView } from "../../../daemon/views.ts";
+import type { SpaceView, VolumeView } from "../../../daemon/views.ts";
 import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
 import { formatFields, print, printJson } from "../../output.ts";
 import { hydrationDetail } from "../../progress.ts";
@@ -9,10 +9,20 @@ export function addShowCommand(parent: Command): void {
   clientCommand(parent, "show <name>", "show one volume", "ullage volume show web1").action(
     async (name: string, options: ClientOptions) => {
       const volume = await askDaemon<VolumeView>(options, volumePath(name));
-      if (options.json === true) printJson(volume);
-      else print(describeVolume(volume));
+      if (options.json === true) {
+        printJson(volume);
+        return;
+      }
+      print(describeVolume(volume));
+      if (volume.state !== "creating") print(await describeSpace(name, options));
     },
   );
+}
+
+async function describeSpace(name: string, options: ClientOptions): Promise<string> {
+  const space = await askDaemon<SpaceView>(options, volumePath(name, "space"));
+  const shared = space.sharedBytes === 0 ? "" : `, ${formatSize(space.sharedBytes)} shared with other volumes`;
+  return formatFields([["on disk    ", `${formatSize(space.exclusiveBytes)} of its own${shared}`]]);
 }
 
 export function describeVolume(volume: VolumeView): string {
