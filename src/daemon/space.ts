@@ -22,7 +22,8 @@ export interface SpaceHost {
 }
 
 /** Looks at the owner tables of all maps; nothing is counted in advance, so that nothing can be counted wrong. */
-export async function layerSpace({ env, openLayers, ownerOf }: SpaceHost, volumeId: string): Promise<LayerSpace> {
+export async function layerSpace(host: SpaceHost, volumeId: string): Promise<LayerSpace> {
+  const { env } = host;
   const own = new Set<string>();
   const others = new Set<string>();
   const note = (layers: Iterable<string>, of: string | undefined): void => {
@@ -31,9 +32,9 @@ export async function layerSpace({ env, openLayers, ownerOf }: SpaceHost, volume
   };
   // Volumes first: see dropLayers.
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-    if (/^[0-9a-f]{32}$/.test(id)) note(openLayers(id) ?? (await volumeReferences(env, id)), id);
+    if (/^[0-9a-f]{32}$/.test(id)) note(host.openLayers(id) ?? (await volumeReferences(env, id)), id);
   }
-  for (const id of await frozenMaps(env)) note(await frozenReferences(env, id), ownerOf(id));
+  for (const id of await frozenMaps(env)) note(await frozenReferences(env, id), host.ownerOf(id));
   const space = { exclusiveBytes: 0, sharedBytes: 0 };
   for (const layer of own) space[others.has(layer) ? "sharedBytes" : "exclusiveBytes"] += await allocated(env, layer);
   return space;
