@@ -303,6 +303,7 @@ export class ModelVolume {
       else if (kind === "readSnapshot") await this.snapshots.readOne();
       else if (kind === "removeSnapshot") await this.snapshots.remove();
       else if (kind === "clone") await this.#clone();
+      else if (kind === "turnover") await this.#turnover(target);
       else await this.#grow();
     } catch (error) {
       target.onError(kind, error);
@@ -332,6 +333,25 @@ export class ModelVolume {
     this.#changesCertain = token;
     this.#size = this.volume.size; // whatever it was before, now it is durable
     this.#sizesTried = [];
+  }
+
+  /** A layer comes to have blocks that a checkpoint knows, is sealed, and loses them all: with the next one it may go. */
+  async #turnover(target: WorkloadTarget): Promise<void> {
+    const { workload, snapshots } = this;
+    const [offset, length] = workload.popular();
+    const steps = [
+      () => this.#changing(() => snapshots.take()),
+      () => workload.write(target, offset, length),
+      () => target.checkpoint(),
+      () => this.#changing(() => snapshots.take()),
+      () => snapshots.remove(),
+      () => snapshots.remove(),
+      () => workload.write(target, offset, length),
+    ];
+    for (const step of steps) if (!target.closing()) await step();
+    if (target.closing()) return;
+    if (this.#world.scheduler.random.chance(0.5)) this.#world.temptFate(40);
+    await target.checkpoint();
   }
 
   async #grow(): Promise<void> {
