@@ -184,6 +184,7 @@ class World implements ModelWorld {
       this.#checkNothingOpen();
       return true;
     }
+    if (this.profile.structure && this.#random.chance(0.25) && !(await this.#revert())) return false;
     this.#setFaults(true);
     if (this.#source) this.#source.errors = this.#random.pick([0, 0, 0.2]);
     const end = this.#random.pick(this.profile.ends);
@@ -206,6 +207,23 @@ class World implements ModelWorld {
     }
     await this.#settle(work);
     return this.#end(end);
+  }
+
+  /** A volume becomes what a snapshot of it is. @returns false when nothing more can be asked of this world */
+  async #revert(): Promise<boolean> {
+    const volume = this.#random.pick(this.#volumes);
+    if (this.#random.chance(0.6)) this.disk.crashAfter(this.#random.between(1, 100));
+    const how = await this.#settle(volume.revert());
+    if (how === "halted") {
+      if (!this.#crash(this.#random.pick(this.profile.ends)) || !(await this.#openSomehow())) return false;
+      this.#setFaults(false);
+    } else {
+      this.disk.disarm();
+      const error = volume.volume === undefined ? await this.scheduler.complete(volume.tryOpen()) : undefined;
+      if (error !== undefined) throw error;
+    }
+    await this.scheduler.complete(this.#verify());
+    return true;
   }
 
   /** Waits; halting (a crash) is fine, any other failure is not. */

@@ -2,6 +2,8 @@ import { describeError, errnoOf, IoError, SourceError, UllageError } from "../..
 import type { Blob } from "../../src/blob/blob.ts";
 import type { Turns } from "../../src/daemon/turns.ts";
 import { poisonPath, runtimePoisonPath, volumeDir } from "../../src/volume/paths.ts";
+import { revertVolume } from "../../src/volume/rebase-volume.ts";
+import { baseOf } from "../../src/volume/references.ts";
 import type { VolumeEnvironment } from "../../src/volume/types.ts";
 import { Volume } from "../../src/volume/volume.ts";
 import type { End, Profile } from "./crash-driver.ts";
@@ -11,6 +13,7 @@ import type { SimDisk } from "./sim-disk.ts";
 import type { SimFileSystem } from "./sim-file-system.ts";
 import { SimInode } from "./sim-inode.ts";
 import type { SimScheduler } from "./sim-scheduler.ts";
+import type { SnapshotOracle } from "./snapshot-oracle.ts";
 import { type StructureKind, Workload, type WorkloadTarget } from "./workload.ts";
 
 /** What the volumes of a world share. */
@@ -53,8 +56,8 @@ const mostGrowth = 8 * 1024 * 1024;
 export class ModelVolume {
   readonly id: string;
   readonly name: string;
-  readonly oracle: Oracle;
-  readonly workload: Workload;
+  oracle: Oracle;
+  workload: Workload;
   readonly snapshots: ModelSnapshots;
   /** Undefined: not open. */
   volume: Volume | undefined;
@@ -78,6 +81,8 @@ export class ModelVolume {
   /** A recovery since the last reopening may have found that the page cache was lost. */
   #lossPossible = false;
   #reopening = false;
+  /** What it is being reverted to, unless that is known to have failed or to be done. */
+  #reverting: { id: string; oracle: SnapshotOracle } | undefined;
   /** The call during which the volume found itself poisoned, in this life. */
   #poisonedAt: number | undefined;
 
@@ -89,9 +94,13 @@ export class ModelVolume {
     this.#sizesEver.add(size);
     this.#limit = size + mostGrowth;
     this.oracle = new Oracle(initial);
-    const { stories = false, structure = false } = world.profile;
-    this.workload = new Workload(world.scheduler, this.oracle, size, stories, structure);
+    this.workload = this.#newWorkload();
     this.snapshots = new ModelSnapshots(world, this);
+  }
+
+  #newWorkload(): Workload {
+    const { stories = false, structure = false } = this.#world.profile;
+    return new Workload(this.#world.scheduler, this.oracle, this.#size, stories, structure);
   }
 
   /** Sizes that it may have. */
@@ -185,6 +194,7 @@ export class ModelVolume {
   /** @returns why the volume cannot be opened; undefined: it is open, and has its client */
   async tryOpen(): Promise<unknown> {
     try {
+      await this.#learnOfRevert();
       await this.open(false);
       await this.attach();
       return undefined;
@@ -293,6 +303,7 @@ export class ModelVolume {
       else if (kind === "readSnapshot") await this.snapshots.readOne();
       else if (kind === "removeSnapshot") await this.snapshots.remove();
       else if (kind === "clone") await this.#clone();
+      else if (kind === "turnover") await this.#turnover(target);
       else await this.#grow();
     } catch (error) {
       target.onError(kind, error);
@@ -322,6 +333,25 @@ export class ModelVolume {
     this.#changesCertain = token;
     this.#size = this.volume.size; // whatever it was before, now it is durable
     this.#sizesTried = [];
+  }
+
+  /** A layer comes to have blocks that a checkpoint knows, is sealed, and loses them all: with the next one it may go. */
+  async #turnover(target: WorkloadTarget): Promise<void> {
+    const { workload, snapshots } = this;
+    const [offset, length] = workload.popular();
+    const steps = [
+      () => this.#changing(() => snapshots.take()),
+      () => workload.write(target, offset, length),
+      () => target.checkpoint(),
+      () => this.#changing(() => snapshots.take()),
+      () => snapshots.remove(),
+      () => snapshots.remove(),
+      () => workload.write(target, offset, length),
+    ];
+    for (const step of steps) if (!target.closing()) await step();
+    if (target.closing()) return;
+    if (this.#world.scheduler.random.chance(0.5)) this.#world.temptFate(40);
+    await target.checkpoint();
   }
 
   async #grow(): Promise<void> {
@@ -365,6 +395,47 @@ export class ModelVolume {
     if (world.closing()) return;
     await clone.attach();
     await clone.workload.run(clone.target(), 1, random.between(1, 8));
+  }
+
+  // ---- reverting ----------------------------------------------------------------------------------------------------
+
+  /** Closes it, and makes it what one of its snapshots is; it has to be opened again. */
+  async revert(): Promise<void> {
+    const { disk, references } = this.#world;
+    const env = this.#world.env();
+    if (disk.failures > 0 || this.volume!.info().state !== "ok") return;
+    const to = await this.snapshots.base();
+    if (to === undefined) return;
+    const { id } = to.base!;
+    if ((await baseOf(env, this.id)) !== id) {
+      this.#note(`is being reverted to snapshot ${id.slice(0, 4)}`);
+      this.#reverting = { id, oracle: to.oracle };
+      const token = this.oracle.flushStart();
+      this.leave();
+      await this.volume!.close();
+      this.volume = undefined;
+      this.oracle.flushDone(token);
+      await references.run(() => revertVolume(env, this.id, id));
+      this.#become(to.oracle);
+    }
+    to.release();
+  }
+
+  /** The process died while it was being reverted: it is what it was, or what it was to become. */
+  async #learnOfRevert(): Promise<void> {
+    if (this.#reverting === undefined) return;
+    if ((await baseOf(this.#world.env(), this.id)) === this.#reverting.id) this.#become(this.#reverting.oracle);
+    else this.#note("was not reverted");
+    this.#reverting = undefined;
+  }
+
+  #become(snapshot: SnapshotOracle): void {
+    this.#note("is reverted");
+    this.#reverting = undefined;
+    this.oracle = new Oracle((sector) => snapshot.content(sector));
+    this.#size = snapshot.size;
+    this.#sizesTried = [];
+    this.workload = this.#newWorkload();
   }
 
   #note(text: string): void {

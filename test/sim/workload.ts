@@ -28,7 +28,7 @@ type Kind =
   | StructureKind;
 
 /** What changes more than blocks. */
-export type StructureKind = "snapshot" | "readSnapshot" | "removeSnapshot" | "clone" | "grow";
+export type StructureKind = "snapshot" | "readSnapshot" | "removeSnapshot" | "clone" | "grow" | "turnover";
 
 /** What the clients work on, for one life of the volume. */
 export interface WorkloadTarget {
@@ -167,6 +167,7 @@ export class Workload {
       case "removeSnapshot":
       case "clone":
       case "grow":
+      case "turnover":
         return target.structure(kind);
     }
   }
@@ -183,6 +184,11 @@ export class Workload {
       else if (step === "part") await this.write(target, block + this.#random.below(4000), this.#random.between(1, 96));
       else await this.flush(target);
     }
+  }
+
+  /** A range of blocks that is written often. */
+  popular(): [number, number] {
+    return this.#range("writeBlocks");
   }
 
   #range(kind: Kind): [number, number] {
@@ -328,6 +334,7 @@ const structureKinds: Record<StructureKind, number> = {
   removeSnapshot: 2,
   clone: 1,
   grow: 2,
+  turnover: 1,
 };
 
 const longestRun = 512;
