@@ -18,6 +18,7 @@ export type { Measured } from "./daemon/measured.ts";
 export type { VolumeTraffic } from "./daemon/volume-traffic.ts";
 export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
 export type {
+  CloneRequest,
   ConnectionView,
   CreateVolumeRequest,
   DiffRunView,
@@ -29,6 +30,7 @@ export type {
   MapRunView,
   SnapshotView,
   SourceRequest,
+  SpaceView,
   StatsView,
   VolumeChangeRequest,
   VolumeView,

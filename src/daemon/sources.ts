@@ -30,6 +30,8 @@ export interface FoundSource {
 
 /** How `download` fetches. */
 export interface FillOptions {
+  /** Called before the first byte is streamed: what a killed process leaves can be found by this id. */
+  onBlob?: (id: string) => Promise<unknown>;
   signal?: AbortSignal;
   /** called with the bytes received so far, with 0 before the first ones are asked for */
   onProgress?: (bytes: number) => void;
@@ -96,6 +98,7 @@ export class Sources {
       blob = await this.#turns.run(() => this.#findOrMake(found));
       found.blobId = blob.id;
       if (!found.download || blob.readyBytes === blob.size) return blob;
+      await options.onBlob?.(blob.id);
       options.onProgress?.(0);
       await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
       await blob.sync();

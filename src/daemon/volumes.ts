@@ -345,6 +345,7 @@ export class Volumes implements VolumeNames {
         ? undefined
         : await sources.blobOf(found, {
             signal,
+            onBlob: (blobId) => store.updateVolume(id, { blobId }),
             onProgress: (bytes) => {
               volume.download = { bytes, total };
               volume.news.progress();

@@ -122,3 +122,26 @@ void test("durability rule 17: nor is a volume from an image half made, or half 
     names: [["old"], ["new", "old"], ["new"]],
   });
 });
+
+void test("durability rule 17: a kill in the middle of a download leaves nothing of what was fetched", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const image = join(directory, "image.raw");
+  await writeFile(image, Buffer.alloc(4 << 20, 1));
+  const dataDir = join(directory, "data");
+  const world = new CrashingWorld(Infinity);
+  const ullage = await Ullage.open({ dataDir, fs: world.fs, openStore: world.openStore });
+  const dieWhenItBegins = (bytes: number): void => {
+    if (bytes === 0) world.crashAt = world.steps + 2;
+  };
+  void ullage.createVolume({ name: "new", from: { source: image, download: true } }, undefined, {
+    onDownload: dieWhenItBegins,
+  });
+  await world.crashed;
+  world.crashAt = Infinity;
+  await world.bury();
+  assert.equal((await readdir(join(dataDir, "blobs"))).length, 1);
+  const next = await Ullage.open({ dataDir });
+  assert.deepEqual(await next.listVolumes(), []);
+  await next.close();
+  assert.deepEqual(await readdir(join(dataDir, "blobs")), []);
+});
