@@ -17,25 +17,7 @@ export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.t
 export type { Measured } from "./daemon/measured.ts";
 export type { VolumeTraffic } from "./daemon/volume-traffic.ts";
 export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
-export type {
-  CloneRequest,
-  ConnectionView,
-  CreateVolumeRequest,
-  DiffRunView,
-  HealthView,
-  HydrationChange,
-  HydrationView,
-  HydrationViewState,
-  ListenerView,
-  MapRunView,
-  SnapshotView,
-  SourceRequest,
-  SpaceView,
-  StatsView,
-  VolumeChangeRequest,
-  VolumeView,
-  VolumeViewState,
-} from "./daemon/views.ts";
+export type * from "./daemon/views.ts";
 export { volumeViewStates } from "./daemon/views.ts";
 export type { HealthCheck, HealthStatus, Warning } from "./daemon/health.ts";
 export type { Log, LogFields, LogLevel } from "./daemon/log.ts";

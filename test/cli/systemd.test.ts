@@ -3,7 +3,7 @@ import { execFile, spawn } from "node:child_process";
 import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { test } from "node:test";
+import { test, type TestContext } from "node:test";
 import { promisify } from "node:util";
 import { parseConfig } from "../../src/config/config-file.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
@@ -14,6 +14,15 @@ const execute = promisify(execFile);
 const timeout = 60_000;
 const root = join(import.meta.dirname, "../..");
 const units = join(root, "packaging/systemd");
+
+/** Where data usually is: on tmpfs, other system calls are made. */
+async function directoryOnDisk(t: TestContext): Promise<string> {
+  const out = join(root, "test/out");
+  await mkdir(out, { recursive: true });
+  const directory = await mkdtemp(join(out, "systemd-"));
+  atEnd(t, () => rm(directory, { recursive: true, force: true }));
+  return directory;
+}
 
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
@@ -73,8 +82,7 @@ void test("the units are what systemd expects, and leave the service little that
 
 void test("the unit's own mounts are new at every start: after kill -9 everything acknowledged is there all the same", async (t) => {
   if (!requireTool(t, "root", "unshare", "qemu-io")) return;
-  const directory = await mkdtemp(join(root, "test/out/systemd-")); // on a disk, as the data is
-  atEnd(t, () => rm(directory, { recursive: true, force: true }));
+  const directory = await directoryOnDisk(t);
   const [api, nbd] = [join(directory, "api.sock"), join(directory, "nbd.sock")];
   const serve = async (): Promise<{ kill(): Promise<void> }> => {
     const listeners = ["--api", `unix:${api}`, "--nbd", `unix:${nbd}`];
@@ -130,8 +138,7 @@ void test("every system call that serving and recovery make is one that the unit
   if (!requireTool(t, "systemd-analyze", "strace", "unshare", "qemu-io", "root")) return;
   const allowed = await allowedCalls();
   assert.ok(allowed.has("preadv2") && !allowed.has("reboot"), "the sets were understood");
-  const directory = await mkdtemp(join(root, "test/out/systemd-")); // on a disk: what is done there differs from tmpfs
-  atEnd(t, () => rm(directory, { recursive: true, force: true }));
+  const directory = await directoryOnDisk(t);
   const [dataDir, api, nbd] = ["data", "api.sock", "nbd.sock"].map((name) => join(directory, name));
   const lives = [
     { signal: "SIGKILL", work: ["write -P 1 0 1M", "discard 0 64k"] },

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { globSync } from "node:fs";
 import { copyFile, readdir, readFile, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { requireTool } from "../support/tools.ts";
 import { execute, installPackage, link, root, start, timeout, type Project } from "./support.ts";
@@ -120,28 +120,31 @@ async function isDocumented({ directory }: Project): Promise<void> {
   const dist = join(directory, "node_modules/ullage/dist");
   const index = await readFile(join(dist, "index.d.ts"), "utf8");
   const undocumented: string[] = [];
-  let exported = 0;
-  for (const [, list, module] of index.matchAll(/export (?:type )?\{([^}]*)\} from "([^"]*)"/g)) {
-    const file = join(dist, module).replace(/\.[tj]s$/, ".d.ts");
-    const text = await readFile(file, "utf8");
-    for (const name of list.split(",").map((each) => each.trim().replace(/^type /, ""))) {
-      exported++;
-      const declared = new RegExp(`(\\*/\\n)?export (declare )?(class|interface|type|const|function) ${name}\\b`).exec(
+  const exported = new Set<string>();
+  for (const [, list, module] of index.matchAll(/export (?:type )?(\{[^}]*\}|\*) from "([^"]*)"/g)) {
+    const text = await readFile(join(dist, module).replace(/\.[tj]s$/, ".d.ts"), "utf8");
+    const all = [...text.matchAll(/^export (?:declare )?(?:interface|type) (\w+)/gm)].map(([, name]) => name);
+    for (const name of list === "*" ? all : namesIn(list)) {
+      exported.add(name);
+      const declared = new RegExp(`(\\*/\n)?export (declare )?(class|interface|type|const|function) ${name}\\b`).exec(
         text,
       );
-      assert.ok(declared, `${name} is declared in ${dirname(module)}`);
+      assert.ok(declared, `${name} is declared in ${module}`);
       if (declared[1] === undefined) undocumented.push(name);
     }
   }
-  assert.ok(exported > 20);
+  assert.ok(exported.size > 20);
   const ullage = await readFile(join(dist, "daemon/ullage.d.ts"), "utf8");
-  const used = [...ullage.matchAll(/^import .*\{([^}]*)\}/gm)].flatMap(([, list]) =>
-    list.split(",").map((each) => each.trim().replace(/^type /, "")),
-  );
-  const missing = used.filter((name) => !new RegExp(`[{,] *(type )?${name} *[,}]`).test(index));
+  const used = [...ullage.matchAll(/^import .*(\{[^}]*\})/gm)].flatMap(([, list]) => namesIn(list));
+  const missing = used.filter((name) => !exported.has(name));
   assert.deepEqual(missing, [], "what appears in the signatures of Ullage is exported by src/index.ts");
   for (const [, above, name] of ullage.matchAll(/^(.*)\n {4}(?:static |get )?(\w+)\(.*;$/gm)) {
     if (!above.endsWith("*/") && name !== "constructor") undocumented.push(`Ullage.${name}`);
   }
   assert.deepEqual(undocumented, []);
+}
+
+/** Of `{ A, type B }`. */
+function namesIn(list: string): string[] {
+  return [...list.matchAll(/(\w+)\s*[,}]/g)].map(([, name]) => name);
 }

@@ -25,9 +25,9 @@ export async function installPackage(t: TestContext): Promise<Project> {
   const modules = join(directory, "node_modules");
   const installed = join(modules, "ullage");
   await mkdir(installed, { recursive: true });
-  const { stdout } = await execute("npm", ["pack", "--json", "--pack-destination", directory], { cwd: root, timeout });
-  const [{ filename }] = JSON.parse(stdout.slice(stdout.indexOf("[\n"))) as [{ filename: string }];
-  await execute("tar", ["-xzf", join(directory, filename), "-C", installed, "--strip-components=1"], { timeout });
+  await execute("npm", ["pack", "--pack-destination", directory], { cwd: root, timeout });
+  const tarball = (await readdir(directory)).find((name) => name.endsWith(".tgz"))!;
+  await execute("tar", ["-xzf", join(directory, tarball), "-C", installed, "--strip-components=1"], { timeout });
   const { dependencies, optionalDependencies, bin } = JSON.parse(
     await readFile(join(installed, "package.json"), "utf8"),
   ) as { dependencies: object; optionalDependencies: object; bin: { ullage: string } };
