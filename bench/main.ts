@@ -15,9 +15,10 @@ import { cold } from "./tables/cold.ts";
 import { hydration } from "./tables/hydration.ts";
 import { lazy } from "./tables/lazy.ts";
 import { scale } from "./tables/scale.ts";
+import { snapshots } from "./tables/snapshots.ts";
 import { steady } from "./tables/steady.ts";
 
-const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale];
+const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale, snapshots];
 export const tableNames = benchmarks.map(({ name }) => name);
 
 export async function runBenchmarks(options: BenchOptions): Promise<void> {
