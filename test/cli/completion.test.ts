@@ -84,6 +84,17 @@ async function shellWorld(t: TestContext): Promise<{ daemon: Daemon; env: NodeJS
 
 const lines = (text: string): string[] => text.trimEnd().split("\n").sort();
 
+/** On a busy machine the daemon may be too late for one TAB: then it is pressed again. */
+async function pressAgain<T>(tab: () => Promise<T>, enough: (found: T) => boolean): Promise<T> {
+  for (let presses = 1; presses < 5; presses++) {
+    const found = await tab().catch(() => undefined);
+    if (found !== undefined && enough(found)) return found;
+  }
+  return tab();
+}
+
+const some = (found: string[]): boolean => found.join("") !== "";
+
 const bashScript = `
 source <(ullage completion bash)
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
@@ -98,7 +109,7 @@ void test("bash completes, with the words as bash breaks them", async (t) => {
     return lines(stdout);
   };
   assert.deepEqual(await tab("ullage", "volu"), ["volume"]);
-  assert.deepEqual(await tab("ullage", "volume", "show", ""), ["web1", "web2"]);
+  assert.deepEqual(await pressAgain(() => tab("ullage", "volume", "show", ""), some), ["web1", "web2"]);
   assert.deepEqual(await tab("ullage", "serve", "--tls", "=", "r"), ["require"]);
   assert.deepEqual(await tab("ullage", "volume", "create", "x", "--from", "im"), ["image.raw", "images"]);
   assert.deepEqual(await tab("ullage", "serve", "--data", "im"), ["images"]);
@@ -113,7 +124,7 @@ void test("fish completes, with descriptions", async (t) => {
     return lines((await execute("fish", ["-c", script], { env, cwd: directory, timeout })).stdout);
   };
   assert.deepEqual(await tab("ullage volume sho"), ["show\tshow one volume"]);
-  assert.deepEqual(await tab("ullage volume show we"), ["web1", "web2"]);
+  assert.deepEqual(await pressAgain(() => tab("ullage volume show we"), some), ["web1", "web2"]);
   assert.deepEqual(await tab("ullage serve --tls=req"), ["--tls=require"]);
   assert.ok((await tab("ullage serve --data im")).some((line) => line.startsWith("images/")));
 });
@@ -135,11 +146,14 @@ void test("zsh completes, with descriptions", async (t) => {
   // Ends with an error, by the time-out, when what is waited for is never shown.
   const tab = (line: string, shown: string): Promise<unknown> => {
     const args = ["-f", "-c", zshScript, "zsh", line, shown];
-    return execute("zsh", args, { env: { ...env, TERM: "dumb" }, cwd: directory, timeout: 30_000 });
+    return execute("zsh", args, { env: { ...env, TERM: "dumb" }, cwd: directory, timeout: 20_000 });
   };
   await tab("ullage volu", "ullage volume ");
   await tab("ullage volume s", "show *-- show one volume");
-  await tab("ullage volume show w", "ullage volume show web");
+  await pressAgain(
+    () => tab("ullage volume show w", "ullage volume show web"),
+    () => true,
+  );
   await tab("ullage serve --tls=r", "--tls=require");
   await tab("ullage serve --data ima", "images/");
 });

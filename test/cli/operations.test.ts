@@ -23,6 +23,7 @@ stop() {
   rm "$WORLD/pid"
 }
 start() {
+  : > "$WORLD/out" # what the last one said does not count
   ullage serve --data "$WORLD/data" --api "unix:$WORLD/data/api.sock" --nbd "unix:$WORLD/data/nbd.sock" \\
     > "$WORLD/out" 2>> "$WORLD/log" < /dev/null &
   echo $! > "$WORLD/pid"

@@ -4,7 +4,7 @@ import { completionScripts, shells, type Shell } from "../completion-scripts.ts"
 import { print } from "../output.ts";
 
 /** A TAB that waits longer is worse than one that does not know the volumes. */
-const patienceMs = 700;
+const patienceMs = 1500;
 
 /** bash's own words end at these. */
 const breaks = /[=:@]/;

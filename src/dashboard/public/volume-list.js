@@ -37,8 +37,6 @@ import { Poller } from "./polling.js";
  * @property {string | null} format
  * @property {number} fetchedBytes
  * @property {number} writtenBytes
- * @property {number} [exclusiveBytes]
- * @property {number} [sharedBytes]
  * @property {Hydration} hydration
  * @property {Record<string, string>} settings
  * @property {number} connections

@@ -1,5 +1,4 @@
 import { signal } from "@preact/signals";
-import { hasKey } from "./features.js";
 
 /* What the list shows and in which order; kept while another page is looked at. */
 
@@ -24,24 +23,17 @@ export const sortDown = signal(false);
  */
 
 /** @type {readonly SortKey[]} */
-const keys = [
+export const sortKeys = [
   { key: "name", label: "Name", column: true, of: ({ name }) => name },
   { key: "state", label: "State", column: true, of: ({ state }) => (state === "ok" ? "zz" : state) },
   { key: "size", label: "Size", column: true, number: true, of: ({ size }) => size },
   { key: "written", label: "Written", column: true, number: true, of: ({ writtenBytes }) => writtenBytes },
   { key: "fetched", label: "Cached", column: true, number: true, of: ({ fetchedBytes }) => fetchedBytes },
-  { key: "exclusive", label: "Exclusive", column: true, number: true, of: ({ exclusiveBytes = 0 }) => exclusiveBytes },
-  { key: "shared", label: "Shared", column: true, number: true, of: ({ sharedBytes = 0 }) => sharedBytes },
   { key: "hydration", label: "Hydration", column: true, of: hydrated },
   { key: "traffic", label: "Traffic", column: true, number: true, of: (_, rate) => rate?.bytesPerSecond ?? 0 },
   { key: "clients", label: "Clients", column: true, number: true, of: ({ connections }) => connections },
   { key: "created", label: "Created", column: false, of: ({ createdAt }) => createdAt },
 ];
-
-/** Those that this server has figures for. */
-export function sortKeys() {
-  return keys.filter(({ key }) => (key !== "exclusive" && key !== "shared" ? true : hasKey("Volume", `${key}Bytes`)));
-}
 
 /** @param {Volume} volume */
 function hydrated({ source, hydration }) {
@@ -61,7 +53,7 @@ export function sortVolumes(all, rates) {
     const text = `${name} ${source ?? ""} ${state} ${hydration.state}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });
-  const chosen = keys.find(({ key }) => key === sortBy.value) ?? keys[0];
+  const chosen = sortKeys.find(({ key }) => key === sortBy.value) ?? sortKeys[0];
   if (chosen === undefined) return found;
   const sign = sortDown.value ? -1 : 1;
   const marks = new Map(found.map((volume) => [volume, chosen.of(volume, rates.get(volume.name))]));

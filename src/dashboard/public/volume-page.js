@@ -7,7 +7,7 @@ import { ConnectionsPanel } from "./connections-panel.js";
 import { CreateDialog } from "./create-dialog.js";
 import { onEvent, streaming } from "./events.js";
 import { ExportsPanel } from "./exports-panel.js";
-import { canSnapshot } from "./features.js";
+import { can, canSnapshot } from "./features.js";
 import { formatBytes, formatCount, formatRate, formatTime } from "./format.js";
 import { HydrationPanel } from "./hydration-panel.js";
 import { MapPanel } from "./map-panel.js";
@@ -27,6 +27,27 @@ import { knownVolume, readVolume } from "./volume-list.js";
 
 const pollMs = 2_000;
 const pollStreamingMs = 5_000;
+const spacePollMs = 6_000;
+
+/** @typedef {{ exclusiveBytes: number, sharedBytes: number }} Space bytes on disk */
+
+/**
+ * What a volume takes on disk. The server reads many files to tell: it is asked seldom.
+ * @param {string} name
+ * @returns {Space | null} null: not known yet
+ */
+function useSpace(name) {
+  const space = useSignal(/** @type {Space | null} */ (null));
+  useEffect(() => {
+    if (!can("GET", "/v1/volumes/{name}/space")) return undefined;
+    const poller = new Poller(
+      async () => (space.value = await call(`${volumePath(name)}/space`)),
+      () => spacePollMs,
+    );
+    return () => poller.stop();
+  }, [name]);
+  return space.value;
+}
 
 /** @param {{ name: string }} props */
 export function VolumePage({ name }) {
@@ -61,6 +82,7 @@ export function VolumePage({ name }) {
     };
   }, [name]);
   useEffect(() => followRates(), [name]);
+  const space = useSpace(name);
 
   const gone = problem.value !== null && problemOf(problem.value).status === 404;
   const volume = gone ? undefined : knownVolume(name);
@@ -84,7 +106,7 @@ export function VolumePage({ name }) {
     <${ProblemBox} problem=${hide ? null : problem.value} />
     <${ReopenPanel} volume=${volume} />
     ${volume.state === "creating" && html`<${CreatingPanel} volume=${volume} />`}
-    <${Facts} volume=${volume} />
+    <${Facts} volume=${volume} space=${space} />
     ${volume.state === "creating" || volume.state === "failed" ? null : html`<${MapPanel} key=${volume.id} volume=${volume} />`}
     <div class="panels">
       <div>
@@ -105,15 +127,19 @@ export function VolumePage({ name }) {
   </main>`;
 }
 
-/** @param {{ volume: Volume }} props */
-function Facts({ volume }) {
+/** @param {{ volume: Volume, space: Space | null }} props */
+function Facts({ volume, space }) {
   const rate = rates.value.get(volume.name);
   const facts = /** @type {[string, unknown][]} */ ([
     ["Size", formatBytes(volume.size)],
     ["Written here", formatBytes(volume.writtenBytes)],
     ...(volume.source === null ? [] : [["Cached of the source", formatBytes(volume.fetchedBytes)]]),
-    ...(volume.exclusiveBytes === undefined ? [] : [["Exclusive", formatBytes(volume.exclusiveBytes)]]),
-    ...(volume.sharedBytes === undefined ? [] : [["Shared", formatBytes(volume.sharedBytes)]]),
+    ...(space === null
+      ? []
+      : [
+          ["Of its own on disk", formatBytes(space.exclusiveBytes)],
+          ["Shared on disk", formatBytes(space.sharedBytes)],
+        ]),
     ...(rate === undefined
       ? []
       : [

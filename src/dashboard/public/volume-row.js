@@ -13,7 +13,7 @@ import { steerHydration } from "./volume-list.js";
 
 /** @param {{ volume: Volume, rate: Rate | undefined, onRemove: () => void }} props */
 export function VolumeRow({ volume, rate, onRemove }) {
-  const cells = sortKeys().filter(({ column, key }) => column && key !== "name");
+  const cells = sortKeys.filter(({ column, key }) => column && key !== "name");
   return html`<tr>
     <th scope="row" class="name-cell">
       <a class="name" href=${volumeLink(volume.name)}>${volume.name}</a>
@@ -44,10 +44,6 @@ function cell(key, volume, rate) {
       return formatBytes(volume.writtenBytes);
     case "fetched":
       return formatBytes(volume.fetchedBytes);
-    case "exclusive":
-      return formatBytes(volume.exclusiveBytes ?? 0);
-    case "shared":
-      return formatBytes(volume.sharedBytes ?? 0);
     case "hydration":
       return html`<${HydrationBar} volume=${volume} />`;
     case "traffic":

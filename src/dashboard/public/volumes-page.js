@@ -133,7 +133,7 @@ function Totals() {
 function TableHead() {
   return html`<thead>
     <tr>
-      ${sortKeys()
+      ${sortKeys
         .filter(({ column }) => column)
         .map(({ key, label, number = false }) => {
           const direction = sortBy.value !== key ? "none" : sortDown.value ? "descending" : "ascending";
@@ -153,7 +153,7 @@ function chooseOrder(key) {
   if (sortBy.value === key) sortDown.value = !sortDown.value;
   else {
     sortBy.value = key;
-    sortDown.value = sortKeys().find((known) => known.key === key)?.number === true;
+    sortDown.value = sortKeys.find((known) => known.key === key)?.number === true;
   }
   pageIndex.value = 0;
 }
@@ -163,7 +163,7 @@ function SortChoice() {
   return html`<label class="narrow sort-choice">
     <span class="unseen">Order by</span>
     <select value=${sortBy.value} onChange=${(/** @type {any} */ event) => chooseOrder(event.target.value)}>
-      ${sortKeys().map(({ key, label }) => html`<option key=${key} value=${key}>${label}</option>`)}
+      ${sortKeys.map(({ key, label }) => html`<option key=${key} value=${key}>${label}</option>`)}
     </select>
     <button
       type="button"
