@@ -63,9 +63,9 @@ async function timesTable(context: Context): Promise<Table> {
     const workload = { name: "busy", rw: "randwrite", blockBytes: 4096, queueDepth: 32 } as const;
     const alone = await fio(ullage.disk("busy", "Ullage"), workload, context.seconds, 1);
     const loaded: number[] = [];
-    let writing = true;
-    const load = fio(ullage.disk("busy", "Ullage"), workload, context.seconds, 2).finally(() => (writing = false));
-    for (let n = 0; writing && n < 500; n++) {
+    const writer = { ended: false };
+    const load = fio(ullage.disk("busy", "Ullage"), workload, context.seconds, 2).finally(() => (writer.ended = true));
+    for (let n = 0; !writer.ended && n < 500; n++) {
       loaded.push(await timed(() => take(ullage, "busy", `busy${n}`)));
       await new Promise((resolve) => setTimeout(resolve, 100));
     }

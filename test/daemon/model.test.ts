@@ -5,7 +5,7 @@ import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
