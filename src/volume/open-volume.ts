@@ -216,7 +216,7 @@ async function begin(
     await opened.log.file.close();
     throw error;
   }
-  if (recovered.rule !== "all") {
+  if (recovered.rule === "cut" && !recovered.clean) {
     env.log("info", `volume ${options.name}: recovered to its last flush (LSN ${recovered.lastLsn})`);
   }
   return opened;
