@@ -246,6 +246,12 @@ export class Page {
 
   /** Clicks the middle of the first visible match, once it is there, stands still and can be pressed. */
   async click(selector: string, text?: string): Promise<void> {
+    const hit = await this.#press(selector, text);
+    if (!hit) await this.click(selector, text);
+  }
+
+  /** @returns false when something else had come to the place */
+  async #press(selector: string, text?: string): Promise<boolean> {
     const find = `(() => {
       const open = document.querySelector("dialog[open]") ?? document;
       const all = [...open.querySelectorAll(${JSON.stringify(selector)})];
@@ -255,6 +261,7 @@ export class Page {
       if (found === undefined) return null;
       found.scrollIntoView({ block: "center", behavior: "instant" });
       const { x, y, width, height } = found.getBoundingClientRect();
+      window.wanted = found;
       return { x: x + width / 2, y: y + height / 2 };
     })()`;
     let { x, y } = await this.waitFor<{ x: number; y: number }>(find);
@@ -264,9 +271,14 @@ export class Page {
       if (now.x === x && now.y === y) break;
       ({ x, y } = now);
     }
-    for (const type of ["mouseMoved", "mousePressed", "mouseReleased"]) {
+    await this.pointAt(x, y);
+    const there = `window.wanted.contains(document.elementFromPoint(${x}, ${y})) ||
+      window.wanted.labels?.[0]?.contains(document.elementFromPoint(${x}, ${y})) === true`;
+    if (!(await this.evaluate<boolean>(there))) return false;
+    for (const type of ["mousePressed", "mouseReleased"]) {
       await this.#send("Input.dispatchMouseEvent", { type, x, y, button: "left", clickCount: 1 });
     }
+    return true;
   }
 
   /** Moves the pointer. CSS pixels. */
@@ -281,7 +293,8 @@ export class Page {
 
   /** Replaces what a field holds, as a person would. */
   async fill(selector: string, text: string): Promise<void> {
-    await this.click(selector);
+    do await this.click(selector);
+    while (!(await this.evaluate<boolean>(`document.activeElement.matches(${JSON.stringify(selector)})`)));
     await this.evaluate("document.activeElement.select()");
     if (text === "") await this.press("Backspace");
     else await this.type(text);

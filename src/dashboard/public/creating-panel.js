@@ -19,13 +19,10 @@ export function CreatingPanel({ volume }) {
   };
   return html`<section class="card" aria-label="Being made">
     <p>Its image is downloaded; then it can be used.</p>
-    ${
-      totalBytes > 0 &&
-      html`<${Bar} part=${readyBytes} whole=${totalBytes} tone="busy" label="download" />
-        <p class="small faint">
-          ${formatBytes(readyBytes)} of ${formatBytes(totalBytes)}, ${formatShare(readyBytes, totalBytes)}
-        </p>`
-    }
+    <${Bar} part=${readyBytes} whole=${totalBytes} tone="busy" label="download" />
+    <p class="small faint">
+      ${formatBytes(readyBytes)} of ${formatBytes(totalBytes)}, ${formatShare(readyBytes, totalBytes)}
+    </p>
     ${can("DELETE", "/v1/jobs/{id}") && html`<${ActionForm} label="Cancel" busyLabel="Cancelling…" danger onSubmit=${cancel} />`}
   </section>`;
 }

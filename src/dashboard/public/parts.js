@@ -41,8 +41,12 @@ export function Dialog({ title, busy = false, onClose, children }) {
   const element = useRef(/** @type {HTMLDialogElement | null} */ (null));
   useEffect(() => {
     const before = document.activeElement;
-    element.current?.showModal();
-    return () => before instanceof HTMLElement && before.focus(); // the element goes without being closed
+    const dialog = element.current;
+    dialog?.showModal();
+    return () => {
+      dialog?.close(); // what is behind an open one can't take the focus
+      if (before instanceof HTMLElement) before.focus();
+    };
   }, []);
   const cancel = (/** @type {Event} */ event) => {
     event.preventDefault();

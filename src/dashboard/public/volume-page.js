@@ -29,23 +29,26 @@ const pollMs = 2_000;
 const pollStreamingMs = 5_000;
 const spacePollMs = 6_000;
 
+const canTellSpace = () => can("GET", "/v1/volumes/{name}/space");
+
 /** @typedef {{ exclusiveBytes: number, sharedBytes: number }} Space bytes on disk */
 
 /**
  * What a volume takes on disk. The server reads many files to tell: it is asked seldom.
  * @param {string} name
+ * @param {boolean} ready it is not being made
  * @returns {Space | null} null: not known yet
  */
-function useSpace(name) {
+function useSpace(name, ready) {
   const space = useSignal(/** @type {Space | null} */ (null));
   useEffect(() => {
-    if (!can("GET", "/v1/volumes/{name}/space")) return undefined;
+    if (!ready || !canTellSpace()) return undefined;
     const poller = new Poller(
       async () => (space.value = await call(`${volumePath(name)}/space`)),
       () => spacePollMs,
     );
     return () => poller.stop();
-  }, [name]);
+  }, [name, ready]);
   return space.value;
 }
 
@@ -82,7 +85,8 @@ export function VolumePage({ name }) {
     };
   }, [name]);
   useEffect(() => followRates(), [name]);
-  const space = useSpace(name);
+  const state = knownVolume(name)?.state;
+  const space = useSpace(name, state !== undefined && state !== "creating");
 
   const gone = problem.value !== null && problemOf(problem.value).status === 404;
   const volume = gone ? undefined : knownVolume(name);
@@ -134,19 +138,19 @@ function Facts({ volume, space }) {
     ["Size", formatBytes(volume.size)],
     ["Written here", formatBytes(volume.writtenBytes)],
     ...(volume.source === null ? [] : [["Cached of the source", formatBytes(volume.fetchedBytes)]]),
-    ...(space === null
-      ? []
-      : [
-          ["Of its own on disk", formatBytes(space.exclusiveBytes)],
-          ["Shared on disk", formatBytes(space.sharedBytes)],
-        ]),
-    ...(rate === undefined
-      ? []
-      : [
-          ["Reading", formatRate(rate.readPerSecond)],
-          ["Writing", formatRate(rate.writtenPerSecond)],
-          ["IOPS", formatCount(rate.requestsPerSecond)],
-        ]),
+    ...(canTellSpace()
+      ? [
+          ["Of its own on disk", space === null ? "–" : formatBytes(space.exclusiveBytes)],
+          ["Shared on disk", space === null ? "–" : formatBytes(space.sharedBytes)],
+        ]
+      : []),
+    ...(can("GET", "/v1/traffic")
+      ? [
+          ["Reading", rate === undefined ? "–" : formatRate(rate.readPerSecond)],
+          ["Writing", rate === undefined ? "–" : formatRate(rate.writtenPerSecond)],
+          ["IOPS", rate === undefined ? "–" : formatCount(rate.requestsPerSecond)],
+        ]
+      : []),
     ["Created", formatTime(volume.createdAt)],
   ]);
   return html`<dl class="totals">
