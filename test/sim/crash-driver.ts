@@ -50,6 +50,7 @@ export interface Profile {
 const maxVolumes = 3;
 const dataDir = "/data";
 const runtimeDir = "/run";
+const slowFiles = ["/layers/", "/maps/", "intent", "snapshot.", "map."];
 const idOf = (random: Random): string => random.bytes(16).toString("hex");
 
 /** Runs one seed. @throws CrashModelError */
@@ -108,6 +109,7 @@ class World implements ModelWorld {
     this.scheduler = new SimScheduler(seed);
     const { random } = this.scheduler;
     this.#random = random;
+    this.scheduler.slow = random.pick([undefined, undefined, undefined, ...slowFiles]);
     this.#clean = {
       coldReads: random.pick([0, 0.2, 0.6]),
       punches: random.chance(0.85),

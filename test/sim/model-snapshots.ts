@@ -66,6 +66,7 @@ export class ModelSnapshots {
       snapshot.oracle.size = size;
       snapshot.state = "there";
       this.#note(snapshot, "is taken");
+      if (random.chance(0.2)) this.#world.temptFate(25);
     } catch (error) {
       oracle.snapshotEnd(snapshot.oracle);
       this.#note(snapshot, `was not taken: ${describeError(error)}`);

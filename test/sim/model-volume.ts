@@ -299,7 +299,7 @@ export class ModelVolume {
   async #structure(kind: StructureKind): Promise<void> {
     const target = this.target();
     try {
-      if (kind === "snapshot") await this.#changing(() => this.snapshots.take());
+      if (kind === "snapshot") await Promise.all([this.#changing(() => this.snapshots.take()), this.#beside(target)]);
       else if (kind === "readSnapshot") await this.snapshots.readOne();
       else if (kind === "removeSnapshot") await this.snapshots.remove();
       else if (kind === "clone") await this.#clone();
@@ -308,6 +308,14 @@ export class ModelVolume {
     } catch (error) {
       target.onError(kind, error);
     }
+  }
+
+  /** At times a checkpoint takes its cut close to a snapshot's. */
+  async #beside(target: WorkloadTarget): Promise<void> {
+    const { random } = this.#world.scheduler;
+    if (!random.chance(0.3)) return;
+    for (let turn = random.between(1, 40); turn > 0; turn--) await this.#world.scheduler.pause("before a checkpoint");
+    if (!target.closing()) await target.checkpoint().catch((error: unknown) => target.onError("checkpoint", error));
   }
 
   /** The structure changes: until something is known to be committed, a recovery may trust less (rule `cut`). */
