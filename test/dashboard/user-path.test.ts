@@ -92,7 +92,7 @@ void test("everything can be done with the keyboard alone", async (t) => {
   // Escape leaves a dialog, and the focus goes back to where it was.
   await page.tabTo("a", "← Volumes");
   await page.press("Enter");
-  await page.waitFor(`location.hash === "#/"`);
+  await page.waitFor(`document.querySelector("h1").textContent === "Volumes"`);
   await page.see("disk1");
   await page.press("/");
   await page.type("disk");
