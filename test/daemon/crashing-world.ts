@@ -3,6 +3,9 @@ import { realFileSystem } from "../../src/base/real-file-system.ts";
 import type { MetadataStore } from "../../src/catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 
+/** What waits in a dead process stays referenced: Node takes a descriptor that is collected unclosed for an error. */
+const graves: Promise<never>[] = [];
+
 /**
  * A file system and a catalog that die at a chosen step, as under kill -9: what was done stays done, the step and all
  * later ones never happen, and whoever waits for them waits for ever. Locks are let go of, as the kernel would.
@@ -92,7 +95,9 @@ export class CrashingWorld {
     if (this.steps < this.crashAt && this.died === undefined) return;
     this.died ??= what;
     this.#onCrash();
-    await new Promise(() => undefined);
+    const forever = new Promise<never>(() => undefined);
+    graves.push(forever);
+    await forever;
   }
 
   /** What the kernel does when a process has died. */

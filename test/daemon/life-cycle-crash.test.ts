@@ -133,10 +133,10 @@ void test("durability rule 17: a kill in the middle of a download leaves nothing
   const dieWhenItBegins = (bytes: number): void => {
     if (bytes === 0) world.crashAt = world.steps + 2;
   };
-  void ullage.createVolume({ name: "new", from: { source: image, download: true } }, undefined, {
+  const made = ullage.createVolume({ name: "new", from: { source: image, download: true } }, undefined, {
     onDownload: dieWhenItBegins,
   });
-  await world.crashed;
+  await Promise.race([world.crashed, made]);
   world.crashAt = Infinity;
   await world.bury();
   assert.equal((await readdir(join(dataDir, "blobs"))).length, 1);
