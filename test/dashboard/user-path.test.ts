@@ -101,7 +101,7 @@ void test("everything can be done with the keyboard alone", async (t) => {
   await page.waitFor(`document.activeElement.closest("dialog") !== null`);
   await page.press("Escape");
   await page.waitFor(`document.querySelector("dialog") === null`);
-  assert.equal(await page.evaluate("document.activeElement.textContent.trim()"), "Remove");
+  await page.waitFor(`document.activeElement.textContent.trim() === "Remove"`);
   await page.press("Enter");
   await page.tabTo("[name=confirm]");
   await page.type("disk1");

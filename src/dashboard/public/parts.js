@@ -1,5 +1,5 @@
 import { html } from "htm/preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { useSignal } from "@preact/signals";
 import { problemOf } from "./api.js";
 import { formatShare } from "./format.js";
@@ -39,7 +39,8 @@ export function sentence(text) {
  */
 export function Dialog({ title, busy = false, onClose, children }) {
   const element = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  useEffect(() => {
+  // Not useEffect: its end would come after the dialog has left the page, and the focus with it.
+  useLayoutEffect(() => {
     const before = document.activeElement;
     const dialog = element.current;
     dialog?.showModal();
