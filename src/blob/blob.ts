@@ -19,6 +19,11 @@ export interface Blob {
   readonly file: File;
   /** Bytes of ready units (the last one counted short). */
   readonly readyBytes: number;
+  /**
+   * How often units were taken back because a sync of their bytes had failed. A read of `file` that waited counts only
+   * if this is what it was before: the unit may have been lost, and fetched again, while it waited.
+   */
+  readonly losses: number;
   /** What was asked of the source since the blob was opened. */
   readonly stats: Readonly<BlobStats>;
 

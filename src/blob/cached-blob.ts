@@ -27,7 +27,7 @@ import type { SourceTraffic, SourceTraffics } from "./source-traffic.ts";
  * A sync copies `ready`, syncs the data, adds the copy to `synced`, and writes the copy as the map (durability rule 12).
  * When the data sync fails, the kernel may have dropped dirty pages and marked them clean: everything that is not in
  * `synced` stops being ready and is fetched and written anew, and so is what was on its way meanwhile. Therefore a
- * reader must ask `isReady` again *after* its read of `file`.
+ * reader must look at `losses` before and after its read of `file`.
  */
 
 /** The map file lags at most this much behind ... */
@@ -156,6 +156,10 @@ export class CachedBlob implements Blob {
   /** Ids of the volumes that pinned it. */
   get pins(): string[] {
     return [...this.#pins];
+  }
+
+  get losses(): number {
+    return this.#failedSyncs;
   }
 
   isReady(offset: number, length: number): boolean {

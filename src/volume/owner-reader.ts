@@ -115,9 +115,11 @@ export class OwnerReader {
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
       if (!blob.isReady(offset, inside)) return false;
+      const { losses } = blob;
       await readFully(blob.file, buffer, at, inside, offset);
-      // A failed sync of the cache may have taken the unit back while this read waited (rules 12, 13).
-      if (!blob.isReady(offset, inside)) return false;
+      // A failed sync of the cache may have taken the unit back while this read waited, and it may have been fetched
+      // again since: that it is ready now says nothing of what was read (rules 12, 13).
+      if (blob.losses !== losses) return false;
     }
     if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
     return true;

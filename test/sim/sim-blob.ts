@@ -48,6 +48,7 @@ export class SimSource {
 export class SimBlob implements Blob {
   readonly unitBytes = unitBytes;
   readonly file: File;
+  losses = 0;
   readonly stats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
   readonly #disk: SimDisk;
   readonly #source: SimSource;
@@ -114,6 +115,7 @@ export class SimBlob implements Blob {
   /** The cache lost a unit (a failed sync of its data): it is not ready any more and its bytes count for nothing. */
   lose(unit: number): void {
     if (!this.#ready.delete(unit)) return;
+    this.losses++;
     this.#source.durable.delete(unit);
     const garbage = new IoBuffer(this.#source.unit(unit).length);
     garbage.bytes.fill(0xee);

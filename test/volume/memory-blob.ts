@@ -8,6 +8,7 @@ import type { Blob } from "../../src/blob/blob.ts";
 
 /** A blob whose source is a buffer: units become ready when somebody fetches them, and a test can hold or break that. */
 export class MemoryBlob implements Blob {
+  losses = 0;
   readonly id: string;
   readonly size: number;
   readonly unitBytes = 65536;
@@ -70,6 +71,7 @@ export class MemoryBlob implements Blob {
   /** A failed sync of the cache took a unit back; its bytes count for nothing. */
   lose(unit: number): void {
     this.#ready.delete(unit);
+    this.losses++;
   }
 
   noteRead(): void {}
