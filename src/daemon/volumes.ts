@@ -165,7 +165,7 @@ export class Volumes implements VolumeNames {
     try {
       const size = volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
-      const origin = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
+      const origin = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
       volume = this.#reserve(request, size, origin, requestKey);
     } catch (error) {
       await found?.backend.close();
