@@ -52,7 +52,7 @@ export interface ImageFormat {
 export function unsupportedImage(format: string, why: string, hint?: string): SourceError {
   return new SourceError("image-unsupported", `the ${format} image ${why}`, {
     transient: false,
-    hint: hint ?? "convert it first: qemu-img convert -O qcow2",
+    hint: `${hint ?? "convert it first: qemu-img convert -O qcow2"}; --format raw serves its bytes as they are`,
   });
 }
 

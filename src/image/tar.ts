@@ -50,10 +50,14 @@ function choose(members: Member[]): Member {
     if (candidates.length === 1) return candidates[0];
     if (candidates.length > 1) {
       const names = candidates.slice(0, 5).map(({ name }) => name);
-      throw unsupportedImage(FORMAT, `holds several files that may be the disk: ${names.join(", ")}`, "unpack it first");
+      throw unsupportedImage(
+        FORMAT,
+        `holds several files that may be the disk: ${names.join(", ")}`,
+        "unpack it first",
+      );
     }
   }
-  throw unsupportedImage(FORMAT, "holds no file", "or serve its bytes as they are with --format raw");
+  throw unsupportedImage(FORMAT, "holds no file", "name another archive");
 }
 
 async function membersOf(source: ImageReader, options: ReadOptions): Promise<Member[]> {
@@ -67,7 +71,8 @@ async function membersOf(source: ImageReader, options: ReadOptions): Promise<Mem
     if (!isHeader(header)) throw damagedImage(FORMAT, `there is no header at ${at}`);
     const type = String.fromCharCode(header[156]);
     const size = long.size ?? numberAt(header, 124, 12);
-    if (!Number.isSafeInteger(size) || size < 0) throw damagedImage(FORMAT, `the member at ${at} has an impossible size`);
+    if (!Number.isSafeInteger(size) || size < 0)
+      throw damagedImage(FORMAT, `the member at ${at} has an impossible size`);
     let offset = at + BLOCK;
     // Of a sparse member the list of its parts may go on in blocks of its own.
     for (let more = type === "S" && header[482] === 1; more; offset += BLOCK) {
@@ -76,7 +81,8 @@ async function membersOf(source: ImageReader, options: ReadOptions): Promise<Mem
     }
     at = offset + Math.ceil(size / BLOCK) * BLOCK;
     if (type === "L" || type === "x") {
-      if (size > MAX_RECORD_BYTES || offset + size > source.size) throw damagedImage(FORMAT, `a header of ${size} bytes`);
+      if (size > MAX_RECORD_BYTES || offset + size > source.size)
+        throw damagedImage(FORMAT, `a header of ${size} bytes`);
       const record = await pages.bytes(offset, size, options);
       if (type === "L") long.path = cString(record, 0, size);
       else Object.assign(long, paxRecord(record));

@@ -37,7 +37,8 @@ export const vhdFormat: ImageFormat = {
     if (!Number.isSafeInteger(size)) throw damagedImage(FORMAT, "its disk has more than 2^53 bytes");
     const type = footer.readUInt32BE(60);
     if (type === FIXED) {
-      if (size > source.size - FOOTER_BYTES) throw damagedImage(FORMAT, `it has less than the ${size} bytes of its disk`);
+      if (size > source.size - FOOTER_BYTES)
+        throw damagedImage(FORMAT, `it has less than the ${size} bytes of its disk`);
       return windowReader(source, 0, size);
     }
     if (type !== DYNAMIC) {

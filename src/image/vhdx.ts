@@ -192,6 +192,6 @@ function checksumFits(bytes: Buffer): boolean {
 /** As it stands in a file: the first three groups little-endian; in hex digits. */
 function guid(text: string): string {
   const [a, b, c, d, e] = text.split("-");
-  const swapped = (group: string): string => Buffer.from(group, "hex").reverse().toString("hex");
+  const swapped = (group: string): string => Buffer.from(Buffer.from(group, "hex").toReversed()).toString("hex");
   return swapped(a) + swapped(b) + swapped(c) + d + e;
 }

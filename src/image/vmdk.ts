@@ -127,7 +127,8 @@ class VmdkMap implements BlockMap {
     const tables: number[] = [];
     for (let table = first; table < end; table++) {
       const at = directory.readUInt32LE((table - first) * 4) * SECTOR;
-      if (!within(at, tableEntries * 4, this.#pages.size)) throw damagedImage(FORMAT, `grain table ${table} is at ${at}`);
+      if (!within(at, tableEntries * 4, this.#pages.size))
+        throw damagedImage(FORMAT, `grain table ${table} is at ${at}`);
       tables.push(at);
     }
     const there = tables.filter((at) => at !== 0);

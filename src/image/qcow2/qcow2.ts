@@ -1,4 +1,10 @@
-import { damagedImage, unsupportedImage, type ImageFormat, type ImageReader, type OpenContext } from "../image-format.ts";
+import {
+  damagedImage,
+  unsupportedImage,
+  type ImageFormat,
+  type ImageReader,
+  type OpenContext,
+} from "../image-format.ts";
 import { MappedReader } from "../mapped-reader.ts";
 import { PageCache } from "../page-cache.ts";
 import { Qcow2Map } from "./cluster-map.ts";
