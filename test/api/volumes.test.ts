@@ -94,7 +94,7 @@ void test("a list of snapshots goes on where it was, though the one it ended wit
   type Page = { snapshots: { volume: string; name: string }[]; next: string | null };
   const names: string[] = [];
   for (let next: string | null = ""; next !== null;) {
-    const query = next === "" ? "" : `&cursor=${next}`;
+    const query: string = next === "" ? "" : `&cursor=${next}`;
     const { body }: { body: Page } = await api.call(`/v1/snapshots?limit=1${query}`);
     names.push(...body.snapshots.map(({ volume, name }) => `${volume}@${name}`));
     const { volume, name } = body.snapshots[0];
