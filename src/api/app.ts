@@ -5,6 +5,7 @@ import type { Log } from "../daemon/log.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
+import { namePattern, nameRule } from "../catalog/names.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
 import { addEventRoutes } from "./event-routes.ts";
 import { addHealthRoutes } from "./health-routes.ts";
@@ -168,6 +169,7 @@ function describeInvalid(error: Invalid | undefined, part: string): string {
   const where = `${part}${error.instancePath}`;
   const unknown = error.params["additionalProperty"];
   if (typeof unknown === "string") return `${where}: there is no key '${unknown}'`;
+  if (error.params["pattern"] === namePattern) return `${where}: ${nameRule}`;
   const allowed = error.params["allowedValues"];
   return `${where} ${Array.isArray(allowed) ? `must be ${allowed.join(" or ")}` : error.message}`;
 }

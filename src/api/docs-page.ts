@@ -3,23 +3,36 @@
  * object. Plain HTML without a script, made from the document itself, so that it can't say anything else.
  */
 
-type Json = Record<string, unknown>;
+interface Schema {
+  $ref?: string;
+  type?: string | string[];
+  description?: string;
+  enum?: (string | number)[];
+  items?: Schema;
+  oneOf?: Schema[];
+  anyOf?: Schema[];
+  minimum?: number;
+  maximum?: number;
+  pattern?: string;
+  required?: string[];
+  properties?: Record<string, Schema>;
+}
 
 interface Operation {
   operationId: string;
   summary?: string;
   description?: string;
   security?: { token: string[] }[];
-  parameters?: { name: string; in: string; required?: boolean; description?: string; schema: Json }[];
-  requestBody?: { content: Record<string, { schema: Json }> };
-  responses: Record<string, { description?: string; content?: Record<string, { schema: Json }> }>;
+  parameters?: { name: string; in: string; required?: boolean; description?: string; schema: Schema }[];
+  requestBody?: { content: Record<string, { schema: Schema }> };
+  responses: Record<string, { description?: string; content?: Record<string, { schema: Schema }> }>;
 }
 
 /** What of an OpenAPI document the page shows. */
 export interface OpenApiDocument {
   info: { title: string; version: string; description?: string };
   paths?: Record<string, Record<string, Operation>>;
-  components?: { schemas?: Record<string, Json> };
+  components?: { schemas?: Record<string, Schema> };
 }
 
 /** @returns a whole HTML page; its style sheet is `dashboard/docs.css` */
@@ -84,39 +97,35 @@ ${table(["status", "answer", ""], answers)}
 </section>`;
 }
 
-function schemaSection(name: string, schema: Json): string {
-  const required = (schema["required"] as string[] | undefined) ?? [];
-  const properties = Object.entries((schema["properties"] as Record<string, Json> | undefined) ?? {});
-  const rows = properties.map(([key, property]) => [
+function schemaSection(name: string, schema: Schema): string {
+  const { required = [], properties = {} } = schema;
+  const rows = Object.entries(properties).map(([key, property]) => [
     `<code>${escape(key)}</code>${required.includes(key) ? "" : " (optional)"}`,
     typeOf(property),
-    escape(String(property["description"] ?? "")),
+    escape(property.description ?? ""),
   ]);
   return `<section id="schema-${name}">
 <h3>${escape(name)}</h3>
-${text(schema["description"] as string | undefined)}
+${text(schema.description)}
 ${table(["key", "type", "what it is"], rows)}
 </section>`;
 }
 
 /** `integer, 1 to 1000`, `Volume`, `list of Volume`, `ok | degraded`, as HTML */
-function typeOf(schema: Json): string {
-  const { $ref, type, items, minimum, maximum, pattern } = schema;
-  const options = (schema["oneOf"] ?? schema["anyOf"]) as Json[] | undefined;
-  if (typeof $ref === "string") {
+function typeOf({ $ref, type = "anything", items = {}, minimum, maximum, pattern, ...schema }: Schema): string {
+  const options = schema.oneOf ?? schema.anyOf;
+  if ($ref !== undefined) {
     const name = escape($ref.split("/").at(-1)!);
     return `<a href="#schema-${name}">${name}</a>`;
   }
   if (options !== undefined) return options.map(typeOf).join(" or ");
-  if (Array.isArray(schema["enum"]))
-    return schema["enum"].map((value) => `<code>${escape(String(value))}</code>`).join(" | ");
-  if (type === "array") return `list of ${typeOf((items as Json | undefined) ?? {})}`;
-  const bounds = [
-    minimum === undefined ? "" : `at least ${String(minimum)}`,
-    maximum === undefined || maximum === Number.MAX_SAFE_INTEGER ? "" : `at most ${String(maximum)}`,
-    typeof pattern === "string" ? `<code>${escape(pattern)}</code>` : "",
-  ].filter(Boolean);
-  return [[type ?? "anything"].flat().join(" or "), ...bounds].join(", ");
+  if (schema.enum !== undefined) return schema.enum.map((value) => `<code>${escape(String(value))}</code>`).join(" | ");
+  if (type === "array") return `list of ${typeOf(items)}`;
+  const parts = [[type].flat().join(" or ")];
+  if (minimum !== undefined) parts.push(`at least ${minimum}`);
+  if (maximum !== undefined && maximum !== Number.MAX_SAFE_INTEGER) parts.push(`at most ${maximum}`);
+  if (pattern !== undefined) parts.push(`<code>${escape(pattern)}</code>`);
+  return parts.join(", ");
 }
 
 function table(headings: string[], rows: string[][]): string {

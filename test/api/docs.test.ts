@@ -14,12 +14,11 @@ const root = join(import.meta.dirname, "../..");
 const answering = ["api", "backend", "blob", "catalog", "daemon", "image", "volume"];
 
 /** What those parts say to others than clients of the API: at start, in the log, or to each other. */
-const elsewhere = new Set([
-  ...["aborted", "closed", "interrupted", "cancelled", "stream-dropped", "close-failed"],
-  ...["api-auth", "sources-allow", "tokens-version"],
-  ...["catalog-damaged", "catalog-foreign", "catalog-lost", "catalog-version"],
-  ...["data-file-system", "data-foreign", "data-in-use", "data-missing", "data-unwritable"],
-]);
+const elsewhere = new Set(
+  `aborted closed interrupted cancelled stream-dropped close-failed api-auth sources-allow tokens-version
+  catalog-damaged catalog-foreign catalog-lost catalog-version
+  data-file-system data-foreign data-in-use data-missing data-unwritable`.split(/\s+/),
+);
 
 async function codesInSource(): Promise<Set<string>> {
   const codes = new Set(["corrupt"]); // base/errors.ts

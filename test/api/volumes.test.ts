@@ -114,6 +114,17 @@ void test("names may look like numbers and booleans", async (t) => {
   assert.deepEqual([listed.status, listed.body.snapshots.length], [200, 1]);
 });
 
+void test("what is wrong with a request is said so that one can mend it", async (t) => {
+  const api = await startApi(t);
+  const cases: [object, RegExp][] = [
+    [{ name: "a b", size: 512 }, /^body\/name: names begin with a letter or digit and have at most 128 of/],
+    [{ name: "v", size: 512, settings: { sync: "never" } }, /^body\/settings\/sync must be normal or always$/],
+    [{ name: "v", size: 512, colour: "red" }, /^body: there is no key 'colour'$/],
+    [{ name: "v", size: 0 }, /^a size of 0 bytes is less than 512 bytes$/],
+  ];
+  for (const [body, detail] of cases) assert.match((await api.refused("/v1/volumes", create(body))).detail, detail);
+});
+
 void test("another method than a path takes is answered with those that it takes", async (t) => {
   const api = await startApi(t);
   const { headers } = await api.call("/v1/volumes/v/hydration", { method: "DELETE" });
