@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
 import type { FastifyInstance, FastifyRequest } from "fastify";
-import { UllageError } from "../base/errors.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "../daemon/views.ts";
+import { decodeCursor, encodeCursor } from "./cursor.ts";
 import { jobObject } from "./job-object.ts";
 import { problemResponse, ref } from "./schemas.ts";
 
@@ -195,16 +195,6 @@ function page(max: number, cursor?: object, more: Record<string, object> = {}): 
       limit: { type: "integer", minimum: 1, maximum: max, default: Math.min(max, 1000) },
     },
   };
-}
-
-function encodeCursor(name: string): string {
-  return Buffer.from(name).toString("base64url");
-}
-
-function decodeCursor(cursor: string): string {
-  const name = Buffer.from(cursor, "base64url").toString();
-  if (encodeCursor(name) !== cursor) throw new UllageError("bad-cursor", `'${cursor}' is no cursor of this API`);
-  return name;
 }
 
 /** What recognises a repeated request: the client's key, and a digest of what it asked for. */
