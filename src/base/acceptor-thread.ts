@@ -15,7 +15,7 @@ const ECONNABORTED = 103;
 const EPERM = 1;
 const EPROTO = 71;
 
-const pending = new Int32Array(pollSetup<AcceptorSetup>().pending);
+const pending = new Int32Array((pollSetup() as AcceptorSetup).pending);
 let listeners: Polled[] = [];
 let starvedReport = -Infinity;
 /** During a pause no listener is waited for. */
@@ -61,7 +61,7 @@ runPollLoop<AcceptorCommand>({
     return waitMs;
   },
   ready(index) {
-    pauseMs = Math.max(pauseMs, acceptAll(listeners[index]!.fd));
+    pauseMs = Math.max(pauseMs, acceptAll(listeners[index].fd));
   },
   end() {
     // The listeners are the main thread's.

@@ -8,7 +8,7 @@ import { addressOf, closeDescriptor, EAGAIN, EINTR, errno, errnoName, receiveMes
  * `cmsghdr` of Linux LP64.
  */
 
-const { framing, limits } = pollSetup<MessageSetup>();
+const { framing, limits } = pollSetup() as MessageSetup;
 const { headerBytes, bodyLengthAt, maxBodyBytes, maxDescriptors } = framing;
 
 const SOL_SOCKET = 1;
@@ -205,7 +205,7 @@ runPollLoop<MessageCommand>({
   },
   timeoutMs: () => -1,
   ready(index, events) {
-    const connection = waited[index]!;
+    const connection = waited[index];
     send(connection);
     if (!connections.includes(connection)) return;
     if ((eventsOf(connection) & POLLIN) !== 0) receive(connection);

@@ -27,12 +27,12 @@ export interface PollWork<Command> {
 }
 
 /** What the thread was started with. */
-export function pollSetup<Setup>(): Setup {
-  return (workerData as PollThreadData<Setup>).setup;
+export function pollSetup(): unknown {
+  return (workerData as PollThreadData<unknown>).setup;
 }
 
 export function tellMain(message: unknown): void {
-  (workerData as PollThreadData<unknown>).port.postMessage(message);
+  (workerData as PollThreadData<unknown>).port.postMessage(message, []);
 }
 
 /** Runs until the main thread ends it. The layout is that of an array of `struct pollfd`. */
@@ -48,9 +48,9 @@ export function runPollLoop<Command>(work: PollWork<Command>): void {
       table.writeInt32LE(fd, 8 * (index + 1));
       table.writeInt16LE(events, 8 * (index + 1) + 4);
     });
-    const count = poll(table, work.timeoutMs());
+    poll(table, work.timeoutMs());
     if (table.readInt16LE(6) !== 0) drainEvent(wake);
-    for (let index = 0; count > 0 && index < polled.length; index++) {
+    for (let index = 0; index < polled.length; index++) {
       const events = table.readInt16LE(8 * (index + 1) + 6);
       if (events !== 0) work.ready(index, events);
     }

@@ -211,7 +211,7 @@ export function mapShared(fd: number, length: number, writable: boolean): Uint8A
   const MAP_SHARED = 1;
   const address = mmapCall(0, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0) as number;
   if (address < 0 || address >= 2 ** 47) throw systemError("mmap");
-  const memory = koffi.view(BigInt(address), length) as ArrayBuffer;
+  const memory = koffi.view(BigInt(address), length);
   mappings.register(memory, { address, length });
   return new Uint8Array(memory);
 }

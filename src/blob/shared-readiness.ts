@@ -77,7 +77,7 @@ export class SharedReadiness {
   }
 
   get readyBytes(): number {
-    return this.#figures[0]!;
+    return this.#figures[0];
   }
 
   set readyBytes(bytes: number) {

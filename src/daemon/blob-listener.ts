@@ -25,11 +25,13 @@ export class BlobListener {
 
   /** @throws UllageError `listen-in-use` when another manager serves there; nothing was changed then */
   static async open(options: BlobListenerOptions): Promise<BlobListener> {
-    const { path, access, log } = options;
+    const { path, access } = options;
     const socket = await openListeningSocket({ kind: "unix", path, ...(access === undefined ? {} : { access }) });
     try {
       const manager = new BlobManager(options);
-      const acceptor = new Acceptor((errno) => log("warn", `blob manager: connections wait, accept failed: ${errno}`));
+      const acceptor = new Acceptor((errno) =>
+        options.log("warn", `blob manager: connections wait, accept failed: ${errno}`),
+      );
       acceptor.add(socket.fd, (fd) => manager.adopt(fd));
       return new BlobListener(path, manager, socket, acceptor);
     } catch (error) {

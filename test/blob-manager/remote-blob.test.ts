@@ -14,7 +14,7 @@ async function read(blob: Blob, offset: number, length: number): Promise<Buffer>
   return buffer.bytes;
 }
 
-test("a remote blob reads what the manager fetches, through the descriptor that was passed", async (t) => {
+void test("a remote blob reads what the manager fetches, through the descriptor that was passed", async (t) => {
   const { reader, blobId, path } = await world(t, 3 * MiB);
   const blob = await openRemote(client(t, path).client, blobId);
   assert.equal(blob.size, 3 * MiB);
@@ -31,7 +31,7 @@ test("a remote blob reads what the manager fetches, through the descriptor that 
   await blob.close();
 });
 
-test("two clients that miss the same unit cause one request to the source", async (t) => {
+void test("two clients that miss the same unit cause one request to the source", async (t) => {
   const { reader, blobId, path } = await world(t, MiB);
   const [one, two] = await Promise.all([
     openRemote(client(t, path).client, blobId),
@@ -41,7 +41,7 @@ test("two clients that miss the same unit cause one request to the source", asyn
   assert.equal(reader.requests.length, 1);
 });
 
-test("the manager holds a blob for as long as a client has it", async (t) => {
+void test("the manager holds a blob for as long as a client has it", async (t) => {
   const { cache, blobId, path } = await world(t, MiB);
   const made = client(t, path).client;
   const blob = await openRemote(made, blobId);
@@ -52,7 +52,7 @@ test("the manager holds a blob for as long as a client has it", async (t) => {
   await assert.rejects(openRemote(made, blobId), { code: "not-found" });
 });
 
-test("pins are the blob's, whoever set them", async (t) => {
+void test("pins are the blob's, whoever set them", async (t) => {
   const { blobId, path } = await world(t, MiB);
   const volume = "0123456789abcdef0123456789abcdef";
   const blob = await openRemote(client(t, path).client, blobId);
@@ -63,7 +63,7 @@ test("pins are the blob's, whoever set them", async (t) => {
   assert.ok(!other.isPinnedBy(volume));
 });
 
-test("what the source says is what the remote reader is told", async (t) => {
+void test("what the source says is what the remote reader is told", async (t) => {
   const { reader, blobId, path } = await world(t, MiB);
   const blob = await openRemote(client(t, path).client, blobId);
   reader.before = () => Promise.reject(new Error("no such luck"));
@@ -73,7 +73,7 @@ test("what the source says is what the remote reader is told", async (t) => {
   assert.ok(blob.isReady(0, 4096));
 });
 
-test("a fetch that is given up is given up by the manager too", async (t) => {
+void test("a fetch that is given up is given up by the manager too", async (t) => {
   const { reader, blobId, path } = await world(t, MiB);
   const blob = await openRemote(client(t, path).client, blobId);
   let stopped = false;
@@ -92,7 +92,7 @@ test("a fetch that is given up is given up by the manager too", async (t) => {
   await until("stopped", () => stopped);
 });
 
-test("readiness that others bring is told to who watches", async (t) => {
+void test("readiness that others bring is told to who watches", async (t) => {
   const { blobId, path } = await world(t, MiB);
   const blob = await openRemote(client(t, path).client, blobId);
   const heard: string[] = [];

@@ -40,15 +40,15 @@ async function lazyBlob(t: TestContext, size: number, latencyMs: number) {
 const start = (t: TestContext, dataDir: string): Promise<Running<Announced>> =>
   launch<Announced>(t, ["blobd", "--data", dataDir]);
 
-test("mistakes 6 to 9: kill -9 of the manager under load is invisible to its client's readers", async (t) => {
+void test("mistakes 6 to 9: kill -9 of the manager under load is invisible to its client's readers", async (t) => {
   const { content, dataDir, id } = await lazyBlob(t, 16 * MiB, 20);
   let manager = await start(t, dataDir);
   const blob = await openRemote(client(t, manager.announced.socket).client, id);
   let reads = 0;
-  let stop = false;
+  const stop = new AbortController();
   const reader = async (): Promise<void> => {
     const buffer = new IoBuffer(4096);
-    while (!stop) {
+    while (!stop.signal.aborted) {
       const offset = 4096 * Math.floor(Math.random() * (content.length / 4096));
       await blob.fetch(offset, 4096);
       if (!blob.isReady(offset, 4096)) continue; // taken back by the new manager: asked for again, as a volume does
@@ -58,21 +58,21 @@ test("mistakes 6 to 9: kill -9 of the manager under load is invisible to its cli
     }
   };
   const readers = Promise.all(Array.from({ length: 8 }, reader));
-  readers.catch(() => (stop = true));
+  readers.catch(() => stop.abort());
   for (let kill = 0; kill < 4; kill++) {
     const before = reads;
-    await until("some reads", () => reads > before + 20 || stop);
+    await until("some reads", () => reads > before + 20 || stop.signal.aborted);
     await manager.stop("SIGKILL");
     manager = await start(t, dataDir);
   }
   const before = reads;
-  await until("reads after the last kill", () => reads > before + 20 || stop);
-  stop = true;
+  await until("reads after the last kill", () => reads > before + 20 || stop.signal.aborted);
+  stop.abort();
   await readers;
   await blob.close();
 });
 
-test("mistake 8: after a restart the new descriptor is read, not the old inode", async (t) => {
+void test("mistake 8: after a restart the new descriptor is read, not the old inode", async (t) => {
   const { content, dataDir, id } = await lazyBlob(t, MiB, 0);
   let manager = await start(t, dataDir);
   const blob = await openRemote(client(t, manager.announced.socket).client, id);
@@ -92,7 +92,7 @@ test("mistake 8: after a restart the new descriptor is read, not the old inode",
   await blob.close();
 });
 
-test("a request waits for a manager that is away, but not for ever", async (t) => {
+void test("a request waits for a manager that is away, but not for ever", async (t) => {
   const { dataDir, id } = await lazyBlob(t, MiB, 0);
   const manager = await start(t, dataDir);
   const blob = await openRemote(client(t, manager.announced.socket, 1500).client, id);
@@ -104,7 +104,7 @@ test("a request waits for a manager that is away, but not for ever", async (t) =
   await blob.fetch(512 * KiB, 4096);
 });
 
-test("mistake 12: the second manager on a cache, or on a socket, says who is there, and takes nothing", async (t) => {
+void test("mistake 12: the second manager on a cache, or on a socket, says who is there, and takes nothing", async (t) => {
   const { dataDir, id } = await lazyBlob(t, MiB, 0);
   const first = await start(t, dataDir);
   const second = await run(["blobd", "--data", dataDir]);
@@ -118,7 +118,7 @@ test("mistake 12: the second manager on a cache, or on a socket, says who is the
   await blob.fetch(0, 4096);
 });
 
-test("mistake 13: a user that is not allowed is turned away, though the socket would let him in", async (t) => {
+void test("mistake 13: a user that is not allowed is turned away, though the socket would let him in", async (t) => {
   const { path, log, blobId } = await world(t, MiB);
   await chmod(path, 0o666);
   await chmod(dirname(path), 0o755);
@@ -134,7 +134,7 @@ test("mistake 13: a user that is not allowed is turned away, though the socket w
   assert.equal((await mine.do({ do: "get", tag: 1, generation: 1, id: blobId })).result, 0);
 });
 
-test("range maps of an earlier life are gone when a manager begins", async (t) => {
+void test("range maps of an earlier life are gone when a manager begins", async (t) => {
   const { dataDir, id } = await lazyBlob(t, MiB, 0);
   const first = await start(t, dataDir);
   const old = new V1Client(t);

@@ -20,13 +20,13 @@ async function connected(t: TestContext, size: number, unitBytes?: number): Prom
   return { ...made, client };
 }
 
-test("a ping is answered with the same header and REPLY", async (t) => {
+void test("a ping is answered with the same header and REPLY", async (t) => {
   const { client } = await connected(t, MiB);
   const answer = await client.do({ do: "noop", tag: 77 });
   assert.deepEqual([answer.tag, answer.request, answer.flags, answer.size], [77, 0, 1 | 4 | 8, 0]);
 });
 
-test("mistakes 1, 5: every legal id is found, and its descriptor reads what was fetched", async (t) => {
+void test("mistakes 1, 5: every legal id is found, and its descriptor reads what was fetched", async (t) => {
   const { client, reader, blobId } = await connected(t, 2 * MiB);
   const got = await client.do({ do: "get", tag: 1, generation: 1, id: blobId });
   assert.deepEqual([got.result, got.base, got.descriptors, got.size], [0, 0, 1, 20]);
@@ -37,7 +37,7 @@ test("mistakes 1, 5: every legal id is found, and its descriptor reads what was 
   assert.deepEqual(await client.do({ do: "mode" }), { access: 0 }, "read-only");
 });
 
-test("an id that there is not is answered with ENOENT and no descriptor", async (t) => {
+void test("an id that there is not is answered with ENOENT and no descriptor", async (t) => {
   const { client } = await connected(t, MiB);
   for (const id of ["f".repeat(32), "../../etc/passwd", "", "x".repeat(255)]) {
     const got = await client.do({ do: "get", tag: 1, generation: 1, id });
@@ -45,7 +45,7 @@ test("an id that there is not is answered with ENOENT and no descriptor", async 
   }
 });
 
-test("mistake 2: a request whose header lies about its size ends the connection, nothing else", async (t) => {
+void test("mistake 2: a request whose header lies about its size ends the connection, nothing else", async (t) => {
   const { client, path, log } = await connected(t, MiB);
   const header = Buffer.alloc(20);
   header.writeBigUInt64LE(1n, 0);
@@ -59,7 +59,7 @@ test("mistake 2: a request whose header lies about its size ends the connection,
   assert.equal((await client.do({ do: "noop", tag: 1 })).tag, 1);
 });
 
-test("mistake 3: a fetch that fails says so in its result, and its count is a count", async (t) => {
+void test("mistake 3: a fetch that fails says so in its result, and its count is a count", async (t) => {
   const { client, reader, blobId } = await connected(t, MiB);
   reader.before = () => Promise.reject(new Error("broken"));
   const { token } = await client.do({ do: "get", tag: 1, generation: 1, id: blobId });
@@ -69,7 +69,7 @@ test("mistake 3: a fetch that fails says so in its result, and its count is a co
   assert.equal((await client.do({ do: "fetch", tag: 3, token, start: 0, count: 4096 })).result, 0);
 });
 
-test("mistake 4: every reply's header tells the size of that reply", async (t) => {
+void test("mistake 4: every reply's header tells the size of that reply", async (t) => {
   const { client, blobId } = await connected(t, MiB);
   const { size, token } = await client.do({ do: "get", tag: 1, generation: 1, id: blobId });
   assert.equal(size, 20);
@@ -77,7 +77,7 @@ test("mistake 4: every reply's header tells the size of that reply", async (t) =
   assert.equal((await client.do({ do: "noop", tag: 3 })).size, 0);
 });
 
-test("mistake 5: a token of another connection, or of none, is answered with a generation mismatch", async (t) => {
+void test("mistake 5: a token of another connection, or of none, is answered with a generation mismatch", async (t) => {
   const { client, blobId, path, reader } = await connected(t, MiB);
   const { token } = await client.do({ do: "get", tag: 1, generation: 7, id: blobId });
   assert.equal(Math.floor(token / 2 ** 32), 7, "the client's generation is in it");
@@ -88,7 +88,7 @@ test("mistake 5: a token of another connection, or of none, is answered with a g
   assert.equal(reader.requests.length, 0);
 });
 
-test("requests with tag 0, an unknown number, version 0 or reserved flags end the connection", async (t) => {
+void test("requests with tag 0, an unknown number, version 0 or reserved flags end the connection", async (t) => {
   const { client, path } = await connected(t, MiB);
   for (const [tag, request, flags] of [
     [0n, 0, 9],
@@ -109,7 +109,7 @@ test("requests with tag 0, an unknown number, version 0 or reserved flags end th
   }
 });
 
-test("mistake 10: a message in pieces is put together, two in one piece are told apart", async (t) => {
+void test("mistake 10: a message in pieces is put together, two in one piece are told apart", async (t) => {
   const { client } = await connected(t, MiB);
   const header = Buffer.alloc(20);
   header.writeBigUInt64LE(5n, 0);
@@ -121,7 +121,7 @@ test("mistake 10: a message in pieces is put together, two in one piece are told
   assert.equal((await client.do({ do: "receive" })).tag, 5);
 });
 
-test("the range map of version 1 tells what is ready, in 256 KiB, most significant bit first", async (t) => {
+void test("the range map of version 1 tells what is ready, in 256 KiB, most significant bit first", async (t) => {
   const { client, blobId, dataDir } = await connected(t, 5 * 256 * KiB + 100, 64 * KiB);
   const path = join(dataDir, "blobs", `${blobId}.range_map`);
   const map = (): Promise<{ bits: string; ready: number; magic: number; bytes: number; magic2: number }> =>
@@ -138,7 +138,7 @@ test("the range map of version 1 tells what is ready, in 256 KiB, most significa
   assert.deepEqual([whole.bits, whole.ready], ["fc", 0x4d4d4150]);
 });
 
-test("the range map of version 1 is gone with its last client", async (t) => {
+void test("the range map of version 1 is gone with its last client", async (t) => {
   const { client, blobId, dataDir } = await connected(t, MiB);
   const file = join(dataDir, "blobs", `${blobId}.range_map`);
   await client.do({ do: "get", tag: 1, generation: 1, id: blobId });
@@ -151,7 +151,7 @@ test("the range map of version 1 is gone with its last client", async (t) => {
   assert.ok("error" in (await client.do({ do: "map", path: file })));
 });
 
-test("mistake 10, 11: one client that stops reading blocks no other, and a slow fetch times nothing out", async (t) => {
+void test("mistake 10, 11: one client that stops reading blocks no other, and a slow fetch times nothing out", async (t) => {
   const { client, blobId, path, reader } = await connected(t, MiB);
   // Thousands of requests whose answers nobody takes.
   const header = Buffer.alloc(20);

@@ -65,8 +65,8 @@ export class LegacyRangeMap {
   #set(granule: number): boolean {
     if (!this.#blob.isReady(granule * GRANULE_BYTES, GRANULE_BYTES)) return false;
     const mask = 0x80 >> (granule & 7);
-    if ((this.#bits[granule >> 3]! & mask) === 0) this.#missing--;
-    this.#bits[granule >> 3]! |= mask;
+    if ((this.#bits[granule >> 3] & mask) === 0) this.#missing--;
+    this.#bits[granule >> 3] |= mask;
     return true;
   }
 

@@ -151,7 +151,7 @@ export class ManagerClient {
   // ---- the connection ----------------------------------------------------------------------------------------------
 
   async #run(): Promise<void> {
-    const { clock, random } = this.#options;
+    const { clock } = this.#options;
     const { signal } = this.#closing;
     for (let retryMs = FIRST_RETRY_MS; !signal.aborted;) {
       const ended = this.#connect();
@@ -161,7 +161,7 @@ export class ManagerClient {
       } else {
         this.#giveUpLate();
       }
-      await clock.sleep(retryMs * (0.5 + random() / 2), signal).catch(() => undefined);
+      await clock.sleep(retryMs * (0.5 + this.#options.random() / 2), signal).catch(() => undefined);
       retryMs = Math.min(retryMs * 2, LAST_RETRY_MS);
     }
   }
@@ -207,10 +207,9 @@ export class ManagerClient {
   /** Looks after a connection until it has ended. */
   async #attend(ended: Promise<void>): Promise<void> {
     const { clock } = this.#options;
-    let over = false;
-    void ended.then(() => (over = true));
+    const { generation } = this;
     let asked = false;
-    while (!over) {
+    while (this.#generation === generation) {
       const stop = new AbortController();
       await Promise.race([ended, clock.sleep(WATCH_MS, stop.signal).catch(() => undefined)]);
       stop.abort(new Error("waited enough"));
@@ -233,11 +232,13 @@ export class ManagerClient {
   #giveUpLate(): void {
     const { clock, patienceMs = 60_000, path } = this.#options;
     if (clock.now() - this.#lostAt < patienceMs) return;
+    this.#rejectAll(new IoError("EIO", `the blob manager at ${path} can't be reached: ${this.#trouble}`));
+  }
+
+  #rejectAll(error: Error): void {
     const pending = [...this.#pending.values()];
     this.#pending.clear();
-    for (const { reject } of pending) {
-      reject(new IoError("EIO", `the blob manager at ${path} can't be reached: ${this.#trouble}`));
-    }
+    for (const each of pending) each.reject(error);
   }
 
   #receive(bytes: Buffer, descriptors: number[]): void {
@@ -266,10 +267,8 @@ export class ManagerClient {
   async close(): Promise<void> {
     const reason = new UllageError("closed", "the connection to the blob manager was closed");
     this.#closing.abort(reason);
-    const pending = [...this.#pending.values()];
-    this.#pending.clear();
     this.#sentOver.clear();
-    for (const { reject } of pending) reject(reason);
+    this.#rejectAll(reason);
     await this.#sockets.close();
     await this.#loop;
   }

@@ -7,7 +7,7 @@ import { isBlobId } from "../blob-meta.ts";
 import { encodeProblem } from "./problem.ts";
 import { ReadyNews } from "./ready-news.ts";
 import { Body, bodyBytes, encode, headerBytes, type Header, Lane, readHeader, readLength } from "./wire.ts";
-import { readText, Request, Result } from "./wire.ts";
+import { readText, Request, type RequestCode, Result } from "./wire.ts";
 
 /** Blobs that one connection may have at once. */
 const MAX_TOKENS = 1024;
@@ -103,19 +103,12 @@ export class ManagerConnection {
   }
 
   async #answer(header: Header, body: Buffer): Promise<Answer> {
-    switch (header.request) {
-      case Request.noop:
-        return { body: Buffer.alloc(0) };
-      case Request.getBlob:
-        return this.#getBlob(header, body);
-      case Request.cancel:
-        return this.#cancel(body);
-      case Request.fetchRange:
-      case Request.prefetch:
-        return this.#fetch(header, body);
-      default:
-        return this.#ofBlob(header, body);
-    }
+    const { request } = header;
+    if (request === Request.noop) return { body: Buffer.alloc(0) };
+    if (request === Request.getBlob) return this.#getBlob(header, body);
+    if (request === Request.cancel) return this.#cancel(body);
+    if (request === Request.fetchRange || request === Request.prefetch) return this.#fetch(header, body);
+    return this.#ofBlob(request, body);
   }
 
   // ---- blobs -------------------------------------------------------------------------------------------------------
@@ -147,43 +140,26 @@ export class ManagerConnection {
     }
   }
 
-  async #ofBlob(header: Header, body: Buffer): Promise<Answer> {
+  /** What is about a blob as a whole. */
+  async #ofBlob(request: RequestCode, body: Buffer): Promise<Answer> {
     const token = body.readBigUInt64LE(0);
     const held = this.#held.get(token);
     if (held === undefined) return result(token, Result.generationMismatch);
     const { blob } = held;
-    switch (header.request) {
-      case Request.stat: {
-        const { foregroundBytes, backgroundBytes, requests, errors } = blob.stats;
-        const figures = [blob.size, blob.readyBytes, foregroundBytes, backgroundBytes, requests, errors];
-        const reply = new Body().u64(token).u32(Result.success);
-        for (const figure of figures) reply.u64(figure);
-        return { body: reply.done() };
-      }
-      case Request.release:
-        this.#held.delete(token);
-        await this.#letGo(held);
-        break;
-      case Request.watch:
-        if (!held.watched) held.ends.push(this.#news.follow(token, blob));
-        held.watched = true;
-        break;
-      case Request.sync:
-        await blob.sync();
-        break;
-      case Request.pin:
-        await blob.pin(volumeId(body));
-        break;
-      case Request.unpin:
-        await blob.unpin(volumeId(body));
-        break;
-      case Request.pins: {
-        const from = body.readUInt32LE(8);
-        const some = blob.pins.sort().slice(from, from + PINS_PER_REPLY);
-        const reply = new Body().u64(token).u32(Result.success).u32(blob.pins.length);
-        for (const id of some) reply.bytes(Buffer.from(id, "hex"));
-        return { body: reply.done() };
-      }
+    if (request === Request.stat) return stat(token, blob);
+    if (request === Request.pins) return pins(token, blob, body.readUInt32LE(8));
+    if (request === Request.release) {
+      this.#held.delete(token);
+      await this.#letGo(held);
+    } else if (request === Request.watch) {
+      if (!held.watched) held.ends.push(this.#news.follow(token, blob));
+      held.watched = true;
+    } else if (request === Request.sync) {
+      await blob.sync();
+    } else if (request === Request.pin) {
+      await blob.pin(volumeId(body));
+    } else {
+      await blob.unpin(volumeId(body));
     }
     return result(token, Result.success);
   }
@@ -230,7 +206,13 @@ export class ManagerConnection {
   }
 
   #notify(body: Buffer): void {
-    const header = { tag: ++this.#notices, request: Request.ready, version: 2, reply: false, needReply: false } as const;
+    const header = {
+      tag: ++this.#notices,
+      request: Request.ready,
+      version: 2,
+      reply: false,
+      needReply: false,
+    } as const;
     this.#socket?.send(encode(header, body));
   }
 
@@ -250,6 +232,22 @@ export class ManagerConnection {
     this.#held.clear();
     await Promise.all(held.map((each) => this.#letGo(each)));
   }
+}
+
+function stat(token: bigint, blob: CachedBlob): Answer {
+  const { foregroundBytes, backgroundBytes, requests, errors } = blob.stats;
+  const body = new Body().u64(token).u32(Result.success);
+  for (const figure of [blob.size, blob.readyBytes, foregroundBytes, backgroundBytes, requests, errors]) {
+    body.u64(figure);
+  }
+  return { body: body.done() };
+}
+
+function pins(token: bigint, blob: CachedBlob, skip: number): Answer {
+  const all = blob.pins.sort();
+  const body = new Body().u64(token).u32(Result.success).u32(all.length);
+  for (const id of all.slice(skip, skip + PINS_PER_REPLY)) body.bytes(Buffer.from(id, "hex"));
+  return { body: body.done() };
 }
 
 const volumeId = (body: Buffer): string => body.toString("hex", 8, 24);
@@ -286,4 +284,3 @@ function errnoOf(error: unknown): number {
   const name = error instanceof IoError ? error.errno : ((error as NodeJS.ErrnoException).code ?? "EIO");
   return (constants.errno as Record<string, number>)[name] ?? constants.errno.EIO;
 }
-

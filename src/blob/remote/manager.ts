@@ -44,22 +44,23 @@ export class BlobManager {
 
   /** Serves a connection of a unix socket, or closes it at once when its peer may not be here. */
   adopt(fd: number): void {
-    const { log, store } = this.#options;
+    const { store } = this.#options;
+    const warn = (message: string): void => this.#options.log("warn", `blob manager: ${message}`);
     const peer = peerCredentials(fd);
     if (peer === undefined || !this.#isAllowed(peer.uid)) {
-      log("warn", `blob manager: user ${peer?.uid ?? "unknown"} (process ${peer?.pid ?? "?"}) may not connect`);
+      warn(`user ${peer?.uid ?? "unknown"} (process ${peer?.pid ?? "?"}) may not connect`);
       closeDescriptor(fd);
       return;
     }
     if (this.#connections.size >= MAX_CONNECTIONS) {
-      log("warn", `blob manager: there are ${MAX_CONNECTIONS} connections already; process ${peer.pid} is turned away`);
+      warn(`there are ${MAX_CONNECTIONS} connections already; process ${peer.pid} is turned away`);
       closeDescriptor(fd);
       return;
     }
     const connection = new ManagerConnection({
       store,
       legacyMap: (blob) => this.#legacyMap(blob),
-      refused: (reason) => log("warn", `blob manager: process ${peer.pid} loses its connection: ${reason}`),
+      refused: (reason) => warn(`process ${peer.pid} loses its connection: ${reason}`),
     });
     this.#connections.add(connection);
     const socket = this.#sockets.adopt(fd, {
@@ -69,7 +70,7 @@ export class BlobManager {
       },
       closed: () => {
         this.#connections.delete(connection);
-        void connection.end().catch((error: unknown) => log("warn", `blob manager: ${describeError(error)}`));
+        void connection.end().catch((error: unknown) => warn(describeError(error)));
       },
     });
     connection.begin(socket);

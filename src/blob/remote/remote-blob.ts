@@ -233,7 +233,7 @@ export class RemoteBlob implements Blob {
   }
 
   async #adopt(): Promise<void> {
-    const { client, log } = this.#options;
+    const { client } = this.#options;
     try {
       for (;;) {
         const opened = await getBlob(this.#options);
@@ -253,13 +253,13 @@ export class RemoteBlob implements Blob {
       if (this.#listeners.size > 0) {
         for (const listener of this.#listeners) listener(0, 0);
         void this.#ask(Request.watch, (token) => new Body().u64(token).done()).catch((error: unknown) =>
-          log("warn", `blob ${this.id}: readiness is not told: ${describeError(error)}`),
+          this.#options.log("warn", `blob ${this.id}: readiness is not told: ${describeError(error)}`),
         );
       }
       client.resend();
     } catch (error) {
       this.#failure = error as Error;
-      if (!this.#closed) log("warn", `blob ${this.id} can't be opened again: ${describeError(error)}`);
+      if (!this.#closed) this.#options.log("warn", `blob ${this.id} can't be opened again: ${describeError(error)}`);
       client.resend(); // what waits for it hears of it
       throw error;
     }
@@ -273,9 +273,7 @@ export class RemoteBlob implements Blob {
     this.#forget();
     await this.file.close();
     if (token === undefined) return;
-    await this.#options.client
-      .request(Request.release, () => new Body().u64(token).done())
-      .catch(() => undefined); // with the connection, it is released anyway
+    await this.#options.client.request(Request.release, () => new Body().u64(token).done()).catch(() => undefined); // with the connection, it is released anyway
   }
 }
 
@@ -288,7 +286,9 @@ async function getBlob({ client, id }: RemoteBlobOptions): Promise<Opened> {
   try {
     const code = body.length >= 20 ? body.readUInt32LE(16) : constants.errno.EIO;
     if (code === constants.errno.ENOENT) {
-      throw new UllageError("not-found", `the blob manager has no blob ${id}`, { hint: "`ullage cache ls` lists them" });
+      throw new UllageError("not-found", `the blob manager has no blob ${id}`, {
+        hint: "`ullage cache ls` lists them",
+      });
     }
     if (code !== 0) throw decodeProblem(body.subarray(20), `the blob manager can't open blob ${id} (errno ${code})`);
     const [data, readiness] = descriptors;
@@ -316,7 +316,8 @@ async function readPins({ client }: RemoteBlobOptions, { token }: Opened): Promi
     const { body } = await client.request(Request.pins, () => new Body().u64(token).u32(pins.size).done());
     if (body.length < 16 || body.readUInt32LE(8) !== Result.success) return pins; // the connection was lost: see `open`
     const total = body.readUInt32LE(12);
-    for (let at = 16; at + PIN_BYTES <= body.length; at += PIN_BYTES) pins.add(body.toString("hex", at, at + PIN_BYTES));
+    for (let at = 16; at + PIN_BYTES <= body.length; at += PIN_BYTES)
+      pins.add(body.toString("hex", at, at + PIN_BYTES));
     if (pins.size >= total || body.length === 16) return pins;
   }
 }
