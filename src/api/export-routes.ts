@@ -3,7 +3,7 @@ import { namePattern } from "../catalog/names.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { AddExportRequest, ExportView } from "../daemon/views.ts";
 import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
-import { cursor, decodeCursor, nextCursor, page } from "./paging.ts";
+import { cursor, nextCursor, page, placeOf } from "./paging.ts";
 import { problemResponse, ref } from "./schemas.ts";
 
 const maxPage = 1000;
@@ -65,7 +65,7 @@ export function addExportRoutes(app: FastifyInstance, ullage: Ullage): void {
 
   const list = (query: Paged["Querystring"], volume?: string): { exports: ExportView[]; next: string | null } => {
     const { limit } = query;
-    const exports = ullage.listExports(decodeCursor(query.cursor), limit, volume);
+    const exports = ullage.listExports(placeOf(query.cursor), limit, volume);
     return { exports, next: nextCursor(exports, limit, ({ name }) => name) };
   };
 

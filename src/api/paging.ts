@@ -1,4 +1,4 @@
-import { UllageError } from "../base/errors.ts";
+import { decodeCursor, encodeCursor } from "./cursor.ts";
 
 /** In the query of lists whose order is that of a key: names, ids. */
 export const cursor = { type: "string", description: "`next` of the page before" } as const;
@@ -12,20 +12,12 @@ export function page(max: number, more: Record<string, object>): object {
   };
 }
 
-/** @returns the cursor of the page behind a key */
-export function encodeCursor(key: string): string {
-  return Buffer.from(key).toString("base64url");
-}
-
 /** @returns the key that the page begins behind; "" for the first @throws UllageError `bad-cursor` */
-export function decodeCursor(given: string | undefined): string {
-  if (given === undefined) return "";
-  const key = Buffer.from(given, "base64url").toString();
-  if (encodeCursor(key) === given) return key;
-  throw new UllageError("bad-cursor", `'${given}' is no cursor of this API`);
+export function placeOf(given: string | undefined): string {
+  return given === undefined ? "" : decodeCursor(given);
 }
 
-/** A page, and where the next one begins. @param found the items behind the cursor, `limit` of them at most */
+/** @param found a page: the items behind the cursor, `limit` of them at most @returns the cursor of the next one */
 export function nextCursor<T>(found: readonly T[], limit: number, keyOf: (item: T) => string): string | null {
   return found.length < limit ? null : encodeCursor(keyOf(found[found.length - 1]));
 }

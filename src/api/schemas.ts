@@ -116,7 +116,7 @@ export const schemas = [
     "a volume to make: from a source, or empty with a size",
     {
       name: { type: "string", pattern: namePattern },
-      size: { ...bytes, minimum: 512 },
+      size: bytes,
       from: {
         oneOf: [ref("VolumeSource"), ref("VolumeFromSnapshot"), ref("VolumeFromVolume")],
         description: "an image, a snapshot, or another volume as it is now",
@@ -130,7 +130,7 @@ export const schemas = [
     "what to change on a volume; what is left out stays",
     {
       name: { type: "string", pattern: namePattern },
-      size: { ...bytes, minimum: 512, description: "bytes; new connections see it. Less than now needs `force`" },
+      size: { ...bytes, description: "bytes; new connections see it. Less than now needs `force`" },
       force: { type: "boolean", description: "close read-write connections when shrinking needs it" },
       settings: ref("SettingsChange"),
     },

@@ -3,7 +3,7 @@ import type { Ullage } from "../daemon/ullage.ts";
 import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "../daemon/views.ts";
 import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
 import { jobObject } from "./job-object.ts";
-import { cursor, decodeCursor, nextCursor, page } from "./paging.ts";
+import { cursor, nextCursor, page, placeOf } from "./paging.ts";
 import { problemResponse, ref } from "./schemas.ts";
 
 const maxPageVolumes = 1000;
@@ -31,7 +31,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     },
     handler: async (request) => {
       const { limit } = request.query;
-      const after = decodeCursor(request.query.cursor);
+      const after = placeOf(request.query.cursor);
       const volumes = await ullage.listVolumes(after, limit);
       return { volumes, next: nextCursor(volumes, limit, ({ name }) => name) };
     },

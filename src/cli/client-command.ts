@@ -21,7 +21,7 @@ export function clientCommand(parent: Command, usage: string, description: strin
     .addHelpText("after", `\nExample:\n  $ ${example}`);
 }
 
-/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `listen-address`, `bad-api`, `token-file` */
+/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `bad-api`, `token-file` */
 export async function findDaemon(options: ClientOptions): Promise<ApiClient> {
   const { ApiClient } = await import("./api-client.ts");
   return ApiClient.find(options.api, options.tokenFile);
