@@ -138,8 +138,8 @@ function candidates(names: readonly string[]): Candidate[] {
   return names.map((name) => candidate(name));
 }
 
-function matching(candidates: readonly Candidate[], typed: string): Completion {
-  return { kind: "words", candidates: candidates.filter(({ value }) => value.startsWith(typed)) };
+function matching(found: readonly Candidate[], typed: string): Completion {
+  return { kind: "words", candidates: found.filter(({ value }) => value.startsWith(typed)) };
 }
 
 function subcommands(command: Command): Candidate[] {
