@@ -8,6 +8,7 @@ import { guardRoutes } from "./auth.ts";
 import { namePattern, nameRule } from "../catalog/names.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
 import { addEventRoutes } from "./event-routes.ts";
+import { addExportRoutes } from "./export-routes.ts";
 import { addHealthRoutes } from "./health-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
 import { addJobRoutes } from "./job-routes.ts";
@@ -70,6 +71,7 @@ export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | 
 const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
+  (app, { ullage }) => addExportRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),

@@ -27,6 +27,8 @@ const statusOf: Record<string, number> = {
   "foreign-origin": 403,
   "not-found": 404,
   "name-taken": 409,
+  "own-name": 409,
+  "export-limit": 409,
   "in-use": 409,
   creating: 409,
   "has-snapshots": 409,

@@ -63,6 +63,11 @@ export const schemas = [
     ["state", "limitBytesPerSecond", "priority"],
   ),
 
+  object("Origin", "what a clone began as; a volume that is there no more has the name that it had then", {
+    volume: text,
+    snapshot: { ...nullableText, description: "null: the volume as it was at that moment" },
+    removed: { type: "boolean", description: "the snapshot, or the volume, is there no more" },
+  }),
   object("Volume", "a writable disk", {
     id: text,
     name: text,
@@ -71,6 +76,10 @@ export const schemas = [
     reason: { ...nullableText, description: "why the state is not ok" },
     source: { ...nullableText, description: "null: made empty" },
     format: nullableText,
+    origin: {
+      oneOf: [ref("Origin"), { type: "null" }],
+      description: "what a clone began as; null: it is none, or was made by a version that did not note it",
+    },
     fetchedBytes: { ...bytes, description: "bytes of the source in the local cache" },
     writtenBytes: { ...bytes, description: "bytes in blocks that were written here" },
     hydration: ref("Hydration"),

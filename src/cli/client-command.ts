@@ -32,6 +32,18 @@ export async function askDaemon<T>(options: ClientOptions, path: string, call?: 
   return (await findDaemon(options)).call<T>(path, call);
 }
 
+/** All objects of a list, page by page. @param key of the list in the answer */
+export async function allPages<T>(daemon: ApiClient, path: string, key: string): Promise<T[]> {
+  const found: T[] = [];
+  for (let cursor: string | null = ""; cursor !== null;) {
+    const query = cursor === "" ? "" : `?cursor=${encodeURIComponent(cursor)}`;
+    const answer: { next: string | null } = await daemon.call(`${path}${query}`);
+    found.push(...(answer as unknown as Record<string, T[]>)[key]);
+    cursor = answer.next;
+  }
+  return found;
+}
+
 /** The path of a volume in the API. */
 export function volumePath(name: string, ...below: string[]): string {
   return ["/v1/volumes", encodeURIComponent(name), ...below].join("/");
