@@ -163,7 +163,7 @@ export const schemas = [
 
   object("Warning", "something that an operator should know", { code: text, message: text }),
   object("Listener", "an address that is listened on", {
-    protocol: { enum: ["api", "nbd"] },
+    protocol: { enum: ["api", "nbd", "blobs"] },
     address: text,
     uri: { ...nullableText, description: "NBD: of the default export" },
   }),

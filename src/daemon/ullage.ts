@@ -13,6 +13,7 @@ import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
+import { BlobListener } from "./blob-listener.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
@@ -98,6 +99,7 @@ export class Ullage {
   readonly #volumes: Volumes;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
+  #blobs: BlobListener | undefined;
   readonly #meters: VolumeMeters;
   readonly #log: Log;
   readonly #startWarnings: readonly Warning[];
@@ -457,9 +459,25 @@ export class Ullage {
     await this.#nbd.listen(addresses, options);
   }
 
+  /**
+   * Offers the cache to other processes of this host, on <data>/blobd.sock.
+   * @throws UllageError `listen-in-use`, `listen`
+   */
+  async serveBlobs(): Promise<void> {
+    this.#blobs = await BlobListener.open({
+      path: this.#directory.below("blobd.sock"),
+      dataDir: this.#directory.path,
+      store: this.#sources.cache,
+      log: this.#log,
+    });
+    this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
+  }
+
   /** Lets connections finish what they started, for so long, then closes them and the listeners. */
   async stopServing(graceMs: number): Promise<void> {
     await this.#nbd.stop(graceMs);
+    await this.#blobs?.close();
+    this.#blobs = undefined;
     this.events.close();
   }
 

@@ -114,7 +114,7 @@ export interface HealthView {
 
 /** Where a server listens. */
 export interface ListenerView {
-  protocol: "api" | "nbd";
+  protocol: "api" | "nbd" | "blobs";
   /** `127.0.0.1:10809`, `unix:/path` */
   address: string;
   /** NBD: the URI of the default export; append a volume's name */
