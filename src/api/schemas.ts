@@ -74,7 +74,7 @@ export const schemas = [
     size: bytes,
     state: { enum: ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] },
     reason: { ...nullableText, description: "why the state is not ok" },
-    source: { ...nullableText, description: "null: made empty" },
+    source: { ...nullableText, description: "without the query of an address, which may be secret; null: made empty" },
     format: nullableText,
     origin: {
       oneOf: [ref("Origin"), { type: "null" }],

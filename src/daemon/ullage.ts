@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { canonicalSource } from "../backend/open.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
@@ -246,6 +247,11 @@ export class Ullage {
   /** @throws UllageError `not-found` */
   async showVolume(name: string): Promise<VolumeView> {
     return this.#volumes.get(name).currentView();
+  }
+
+  /** Whether a volume was made from this source, its secret parts included. @throws UllageError `not-found`, SourceError */
+  isMadeFrom(name: string, source: string): boolean {
+    return this.#volumes.get(name).record.source === canonicalSource(source);
   }
 
   /** Removes a volume and everything written to it. @throws UllageError `not-found`, `in-use` */

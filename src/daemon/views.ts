@@ -23,7 +23,7 @@ export interface VolumeView {
   state: VolumeViewState;
   /** why the state is not `ok` */
   reason: string | null;
-  /** null: made empty */
+  /** without what is secret in an address, its query; null: made empty */
   source: string | null;
   format: string | null;
   /** null: it is no clone, or was made by a version that did not note it */
