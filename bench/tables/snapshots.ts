@@ -4,9 +4,9 @@ import { join } from "node:path";
 import type { Benchmark, Context } from "../context.ts";
 import { settle } from "../files.ts";
 import { fio } from "../fio.ts";
-import { residentBytes, run } from "../process.ts";
+import { run } from "../process.ts";
 import { type Table, atLeast, atMost, short } from "../report.ts";
-import { median } from "../statistics.ts";
+import { median, percentile, timed } from "../statistics.ts";
 import { UllageServer } from "../ullage.ts";
 
 const mebibyte = 2 ** 20;
@@ -16,19 +16,9 @@ const chunkBytes = 4 * mebibyte;
 export const snapshots: Benchmark = {
   name: "snapshots",
   async run(context) {
-    return [await timesTable(context), await depthTable(context), await crowdTable(context)];
+    return [await timesTable(context), await depthTable(context)];
   },
 };
-
-const percentile = (values: readonly number[], share: number): number =>
-  [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * share))];
-
-/** Milliseconds that a call takes. */
-async function timed(work: () => Promise<unknown>): Promise<number> {
-  const start = performance.now();
-  await work();
-  return performance.now() - start;
-}
 
 const take = (ullage: UllageServer, volume: string, name: string): Promise<unknown> =>
   ullage.api("POST", `/v1/volumes/${volume}/snapshots`, { name });
@@ -154,61 +144,6 @@ async function depthTable(context: Context): Promise<Table> {
         [short(depth), short(deep)],
       ],
       targets: [atLeast("4k randread QD32, 1,000 snapshots deep, beside none", deep / flat, 0.95)],
-    };
-  } finally {
-    await ullage.stop();
-    await rm(data, { recursive: true });
-  }
-}
-
-async function crowdTable(context: Context): Promise<Table> {
-  const clones = context.quick ? 50 : 1000;
-  const data = await mkdtemp(join(context.folder, "crowd-"));
-  const ullage = await UllageServer.start(data);
-  try {
-    await ullage.create({ name: "base", size: 1024 * mebibyte });
-    await run("fio", [
-      "--name=fill",
-      "--ioengine=nbd",
-      `--uri=${ullage.uri("base")}`,
-      "--rw=write",
-      "--bs=1M",
-      "--io_size=64M",
-    ]);
-    await take(ullage, "base", "s");
-    const before = await residentBytes(ullage.pid);
-    const seconds =
-      (await timed(async () => {
-        const waiting = Array.from({ length: clones }, (_, n) => n);
-        const next = async (): Promise<void> => {
-          for (let n = waiting.shift(); n !== undefined; n = waiting.shift()) {
-            await ullage.api("POST", "/v1/volumes", { name: `clone${n}`, from: { snapshot: "base@s" } });
-          }
-        };
-        await Promise.all(Array.from({ length: 8 }, next));
-      })) / 1000;
-    const mebibytes = ((await residentBytes(ullage.pid)) - before) / mebibyte;
-    const calls: Record<string, number[]> = { list: [], show: [], create: [] };
-    for (let n = 0; n < (context.quick ? 20 : 200); n++) {
-      calls["list"].push(await timed(() => ullage.api("GET", "/v1/volumes?limit=100")));
-      calls["show"].push(await timed(() => ullage.api("GET", `/v1/volumes/clone${n % clones}`)));
-      calls["create"].push(await timed(() => ullage.create({ name: `more${n}`, size: mebibyte })));
-    }
-    const worst = Math.max(...Object.values(calls).map((values) => percentile(values, 0.99)));
-    return {
-      title: "A thousand clones",
-      about: `${clones} clones of one snapshot, eight requests at a time; then single calls of the API with all of them there (the first look at a volume opens it).`,
-      columns: ["what", "figure"],
-      rows: [
-        ["all clones made", `${short(seconds)} s`],
-        ["memory", `${short(mebibytes)} MiB`],
-        ...Object.entries(calls).map(([what, values]) => [`${what}, p99`, `${short(percentile(values, 0.99))} ms`]),
-      ],
-      targets: [
-        atMost("1,000 clones of one snapshot", seconds, 10, "s"),
-        atMost("1,000 clones in memory", mebibytes, 150, "MiB"),
-        atMost("API create, list and show with 1,000 volumes, p99", worst, 10, "ms"),
-      ],
     };
   } finally {
     await ullage.stop();
