@@ -54,6 +54,8 @@ export interface File {
 
   /** Makes the file read-only for everybody (chmod 0444). */
   seal(): Promise<void>;
+  /** Takes that back (chmod 0600): the file can be opened for writing again. */
+  unseal(): Promise<void>;
 
   close(): Promise<void>;
 }

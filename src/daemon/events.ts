@@ -1,7 +1,7 @@
 import type { Warning } from "./health.ts";
 import type { JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
-import type { ConnectionView, SnapshotView, VolumeView } from "./views.ts";
+import type { ConnectionView, ReclaimView, SnapshotView, VolumeView } from "./views.ts";
 
 /**
  * What happened, with the object as it is afterwards. A volume is told of from the moment that lists have it until they
@@ -12,6 +12,7 @@ export type UllageEvent =
   | { name: "snapshot-created" | "snapshot-removed"; data: SnapshotView }
   | { name: "connection-opened" | "connection-closed"; data: ConnectionEventView }
   | { name: "job"; data: JobView }
+  | { name: "space-reclaimed"; data: ReclaimView }
   | { name: "warning"; data: Warning };
 
 /** A connection that came or went. */

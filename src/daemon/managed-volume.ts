@@ -3,7 +3,7 @@ import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { MetadataStore, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
-import { baseOf } from "../volume/references.ts";
+import { baseOf, cleanCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
@@ -29,6 +29,8 @@ export interface VolumeHost {
   materialise(id: string): Promise<void>;
   /** A volume has given up layers: they go, unless somebody else needs them. */
   layersUnused(layers: string[]): void;
+  /** Something that referred to these layers is gone: blocks that nobody needs any more are freed, in the background. */
+  reclaimSoon(layers: Iterable<string>): void;
   /** Hears of everything that happens to volumes. */
   events: Events;
 }
@@ -204,6 +206,21 @@ export class ManagedVolume {
     if (writers === 0 || force) return;
     throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
       hint: "disconnect them first, or use --force, which closes them",
+    });
+  }
+
+  /**
+   * The volume as it is now, for `work`: until that ends nobody opens or closes it. One that only a recovery can tell of is
+   * opened first, if that is possible; undefined: it is closed. When it is on its way out, nothing is done.
+   */
+  inspect<T>(work: (volume: Volume | undefined) => Promise<T>): Promise<T | undefined> {
+    return this.#turns.run(async () => {
+      if (this.record.state !== "ready") return undefined;
+      if (this.#opened === undefined && !this.#ending) {
+        const clean = await cleanCheckpoint(this.#host.env, this.record.id).catch(() => undefined);
+        if (clean === undefined) await this.#open().catch(() => undefined); // its state tells why
+      }
+      return work(this.#opened?.volume);
     });
   }
 

@@ -51,6 +51,30 @@ export class Layer {
     return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "write"));
   }
 
+  /**
+   * Opens a sealed layer for punching. Only its file's mode stands in the way, for a moment: the mode is a guard against
+   * mistakes, and nothing goes by it, so a crash in between leaves nothing to be put right.
+   */
+  static async openSealed(env: VolumeEnvironment, id: string): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    const guard = await env.fs.open(path, "read");
+    try {
+      await guard.unseal();
+      try {
+        return await Layer.open(env, id);
+      } finally {
+        await guard.seal();
+      }
+    } finally {
+      await guard.close();
+    }
+  }
+
+  /** Opens a layer for looking at where it has data. */
+  static async openToRead(env: VolumeEnvironment, id: string): Promise<Layer> {
+    return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "read"));
+  }
+
   /** @throws CorruptionError when the file has no place for so many blocks */
   demandBlocks(blocks: number): void {
     const wanted = headerBytes + blocks * blockBytes;
