@@ -1,5 +1,7 @@
 import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
+import type { SnapshotView } from "../daemon/views.ts";
+import { badCursor, decodeCursor, encodeCursor } from "./cursor.ts";
 import { problemResponse, ref } from "./schemas.ts";
 import { snapshotSchemas } from "./snapshot-schemas.ts";
 
@@ -43,9 +45,10 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
     handler: (request) => {
       const { volume, cursor, limit } = request.query;
       const all = ullage.listSnapshots(volume);
-      const from = cursor === undefined ? 0 : all.findIndex(({ id }) => id === cursor) + 1;
+      const from = cursor === undefined ? 0 : behind(all, placeOf(cursor));
       const snapshots = all.slice(from, from + limit);
-      return { snapshots, next: from + limit < all.length ? snapshots[snapshots.length - 1].id : null };
+      const last = from + limit < all.length ? snapshots.at(-1) : undefined;
+      return { snapshots, next: last === undefined ? null : encodeCursor(placeIn(last)) };
     },
   });
 
@@ -158,4 +161,22 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       return ullage.revertVolume(request.params.name, snapshot, { force });
     },
   });
+}
+
+/** Where a snapshot stands in the list of all, whether or not it is still there. */
+function placeIn({ volume, createdAt, id }: SnapshotView): string {
+  return [volume, createdAt, id].join("\n");
+}
+
+/** @throws UllageError `bad-cursor` */
+function placeOf(cursor: string): string {
+  const place = decodeCursor(cursor);
+  if (place.split("\n").length === 3) return place;
+  throw badCursor(cursor);
+}
+
+/** The index of the first one behind a place. Names and times have no character below the one that parts them. */
+function behind(all: readonly SnapshotView[], place: string): number {
+  const index = all.findIndex((snapshot) => placeIn(snapshot) > place);
+  return index === -1 ? all.length : index;
 }

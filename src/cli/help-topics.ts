@@ -69,7 +69,12 @@ A snapshot is the disk as after a power cut at that moment: a file system on it 
   {
     name: "nbd",
     summary: "how clients reach a disk",
-    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one.
+    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one. Further names:
+
+  $ ullage export add web1 --nbd boot --read-only
+
+They follow a rename of the volume; its own name does not, so that a client that reconnects by itself needs one of them, or the
+volume's id.
 
   nbd://127.0.0.1:10809/web1
   nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock

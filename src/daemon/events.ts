@@ -1,7 +1,7 @@
 import type { Warning } from "./health.ts";
 import type { JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
-import type { ConnectionView, ReclaimView, SnapshotView, VolumeView } from "./views.ts";
+import type { ConnectionView, ExportView, ReclaimView, SnapshotView, VolumeView } from "./views.ts";
 
 /**
  * What happened, with the object as it is afterwards. A volume is told of from the moment that lists have it until they
@@ -10,6 +10,7 @@ import type { ConnectionView, ReclaimView, SnapshotView, VolumeView } from "./vi
 export type UllageEvent =
   | { name: "volume-created" | "volume-changed" | "volume-removed" | "hydration"; data: VolumeView }
   | { name: "snapshot-created" | "snapshot-removed"; data: SnapshotView }
+  | { name: "export-added" | "export-removed"; data: ExportView }
   | { name: "connection-opened" | "connection-closed"; data: ConnectionEventView }
   | { name: "job"; data: JobView }
   | { name: "space-reclaimed"; data: ReclaimView }

@@ -23,13 +23,15 @@ export async function planRepair(data: OfflineData): Promise<RepairStep[]> {
 }
 
 async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
-  const { env, directory, rows, volumeIds } = data;
+  const { env, directory, rows, volumeIds, exportNames } = data;
   const steps: RepairStep[] = [];
   const path = directory.below("catalog.db");
   if (data.catalogProblem !== undefined) {
     steps.push({
       action: `${data.catalogProblem}: begin a new catalog; what is there is kept as catalog.db.damaged`,
-      losses: ["settings that were changed after a volume was made, and how hydration was steered"],
+      losses: [
+        "settings that were changed after a volume was made, how hydration was steered, and names of exports that were added",
+      ],
       async run() {
         for (const suffix of ["", "-wal", "-shm"]) {
           if (await env.fs.exists(path + suffix)) await env.fs.rename(path + suffix, `${path}.damaged${suffix}`);
@@ -39,7 +41,7 @@ async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
     });
   }
   const known = new Set(rows.map(({ id }) => id));
-  const names = new Set(rows.map(({ name }) => name));
+  const names = new Set([...rows.map(({ name }) => name), ...exportNames]);
   for (const id of volumeIds) {
     if (known.has(id) || !(await isComplete(env.fs, env.dataDir, id))) continue;
     const record = await describeVolume(data, id, names);
@@ -98,6 +100,7 @@ async function describeVolume({ env }: OfflineData, id: string, taken: Set<strin
     createdAt: described.createdAt,
     requestKey: null,
     requestDigest: null,
+    origin: described.origin ?? null,
   };
 }
 

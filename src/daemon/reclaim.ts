@@ -175,9 +175,10 @@ class Run {
     return { layers, end };
   }
 
-  async #volume(batch: Batch, { id, inspect }: ReclaimVolume): Promise<void> {
+  async #volume(batch: Batch, asked: ReclaimVolume): Promise<void> {
     this.#options.signal.throwIfAborted();
-    await inspect(async (volume) => {
+    const { id } = asked;
+    await asked.inspect(async (volume) => {
       if (volume === undefined) return steadily(() => this.#closedVolume(batch, id));
       for (const layer of volume.unsealedLayerIds()) batch.layers.delete(layer);
       for (const snapshot of volume.pendingSnapshots()) batch.seen.add(snapshot);

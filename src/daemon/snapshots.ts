@@ -35,7 +35,7 @@ interface OpenView {
  * The snapshots of all volumes. The volume's own files come first, the catalog's row after them (durability rule 17):
  *
  *     create   description -> record in the volume's log -> (answerable) row -> answered; frozen map when there is time
- *     remove   row `deleting` -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
+ *     remove   row `deleting` -> its exports -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
  *
  * A snapshot that is removed while a clone's checkpoint still names its frozen map only loses its name; it goes with the
  * last clone that needs it.
@@ -73,6 +73,11 @@ export class Snapshots {
     throw new UllageError("not-found", `volume '${volume.record.name}' has no snapshot '${name}'`, {
       hint: `\`ullage snapshot ls ${volume.record.name}\` lists them`,
     });
+  }
+
+  /** Whether it is there and has its name. */
+  has(id: string): boolean {
+    return this.#rows.get(id)?.name != null;
   }
 
   /** Durable when it resolves. @param name null: for a clone only @throws UllageError `bad-name`, `name-taken` */
@@ -126,6 +131,7 @@ export class Snapshots {
     const { env, store } = this.#host;
     await store.updateSnapshot(row.id, { name: null });
     this.#rows.set(row.id, { ...row, name: null });
+    await this.#host.targetGone(row.id);
     const dir = volumeDir(env.dataDir, row.volumeId);
     const { id, size, createdAt } = row;
     if (await env.fs.exists(dir)) await describeSnapshot(env, dir, { id, name: null, size, createdAt });
@@ -138,6 +144,7 @@ export class Snapshots {
     await this.#volume(row.volumeId)?.opened?.writeSnapshot(row.id); // so that its layers are known
     await store.updateSnapshot(row.id, { state: "deleting" });
     this.#rows.delete(row.id);
+    await this.#host.targetGone(row.id);
     await this.#closeView(row.id, "the snapshot is being removed"); // one that was opened meanwhile
     const dir = volumeDir(env.dataDir, row.volumeId);
     if (await env.fs.exists(dir)) await forgetSnapshot(env, dir, row.id);

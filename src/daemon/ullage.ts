@@ -17,7 +17,8 @@ import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
-import { ExportNames } from "./export-names.ts";
+import { ExportNames, type NamedExport } from "./export-names.ts";
+import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
 import { Jobs, type JobView } from "./jobs.ts";
@@ -33,8 +34,10 @@ import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
+  AddExportRequest,
   ConnectionView,
   CreateVolumeRequest,
+  ExportView,
   HealthView,
   HydrationChange,
   HydrationView,
@@ -49,7 +52,7 @@ import type {
   VolumeView,
 } from "./views.ts";
 import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
-import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
+import { Volumes, type CreateOptions } from "./volumes.ts";
 
 /** How a data directory is opened. */
 export interface UllageOptions {
@@ -95,6 +98,7 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
   readonly #meters: VolumeMeters;
   readonly #log: Log;
@@ -133,7 +137,8 @@ export class Ullage {
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
     const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
-    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), traffic, watch, parts.log);
+    this.#exportNames = new ExportNames(parts.volumes, parts.readOnly);
+    this.#nbd = new NbdListeners(this.#exportNames, traffic, watch, parts.log);
   }
 
   /**
@@ -172,7 +177,7 @@ export class Ullage {
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },
-        { volumes: swept.ready, snapshots: swept.snapshots.ready },
+        { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
@@ -368,6 +373,70 @@ export class Ullage {
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
   }
 
+  // ---- exports -----------------------------------------------------------------------------------------------------
+
+  /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
+  listExports(after = "", limit = Infinity, volume?: string): ExportView[] {
+    const only = volume === undefined ? undefined : this.#volumes.get(volume);
+    return this.#exportNames
+      .all()
+      .filter((found) => found.name > after && (only === undefined || found.volume === only))
+      .slice(0, limit)
+      .map((found) => this.#exportView(found));
+  }
+
+  /** @throws UllageError `not-found` */
+  showExport(name: string): ExportView {
+    const found = this.#exportNames.all().find((each) => each.name === name);
+    if (found !== undefined) return this.#exportView(found);
+    throw new UllageError("not-found", `there is no export '${name}'`, { hint: "`ullage export ls` lists them" });
+  }
+
+  /**
+   * A further name for a volume or a snapshot, durable when it resolves; it follows a rename, and goes with what it names.
+   * @throws UllageError `bad-name`, `name-taken`, `not-found`, `creating`, `request-key-reused`, `export-limit`
+   */
+  async addExport(request: AddExportRequest, requestKey?: RequestKey): Promise<ExportView> {
+    const row = await this.#volumes.exports.add(request, requestKey);
+    const found = this.#exportNames.behind(row);
+    if (found === undefined) {
+      throw new UllageError("not-found", `'${request.target}' was removed while '${row.name}' was added`);
+    }
+    const view = this.#exportView(found);
+    this.#log("info", `'${row.name}' is an export of '${request.target}'`);
+    this.events.publish({ name: "export-added", data: view });
+    return view;
+  }
+
+  /** Open connections stay. @throws UllageError `not-found`, `own-name` */
+  async removeExport(name: string): Promise<void> {
+    const view = this.showExport(name);
+    if (view.implicit) {
+      throw new UllageError("own-name", `'${name}' is the own name of what it exports`, {
+        hint: "only exports that were added can be removed: this one goes with its volume or snapshot",
+      });
+    }
+    await this.#volumes.exports.remove(name);
+    this.#log("info", `'${name}' is no export any more`);
+    this.events.publish({ name: "export-removed", data: view });
+  }
+
+  #exportView({ name, volume, snapshot, added, readOnly }: NamedExport): ExportView {
+    const { id, createdAt } = added ?? snapshot ?? volume.record;
+    return {
+      id,
+      name,
+      protocol: "nbd",
+      volume: volume.record.name,
+      snapshot: snapshot?.name ?? null,
+      readOnly,
+      description: added?.options.description ?? null,
+      implicit: added === undefined,
+      uris: this.#nbd.urisOf(name),
+      createdAt,
+    };
+  }
+
   /** @throws UllageError `not-found`, `no-source` */
   async steerHydration(name: string, change: HydrationChange): Promise<HydrationView> {
     const volume = this.#volumes.getReady(name);
@@ -522,12 +591,12 @@ export class Ullage {
 
   #connectionSeen(...[what, exportName, connection]: Parameters<ConnectionWatch>): void {
     this.events.publish({ name: `connection-${what}`, data: { export: exportName, connection } });
-    this.#volumes.byName(exportName.split("@")[0])?.news.changed();
+    this.#exportNames.volumeOf(exportName)?.news.changed();
   }
 
   /** What is done with a snapshot is counted for its volume. */
   #trafficOf(exportName: string): ExportTraffic {
-    const volume = this.#volumes.byName(exportName.split("@")[0]);
+    const volume = this.#exportNames.volumeOf(exportName);
     return volume === undefined ? new ExportTraffic() : this.#meters.of(volume.record.id).traffic;
   }
 

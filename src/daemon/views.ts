@@ -26,6 +26,8 @@ export interface VolumeView {
   /** null: made empty */
   source: string | null;
   format: string | null;
+  /** null: it is no clone, or was made by a version that did not note it */
+  origin: OriginView | null;
   /** of the source, in the local cache */
   fetchedBytes: number;
   /** in blocks that were written here */
@@ -35,6 +37,17 @@ export interface VolumeView {
   /** open connections */
   connections: number;
   createdAt: string;
+}
+
+/**
+ * What a clone began as. The volume is named as it is now, or, when it is there no more, as it was when the clone was made.
+ */
+export interface OriginView {
+  volume: string;
+  /** null: the volume as it was at that moment */
+  snapshot: string | null;
+  /** The snapshot, or the volume, is there no more; something new may have its name. */
+  removed: boolean;
 }
 
 /**
@@ -179,6 +192,35 @@ export interface SnapshotView {
   volume: string;
   size: number;
   createdAt: string;
+}
+
+/** A name under which a disk is exported. */
+export interface ExportView {
+  /** 32 hex digits; of the volume or the snapshot when it is their own name */
+  id: string;
+  name: string;
+  protocol: "nbd";
+  /** name of the volume that it is, or that it is a snapshot of */
+  volume: string;
+  /** null: the volume itself */
+  snapshot: string | null;
+  readOnly: boolean;
+  description: string | null;
+  /** It is the volume's or snapshot's own name, and comes and goes with it. */
+  implicit: boolean;
+  /** where clients reach it, one for each listener */
+  uris: string[];
+  createdAt: string;
+}
+
+/** A further name for a volume or a snapshot. */
+export interface AddExportRequest {
+  name: string;
+  /** `VOL` or `VOL@SNAP` */
+  target: string;
+  /** Default: as the daemon and the target are. */
+  readOnly?: boolean;
+  description?: string | null;
 }
 
 /** Which image, and how it is read. */

@@ -2,6 +2,7 @@ import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
+import type { Origin } from "../catalog/metadata-store.ts";
 import { Layer } from "../volume/layer.ts";
 import { descriptionPath, layerPath, layersDir, numbered, runtimePoisonPath, volumeDir } from "../volume/paths.ts";
 import { headOf, volumeReferences } from "../volume/references.ts";
@@ -20,6 +21,7 @@ export interface VolumeDescription {
   format?: string | null;
   settings?: unknown;
   blobId?: string | null;
+  origin?: Origin | null;
 }
 
 /** @throws UllageError `description-damaged`, IoError */

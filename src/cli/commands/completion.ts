@@ -81,6 +81,11 @@ function daemonSource(words: readonly string[]): CompletionSource {
         const { snapshots } = (await ask(path)) as { snapshots: { volume: string; name: string }[] };
         return snapshots.map(({ name }) => `${volume}@${name}`);
       }),
+    exports: () =>
+      quickly(async () => {
+        const { exports } = (await ask("/v1/exports?limit=1000")) as { exports: { name: string; implicit: boolean }[] };
+        return exports.filter(({ implicit }) => !implicit).map(({ name }) => name);
+      }),
   };
 }
 
