@@ -52,7 +52,7 @@ export interface File {
   /** What ties a log to one life of the page cache: durability rule 7. */
   binding(): FileBinding;
 
-  /** Makes the file read-only for everybody (chmod 0444). */
+  /** Makes the file read-only, for its owner alone (chmod 0400). */
   seal(): Promise<void>;
 
   close(): Promise<void>;

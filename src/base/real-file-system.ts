@@ -198,7 +198,7 @@ class RealFile implements File {
   }
 
   async seal(): Promise<void> {
-    await fsFchmod(this.#fd, 0o444);
+    await fsFchmod(this.#fd, 0o400);
   }
 
   async close(): Promise<void> {

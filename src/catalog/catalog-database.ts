@@ -1,3 +1,4 @@
+import { chmodSync, closeSync, openSync } from "node:fs";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
 import { UllageError } from "../base/errors.ts";
 import type {
@@ -184,6 +185,9 @@ export class CatalogDatabase {
 }
 
 function openDatabase(path: string): DatabaseSync {
+  // SQLite would make it readable for everybody; its -wal and -shm get the mode that the file has.
+  closeSync(openSync(path, "a", 0o600));
+  chmodSync(path, 0o600);
   const database = new DatabaseSync(path);
   try {
     const found = pragma(database, "user_version");
