@@ -22,6 +22,7 @@ import { ExportNames, type NamedExport } from "./export-names.ts";
 import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
+import { Images } from "./images.ts";
 import { Jobs } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
@@ -35,12 +36,14 @@ import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
   AddExportRequest,
+  BlobView,
   ConnectionView,
   CreateVolumeRequest,
   ExportView,
   HealthView,
   HydrationChange,
   HydrationView,
+  ImageView,
   ListenerView,
   MapRunView,
   DiffRunView,
@@ -97,6 +100,7 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #images: Images;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
   #blobs: BlobListener | undefined;
@@ -127,6 +131,7 @@ export class Ullage {
     this.#store = parts.store;
     this.#sources = parts.sources;
     this.#volumes = parts.volumes;
+    this.#images = new Images(parts.sources.cache, () => parts.volumes.all().map(({ record }) => record));
     this.#meters = parts.meters;
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
@@ -349,6 +354,28 @@ export class Ullage {
   getSnapshotDevice(volumeName: string, name: string): Promise<BlockDevice> {
     const { snapshots } = this.#volumes;
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
+  }
+
+  // ---- the cache ---------------------------------------------------------------------------------------------------
+
+  /** Ordered by source, starting behind `after` (see `imagePlace`). */
+  listImages(after = "", limit = Infinity): Promise<ImageView[]> {
+    return this.#images.listImages(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showImage(id: string): Promise<ImageView> {
+    return this.#images.showImage(id);
+  }
+
+  /** Ordered by id, starting behind `after`. */
+  listBlobs(after = "", limit = Infinity): Promise<BlobView[]> {
+    return this.#images.listBlobs(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showBlob(id: string): Promise<BlobView> {
+    return this.#images.showBlob(id);
   }
 
   // ---- exports -----------------------------------------------------------------------------------------------------
