@@ -211,6 +211,11 @@ class RealFile implements File {
   }
 }
 
+/** An open file that came from elsewhere; its descriptor is the file's from now on. @param path for messages */
+export function fileOfDescriptor(path: string, fd: number): File {
+  return new RealFile(path, fd);
+}
+
 function assertRange(buffer: IoBuffer, at: number, length: number): void {
   if (!(at >= 0 && length > 0 && at + length <= buffer.length)) {
     throw new RangeError(`range ${at}+${length} is outside a buffer of ${buffer.length} bytes`);

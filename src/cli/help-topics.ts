@@ -23,6 +23,8 @@ the background: the volume is then 'detached', and the source may vanish. Until 
 changed is an error, bytes of two versions are never mixed. Steer the filling with volume hydrate, pause and resume;
 --hydrate off fetches only what is read.
 
+What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
+
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
   --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
 
