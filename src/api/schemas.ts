@@ -74,7 +74,7 @@ export const schemas = [
     size: bytes,
     state: { enum: ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] },
     reason: { ...nullableText, description: "why the state is not ok" },
-    source: { ...nullableText, description: "null: made empty" },
+    source: { ...nullableText, description: "without the query of an address, which may be secret; null: made empty" },
     format: nullableText,
     origin: {
       oneOf: [ref("Origin"), { type: "null" }],
@@ -163,7 +163,7 @@ export const schemas = [
 
   object("Warning", "something that an operator should know", { code: text, message: text }),
   object("Listener", "an address that is listened on", {
-    protocol: { enum: ["api", "nbd"] },
+    protocol: { enum: ["api", "nbd", "blobs"] },
     address: text,
     uri: { ...nullableText, description: "NBD: of the default export" },
   }),

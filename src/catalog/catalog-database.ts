@@ -1,3 +1,4 @@
+import { chmodSync, closeSync, existsSync, openSync } from "node:fs";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
 import { UllageError } from "../base/errors.ts";
 import type {
@@ -184,6 +185,7 @@ export class CatalogDatabase {
 }
 
 function openDatabase(path: string): DatabaseSync {
+  keepPrivate(path);
   const database = new DatabaseSync(path);
   try {
     const found = pragma(database, "user_version");
@@ -212,6 +214,12 @@ function openDatabase(path: string): DatabaseSync {
       hint: "move it away and run `ullage repair DATA`, which rebuilds it from the volumes",
     });
   }
+}
+
+/** Addresses of sources may hold secrets. SQLite gives the files beside the database its mode. */
+function keepPrivate(path: string): void {
+  closeSync(openSync(path, "a", 0o600));
+  for (const file of [path, `${path}-wal`, `${path}-shm`]) if (existsSync(file)) chmodSync(file, 0o600);
 }
 
 /** One transaction: an interrupted upgrade leaves the older version. */

@@ -1,3 +1,4 @@
+import { withoutSecrets } from "../base/without-secrets.ts";
 import type { Warning } from "./health.ts";
 import type { JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
@@ -99,6 +100,6 @@ export function tellWarnings(events: Events, log: Log): Log {
   return (level, message, fields) => {
     log(level, message, fields);
     if (level !== "warn" && level !== "error") return;
-    events.publish({ name: "warning", data: { code: fields?.code ?? level, message } });
+    events.publish({ name: "warning", data: { code: fields?.code ?? level, message: withoutSecrets(message) } });
   };
 }

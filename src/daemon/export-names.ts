@@ -1,6 +1,7 @@
 import type { ComparableSnapshots, ExportDirectory, ExportEntry, ExportLookup } from "../export/block-device.ts";
 import { describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
+import { shownSource } from "../base/without-secrets.ts";
 import type { ExportRecord, SnapshotRecord } from "../catalog/metadata-store.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
 import type { SnapshotView } from "../volume/snapshot-view.ts";
@@ -160,5 +161,5 @@ function describe({ volume, snapshot, added, readOnly }: NamedExport): string {
     return `${text}, ${notes.join(", ")}`;
   }
   if (snapshot !== undefined) return `${text}, snapshot of ${snapshot.createdAt}`;
-  return `${text}${source === null ? "" : ` from ${source}`}`;
+  return `${text}${source === null ? "" : ` from ${shownSource(source)}`}`;
 }

@@ -1,4 +1,5 @@
 import { UllageError, describeError } from "../base/errors.ts";
+import { shownSource } from "../base/without-secrets.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
@@ -358,7 +359,7 @@ export class ManagedVolume {
       name,
       size: info?.size ?? size,
       ...this.#stateNow(),
-      source,
+      source: source === null ? null : shownSource(source),
       format,
       origin: origin === null ? null : this.#host.originNow(origin),
       fetchedBytes: blob?.readyBytes ?? this.download?.bytes ?? 0,

@@ -1,4 +1,4 @@
-import { describeError, errnoOf, UllageError } from "../base/errors.ts";
+import { CorruptionError, describeError, errnoOf, UllageError } from "../base/errors.ts";
 import { visitFrozenMap } from "../volume/frozen-map.ts";
 import { Layer } from "../volume/layer.ts";
 import { MapClaims } from "../volume/map-claims.ts";
@@ -90,7 +90,7 @@ export interface Reclaimed {
 /**
  * Frees what nobody needs. May be repeated at any time, by one caller at a time.
  * @throws CorruptionError, IoError when a map can't be read: it may refer to anything, so nothing was freed on its account;
- *   UllageError `busy`; the signal's reason
+ *   UllageError `reclaim-busy`, `base-missing`; the signal's reason
  */
 export async function reclaim(host: ReclaimHost, options: ReclaimOptions): Promise<Reclaimed> {
   const run = new Run(host, options);
@@ -145,7 +145,7 @@ class Run {
         return end;
       }
       if (attempt === attempts) {
-        throw new UllageError("busy", "snapshots came and went while it was looked at who needs them", {
+        throw new UllageError("reclaim-busy", "snapshots came and went while it was looked at who needs them", {
           hint: "try again when there is less going on",
         });
       }
@@ -162,7 +162,7 @@ class Run {
     let memory = 0;
     let end = from;
     for (; end < ids.length && memory < batchBytes; end++) {
-      const layer = await Layer.openToRead(this.#env, ids[end]).catch(absent);
+      const layer = await Layer.open(this.#env, ids[end], "read").catch(absent);
       if (layer === undefined) continue;
       try {
         const blocks = await UnclaimedBlocks.of(layer, this.#pace);
@@ -319,6 +319,6 @@ class Batch {
 }
 
 function absent(error: unknown): undefined {
-  if (errnoOf(error) === "ENOENT") return undefined; // it went as a whole meanwhile
+  if (errnoOf(error) === "ENOENT" || error instanceof CorruptionError) return undefined; // it went as a whole meanwhile
   throw error;
 }

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { UllageError, describeError } from "../base/errors.ts";
+import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
 import type { Blob } from "../blob/blob.ts";
 import { checkName } from "../catalog/names.ts";
 import type { SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -151,7 +151,11 @@ export class Snapshots {
     // What its volume still refers to stays; a map that was never written has nothing else.
     let candidates = new Set<string>();
     if (await env.fs.exists(frozenMapPath(env.dataDir, row.id))) {
-      candidates = await frozenReferences(env, row.id);
+      candidates = await frozenReferences(env, row.id).catch((error: unknown) => {
+        if (!(error instanceof CorruptionError)) throw error;
+        env.log("warn", `layers of a snapshot stay, though they may be unused: ${error.message}`);
+        return new Set<string>();
+      });
       await dropLayers(env, candidates, { openLayers: (id) => this.#openLayers(id), withoutMap: row.id });
     }
     await this.#volume(row.volumeId)?.opened?.forgetSnapshot(row.id);
@@ -166,13 +170,22 @@ export class Snapshots {
     return this.#volume(volumeId)?.opened?.layerIds();
   }
 
-  /** Whether a checkpoint names the frozen map. */
+  /** Whether a checkpoint names the frozen map, or may do so: one that is damaged may name any. */
   async #isBase(id: string): Promise<boolean> {
     const { env } = this.#host;
     for (const volumeId of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-      if (/^[0-9a-f]{32}$/.test(volumeId) && (await baseOf(env, volumeId)) === id) return true;
+      if (/^[0-9a-f]{32}$/.test(volumeId) && (await this.#mayBegin(volumeId, id))) return true;
     }
     return false;
+  }
+
+  async #mayBegin(volumeId: string, id: string): Promise<boolean> {
+    try {
+      return (await baseOf(this.#host.env, volumeId)) === id;
+    } catch (error) {
+      if (error instanceof CorruptionError) return true;
+      throw error;
+    }
   }
 
   /** Frozen maps that only the volume's own log could rebuild get their files: the volume is about to go. */

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { canonicalSource } from "../backend/open.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
@@ -13,6 +14,7 @@ import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
+import { BlobListener } from "./blob-listener.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
@@ -21,6 +23,7 @@ import { ExportNames, type NamedExport } from "./export-names.ts";
 import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
+import { Images } from "./images.ts";
 import { Jobs, type JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
@@ -35,12 +38,14 @@ import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
   AddExportRequest,
+  BlobView,
   ConnectionView,
   CreateVolumeRequest,
   ExportView,
   HealthView,
   HydrationChange,
   HydrationView,
+  ImageView,
   ListenerView,
   ReclaimView,
   MapRunView,
@@ -98,8 +103,10 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #images: Images;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
+  #blobs: BlobListener | undefined;
   readonly #meters: VolumeMeters;
   readonly #log: Log;
   readonly #startWarnings: readonly Warning[];
@@ -127,6 +134,7 @@ export class Ullage {
     this.#store = parts.store;
     this.#sources = parts.sources;
     this.#volumes = parts.volumes;
+    this.#images = new Images(parts.sources.cache, () => parts.volumes.all().map(({ record }) => record));
     this.#meters = parts.meters;
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
@@ -248,6 +256,11 @@ export class Ullage {
   /** @throws UllageError `not-found` */
   async showVolume(name: string): Promise<VolumeView> {
     return this.#volumes.get(name).currentView();
+  }
+
+  /** Whether a volume was made from this source, its secret parts included. @throws UllageError `not-found`, SourceError */
+  isMadeFrom(name: string, source: string): boolean {
+    return this.#volumes.get(name).record.source === canonicalSource(source);
   }
 
   /** Removes a volume and everything written to it. @throws UllageError `not-found`, `in-use` */
@@ -373,6 +386,28 @@ export class Ullage {
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
   }
 
+  // ---- the cache ---------------------------------------------------------------------------------------------------
+
+  /** Ordered by source, starting behind `after` (see `imagePlace`). */
+  listImages(after = "", limit = Infinity): Promise<ImageView[]> {
+    return this.#images.listImages(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showImage(id: string): Promise<ImageView> {
+    return this.#images.showImage(id);
+  }
+
+  /** Ordered by id, starting behind `after`. */
+  listBlobs(after = "", limit = Infinity): Promise<BlobView[]> {
+    return this.#images.listBlobs(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showBlob(id: string): Promise<BlobView> {
+    return this.#images.showBlob(id);
+  }
+
   // ---- exports -----------------------------------------------------------------------------------------------------
 
   /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
@@ -481,9 +516,25 @@ export class Ullage {
     await this.#nbd.listen(addresses, options);
   }
 
+  /**
+   * Offers the cache to other processes of this host, on <data>/blobd.sock.
+   * @throws UllageError `listen-in-use`, `listen`
+   */
+  async serveBlobs(): Promise<void> {
+    this.#blobs = await BlobListener.open({
+      path: this.#directory.below("blobd.sock"),
+      dataDir: this.#directory.path,
+      store: this.#sources.cache,
+      log: this.#log,
+    });
+    this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
+  }
+
   /** Lets connections finish what they started, for so long, then closes them and the listeners. */
   async stopServing(graceMs: number): Promise<void> {
     await this.#nbd.stop(graceMs);
+    await this.#blobs?.close();
+    this.#blobs = undefined;
     this.events.close();
   }
 
@@ -573,6 +624,7 @@ export class Ullage {
       space: this.#probe.space,
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
+      reclaim: this.#volumes.reclaimer.figures,
       volumes,
     };
   }

@@ -1,4 +1,4 @@
-import { CorruptionError } from "../base/errors.ts";
+import { CorruptionError, IoError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
@@ -46,9 +46,15 @@ export class Layer {
     return Layer.open(env, id);
   }
 
-  /** Opens an existing layer for writing. Reads nothing of it: that is `verify`'s. */
-  static async open(env: VolumeEnvironment, id: string): Promise<Layer> {
-    return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "write"));
+  /** Opens an existing layer. Reads nothing of it: that is `verify`'s. @throws CorruptionError when there is none */
+  static async open(env: VolumeEnvironment, id: string, mode: "read" | "write" = "write"): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    try {
+      return new Layer(id, await env.fs.open(path, mode));
+    } catch (error) {
+      if (error instanceof IoError && error.errno === "ENOENT") throw new CorruptionError(`${path} is missing`);
+      throw error;
+    }
   }
 
   /**
@@ -61,18 +67,13 @@ export class Layer {
     try {
       await guard.unseal();
       try {
-        return await Layer.open(env, id);
+        return new Layer(id, await env.fs.open(path, "write"));
       } finally {
         await guard.seal();
       }
     } finally {
       await guard.close();
     }
-  }
-
-  /** Opens a layer for looking at where it has data. */
-  static async openToRead(env: VolumeEnvironment, id: string): Promise<Layer> {
-    return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "read"));
   }
 
   /** @throws CorruptionError when the file has no place for so many blocks */

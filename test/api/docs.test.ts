@@ -17,7 +17,7 @@ const answering = ["api", "backend", "blob", "catalog", "daemon", "image", "volu
 const elsewhere = new Set(
   `aborted closed interrupted cancelled stream-dropped close-failed api-auth sources-allow tokens-version
   catalog-damaged catalog-foreign catalog-lost catalog-version
-  data-file-system data-foreign data-in-use data-missing data-unwritable`.split(/\s+/),
+  nothing-left data-file-system data-foreign data-in-use data-missing data-unwritable`.split(/\s+/),
 );
 
 async function codesInSource(): Promise<Set<string>> {

@@ -68,7 +68,7 @@ export async function uselessBlocks(ullage: Ullage, dataDir: string): Promise<Ma
 }
 
 export async function allocatedBlocks(dataDir: string, layerId: string): Promise<number[]> {
-  const layer = await Layer.openToRead(plainEnvironment(dataDir), layerId);
+  const layer = await Layer.open(plainEnvironment(dataDir), layerId, "read");
   try {
     const blocks: number[] = [];
     for (let run = layer.nextData(0); run; run = layer.nextData(run.block + run.count)) {

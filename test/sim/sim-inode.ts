@@ -42,7 +42,7 @@ export class SimInode {
   /** Pages that had a durable extent once, or a hole punched into them: they show stale bytes in no mode. */
   readonly #hadExtent = new Set<number>();
   readSinceMount = false;
-  /** chmod 0444; no sync makes it durable. */
+  /** chmod 0400; no sync makes it durable. */
   sealed = false;
   /** It was sealed, and may be opened for punching. */
   unsealed = false;
