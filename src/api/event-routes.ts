@@ -1,7 +1,7 @@
 import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import { EventStreams } from "./event-stream.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 /** What the data of events is, beside Volume, Snapshot, Export, Job and Warning. */
 const eventSchemas = [
@@ -63,7 +63,7 @@ export function addEventRoutes(app: FastifyInstance, { events }: Ullage): void {
       },
       response: {
         200: { description: "events without end", content: { "text/event-stream": { schema: { type: "string" } } } },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: (request, reply) =>

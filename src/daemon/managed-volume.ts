@@ -189,7 +189,7 @@ export class ManagedVolume {
    */
   end(force: boolean, markDeleting: () => Promise<void>): Promise<void> {
     return this.#turns.run(async () => {
-      this.#demandNoWriters(force);
+      this.demandNoWriters(force);
       this.#ending = true;
       try {
         await markDeleting();
@@ -205,8 +205,8 @@ export class ManagedVolume {
     });
   }
 
-  /** @throws UllageError `in-use` */
-  #demandNoWriters(force: boolean): void {
+  /** @throws UllageError `in-use` while somebody may write, unless `force` */
+  demandNoWriters(force: boolean): void {
     const writers = this.connections().filter(({ writable }) => writable).length;
     if (writers === 0 || force) return;
     throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
@@ -265,7 +265,7 @@ export class ManagedVolume {
   ): Promise<void> {
     return this.#turns.run(async () => {
       const device = (await this.#open()).volume;
-      this.#demandNoWriters(force);
+      this.demandNoWriters(force);
       await this.#disconnect(what);
       if (device.info().state !== "ok") throw new UllageError("not-ok", `volume '${this.record.name}' is not well`);
       await prepare(device);

@@ -113,16 +113,20 @@ export class Snapshots {
    */
   async remove(volume: ManagedVolume, name: string, force: boolean): Promise<void> {
     const row = this.get(volume, name);
-    const open = await this.#views.get(row.id);
-    if (open !== undefined && open.view.connections > 0 && !force) {
-      throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
-        hint: "disconnect them first, or use --force, which closes them",
-      });
-    }
+    await this.demandNoReaders(volume, row, force);
     await this.#closeView(row.id, "the snapshot is being removed");
     await this.references.run(async () => {
       if (await this.#isBase(row.id)) await this.#unname(row);
       else await this.#delete(row);
+    });
+  }
+
+  /** @throws UllageError `in-use` while clients read it, unless `force` */
+  async demandNoReaders(volume: ManagedVolume, { id, name }: SnapshotRecord, force: boolean): Promise<void> {
+    const open = await this.#views.get(id)?.catch(() => undefined);
+    if (open === undefined || open.view.connections === 0 || force) return;
+    throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
+      hint: "disconnect them first, or use --force, which closes them",
     });
   }
 

@@ -412,17 +412,16 @@ export class Ullage {
 
   /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
   listExports(after = "", limit = Infinity, volume?: string): ExportView[] {
-    const only = volume === undefined ? undefined : this.#volumes.get(volume);
-    return this.#exportNames
-      .all()
-      .filter((found) => found.name > after && (only === undefined || found.volume === only))
+    const names = this.#exportNames;
+    return (volume === undefined ? names.all() : names.of(this.#volumes.get(volume)))
+      .filter(({ name }) => name > after)
       .slice(0, limit)
       .map((found) => this.#exportView(found));
   }
 
   /** @throws UllageError `not-found` */
   showExport(name: string): ExportView {
-    const found = this.#exportNames.all().find((each) => each.name === name);
+    const found = this.#exportNames.find(name);
     if (found !== undefined) return this.#exportView(found);
     throw new UllageError("not-found", `there is no export '${name}'`, { hint: "`ullage export ls` lists them" });
   }

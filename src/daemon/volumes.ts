@@ -457,9 +457,12 @@ export class Volumes implements VolumeNames {
         hint: "remove them first, or use --snapshots, which removes them too; clones live on",
       });
     }
-    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, force);
+    // Asked of all before anything goes: a refusal changes nothing. Who connects from here on comes too late.
+    volume.demandNoWriters(force);
+    for (const snapshot of taken) await this.snapshots.demandNoReaders(volume, snapshot, force);
+    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, true);
     await this.snapshots.settle(volume);
-    await volume.end(force, async () => {
+    await volume.end(true, async () => {
       await store.updateVolume(id, { state: "deleting" });
     });
     this.#forget(volume);
