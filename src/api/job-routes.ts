@@ -36,7 +36,7 @@ export function addJobRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Free the blocks of snapshots, clones and volumes that are gone; one run at a time",
       response: {
         202: { ...ref("Job"), description: "it is under way, this one or one that somebody began before" },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: (_request, reply) => {
