@@ -11,6 +11,7 @@ import { addEventRoutes } from "./event-routes.ts";
 import { addExportRoutes } from "./export-routes.ts";
 import { addHealthRoutes } from "./health-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
+import { addImageRoutes } from "./image-routes.ts";
 import { addJobRoutes } from "./job-routes.ts";
 import { loggablePath } from "./loggable.ts";
 import { addMetricsRoutes } from "./metrics-routes.ts";
@@ -73,6 +74,7 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addExportRoutes(app, ullage),
+  (app, { ullage }) => addImageRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),

@@ -55,8 +55,10 @@ export interface File extends ReadableFile {
   /** What ties a log to one life of the page cache: durability rule 7. */
   binding(): FileBinding;
 
-  /** Makes the file read-only for everybody (chmod 0444). */
+  /** Makes the file read-only, for its owner alone (chmod 0400). */
   seal(): Promise<void>;
+  /** Takes that back (chmod 0600): the file can be opened for writing again. */
+  unseal(): Promise<void>;
 
   close(): Promise<void>;
 }

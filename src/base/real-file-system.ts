@@ -198,7 +198,11 @@ class RealFile implements File {
   }
 
   async seal(): Promise<void> {
-    await fsFchmod(this.#fd, 0o444);
+    await fsFchmod(this.#fd, 0o400);
+  }
+
+  async unseal(): Promise<void> {
+    await fsFchmod(this.#fd, 0o600);
   }
 
   async close(): Promise<void> {

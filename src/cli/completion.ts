@@ -13,6 +13,8 @@ export interface CompletionSource {
   snapshots(volume: string): Promise<string[]>;
   /** Those that were added. */
   exports(): Promise<string[]>;
+  /** Ids of images. */
+  images(): Promise<string[]>;
 }
 
 export interface Candidate {
@@ -112,6 +114,7 @@ async function completeValue(
   if (placeholder === "topic") return matching([...topics, ...subcommands(command.parent!)], typed);
   if (placeholder === "vol@snap") return completeSnapshot(command, typed, source);
   if (placeholder === "vol[@snap]" && typed.includes("@")) return completeSnapshot(command, typed, source);
+  if (placeholder === "image") return matching(candidates(await source.images()), typed);
   if (placeholder === "export") return matching(candidates(await source.exports()), typed);
   if (!volumeNames.has(placeholder)) return nothing;
   if (placeholder === "name" && (command.name() === "create" || !volumeCommands.has(path(command)[0]))) return nothing;

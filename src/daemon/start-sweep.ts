@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { UllageError } from "../base/errors.ts";
+import { CorruptionError, UllageError } from "../base/errors.ts";
 import type { ExportRecord, MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
 import { layersDir, mapsDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
@@ -76,7 +76,7 @@ export function allRows(store: MetadataStore): Promise<VolumeRecord[]> {
   return everyPage((after) => store.listVolumes(after, pageRows));
 }
 
-function allSnapshots(store: MetadataStore): Promise<SnapshotRecord[]> {
+export function allSnapshots(store: MetadataStore): Promise<SnapshotRecord[]> {
   return everyPage((after) => store.listSnapshots(after, pageRows));
 }
 
@@ -145,8 +145,14 @@ async function nobodysLayers(env: VolumeEnvironment, known: Set<string>): Promis
     const creator = await layerCreator(env, name);
     if (creator === undefined || !known.has(creator)) found.push(name);
   }
-  const nobodys = found.length === 0 ? [] : await unreferenced(env, found);
-  return nobodys.map((name) => join("layers", name));
+  if (found.length === 0) return [];
+  try {
+    return (await unreferenced(env, found)).map((name) => join("layers", name));
+  } catch (error) {
+    if (!(error instanceof CorruptionError)) throw error;
+    env.log("warn", `layers stay, though they may belong to nobody: ${error.message}`);
+    return [];
+  }
 }
 
 /** Those that no volume and no snapshot refers to: a clone may outlive the volume that a layer was made for. */

@@ -4,6 +4,7 @@ import { canonicalSource } from "../backend/open.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
+import { formatSize } from "../base/units.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -22,11 +23,13 @@ import { ExportNames, type NamedExport } from "./export-names.ts";
 import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
-import { Jobs } from "./jobs.ts";
+import { Images } from "./images.ts";
+import { Jobs, type JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
 import { processFigures, type Measured, type MeasuredVolume } from "./measured.ts";
 import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
+import type { Reclaimed } from "./reclaim.ts";
 import { runtimeDirectory } from "./runtime-directory.ts";
 import { Sources } from "./sources.ts";
 import { sweepAtStart } from "./start-sweep.ts";
@@ -35,13 +38,16 @@ import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
   AddExportRequest,
+  BlobView,
   ConnectionView,
   CreateVolumeRequest,
   ExportView,
   HealthView,
   HydrationChange,
   HydrationView,
+  ImageView,
   ListenerView,
+  ReclaimView,
   MapRunView,
   DiffRunView,
   SpaceView,
@@ -97,6 +103,7 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #images: Images;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
   #blobs: BlobListener | undefined;
@@ -127,12 +134,14 @@ export class Ullage {
     this.#store = parts.store;
     this.#sources = parts.sources;
     this.#volumes = parts.volumes;
+    this.#images = new Images(parts.sources.cache, () => parts.volumes.all().map(({ record }) => record));
     this.#meters = parts.meters;
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
     this.#probe = parts.probe;
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
     const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
@@ -345,27 +354,74 @@ export class Ullage {
     return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
   }
 
+  /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
+  startReclaim(): JobView {
+    const running = this.jobs.list().find(({ kind, state }) => kind === "reclaim" && state === "running");
+    if (running !== undefined) return running;
+    const controller = new AbortController();
+    const begun = Promise.withResolvers<(done: number, total: number) => void>();
+    const onProgress = (done: number, total: number): void => void begun.promise.then((note) => note(done, total));
+    const work = begun.promise
+      .then(() => this.#volumes.reclaimer.now({ signal: controller.signal, onProgress }))
+      .then(reclaimView);
+    const about = { kind: "reclaim", target: null, progress: { done: 0, total: null, unit: "layers" } } as const;
+    const { view, progress } = this.jobs.start(about, controller, work);
+    begun.resolve(progress);
+    return view;
+  }
+
+  /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
+  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+    return reclaimView(await this.#volumes.reclaimer.now({ signal }));
+  }
+
+  #reclaimed(result: Reclaimed): void {
+    this.#log("info", `${formatSize(result.bytes)} that nothing needed were freed in ${result.layers} layers`);
+    this.events.publish({ name: "space-reclaimed", data: reclaimView(result) });
+  }
+
   /** A snapshot as a read-only disk. @throws UllageError `not-found` */
   getSnapshotDevice(volumeName: string, name: string): Promise<BlockDevice> {
     const { snapshots } = this.#volumes;
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
   }
 
+  // ---- the cache ---------------------------------------------------------------------------------------------------
+
+  /** Ordered by source, starting behind `after` (see `imagePlace`). */
+  listImages(after = "", limit = Infinity): Promise<ImageView[]> {
+    return this.#images.listImages(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showImage(id: string): Promise<ImageView> {
+    return this.#images.showImage(id);
+  }
+
+  /** Ordered by id, starting behind `after`. */
+  listBlobs(after = "", limit = Infinity): Promise<BlobView[]> {
+    return this.#images.listBlobs(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showBlob(id: string): Promise<BlobView> {
+    return this.#images.showBlob(id);
+  }
+
   // ---- exports -----------------------------------------------------------------------------------------------------
 
   /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
   listExports(after = "", limit = Infinity, volume?: string): ExportView[] {
-    const only = volume === undefined ? undefined : this.#volumes.get(volume);
-    return this.#exportNames
-      .all()
-      .filter((found) => found.name > after && (only === undefined || found.volume === only))
+    const names = this.#exportNames;
+    return (volume === undefined ? names.all() : names.of(this.#volumes.get(volume)))
+      .filter(({ name }) => name > after)
       .slice(0, limit)
       .map((found) => this.#exportView(found));
   }
 
   /** @throws UllageError `not-found` */
   showExport(name: string): ExportView {
-    const found = this.#exportNames.all().find((each) => each.name === name);
+    const found = this.#exportNames.find(name);
     if (found !== undefined) return this.#exportView(found);
     throw new UllageError("not-found", `there is no export '${name}'`, { hint: "`ullage export ls` lists them" });
   }
@@ -567,6 +623,7 @@ export class Ullage {
       space: this.#probe.space,
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
+      reclaim: this.#volumes.reclaimer.figures,
       volumes,
     };
   }
@@ -616,6 +673,10 @@ export class Ullage {
     if (failures.length === 0) return;
     throw new UllageError("close-failed", "not everything could be closed cleanly", { cause: failures[0] });
   }
+}
+
+function reclaimView({ bytes, ...rest }: Reclaimed): ReclaimView {
+  return { reclaimedBytes: bytes, ...rest };
 }
 
 const maxDiffRuns = 10_000;

@@ -165,6 +165,18 @@ export interface SpaceView {
   cachedBytes: number;
 }
 
+/** What reclaim did. */
+export interface ReclaimView {
+  /** freed on disk */
+  reclaimedBytes: number;
+  /** layers of which it is known now what they need */
+  layers: number;
+  /** layers that were left alone */
+  leftAlone: number;
+  /** why, the first ten */
+  reasons: string[];
+}
+
 /** Bytes that may differ. */
 export interface DiffRunView {
   offset: number;
@@ -179,6 +191,75 @@ export interface SnapshotView {
   /** name of its volume */
   volume: string;
   size: number;
+  createdAt: string;
+}
+
+/**
+ * How the source of a blob is, by the last request to it.
+ * - notNeeded: everything is here
+ * - notAsked: not since the blob was opened; one that nobody uses is closed
+ * - ok, failing: what the last request came to; `reason` and `at` say what failed, and when
+ */
+export interface SourceStateView {
+  state: "notNeeded" | "notAsked" | "ok" | "failing";
+  reason: string | null;
+  /** RFC 3339 */
+  at: string | null;
+}
+
+/** One version of an image in the local cache, which all volumes made from it share. */
+export interface BlobView {
+  /** 32 hex digits */
+  id: string;
+  /** id of its image */
+  image: string;
+  /** as `VolumeView.source` */
+  source: string;
+  format: string;
+  /** by what a change of the source is noticed, e.g. `etag:"5f3c"`; null: by nothing */
+  identity: string | null;
+  /** A change can't go unnoticed. */
+  pinned: boolean;
+  /** of the image */
+  size: number;
+  /** what is fetched at least */
+  unitBytes: number;
+  /** of the image, here */
+  readyBytes: number;
+  /** that the cache file takes on disk, as `du` counts them */
+  diskBytes: number;
+  /** received because somebody waited for them, and ahead; both since the blob was opened */
+  foregroundBytes: number;
+  backgroundBytes: number;
+  /** Open volumes and snapshots that read it; 0: it is closed. */
+  users: number;
+  /** names of volumes that were made from it, clones included */
+  volumes: string[];
+  /** names of volumes that are detached from the source: they can't do without it */
+  detached: string[];
+  sourceState: SourceStateView;
+  createdAt: string;
+}
+
+/** A source that something was fetched from. What differs between versions is that of the newest. */
+export interface ImageView {
+  /** 32 hex digits, by source and format */
+  id: string;
+  /** as `VolumeView.source` */
+  source: string;
+  format: string;
+  size: number;
+  /** as in BlobView */
+  identity: string | null;
+  pinned: boolean;
+  /** ids, the newest version first */
+  blobs: string[];
+  /** names of volumes that were made from any version */
+  volumes: string[];
+  /** of all versions */
+  readyBytes: number;
+  diskBytes: number;
+  /** when the newest version was first asked for */
   createdAt: string;
 }
 

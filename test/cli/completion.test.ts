@@ -16,6 +16,7 @@ const timeout = 60_000;
 const source: CompletionSource = {
   volumes: () => Promise.resolve(["web1", "web2", "mail"]),
   snapshots: (volume) => Promise.resolve([`${volume}@old`, `${volume}@new`]),
+  images: () => Promise.resolve(["5f3c1234", "77aa1234"]),
   exports: () => Promise.resolve(["boot", "backup"]),
 };
 
@@ -35,6 +36,7 @@ function program(): Command {
   const exports = root.command("export");
   exports.command("add <vol[@snap]>").requiredOption("--nbd <exportname>", "the name");
   exports.command("rm <export>");
+  root.command("image").command("show <image>");
   return root;
 }
 
@@ -61,6 +63,7 @@ void test("commands, options, their values and volumes are completed by where th
   assert.deepEqual(await values("export", "add", "web1@n"), ["web1@new"]);
   assert.deepEqual(await values("export", "add", "web1", "--nbd", ""), [], "a new name");
   assert.deepEqual(await values("export", "rm", "bo"), ["boot"]);
+  assert.deepEqual(await values("image", "show", "5"), ["5f3c1234"]);
   assert.deepEqual(await values("volume", "show", "--", "--j"), [], "no options behind --");
 });
 
