@@ -12,7 +12,7 @@ const maxPauseMs = 30_000;
 
 type Call = (offset: number, limit: number) => Promise<unknown>;
 interface MapGridModule {
-  readMap(size: number, cells: number, call: Call): Promise<unknown>;
+  readMap: (size: number, cells: number, call: Call) => Promise<unknown>;
 }
 const mapCells = 1600;
 
