@@ -1,8 +1,10 @@
+import { constants } from "node:fs";
 import { open } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describeError, UllageError } from "../base/errors.ts";
 import { inspect, type Inspection, isReadOnly, stateOf } from "./inspection.ts";
-import { kernelUsersOf } from "./loop-devices.ts";
+import { type AttachedDevice, kernelUsersOf } from "./block-devices.ts";
+import { disconnectKernel } from "./kernel-nbd.ts";
 import { listMounts } from "./mounts.ts";
 import { unmountFuse } from "./nbdfuse.ts";
 import type { Place } from "./place.ts";
@@ -16,7 +18,8 @@ const POLL_MS = 10;
 /**
  * Takes an attachment apart, from the top down, whatever state it is in:
  *
- *     file system unmounted (and so written) -> device flushed -> loop device gone -> file unmounted, nbdfuse ends
+ *     file system unmounted (and so written) -> device flushed -> kernel: device disconnected
+ *                                                                nbdfuse: loop device gone -> file unmounted, nbdfuse ends
  *     -> helper flushes, says goodbye, ends -> its directory removed
  *
  * Who uses it is asked before anything is done, and each step only follows when the one before has succeeded: what is
@@ -26,15 +29,17 @@ const POLL_MS = 10;
  */
 export async function tearDown(place: Place): Promise<string[]> {
   const found = inspect(place);
-  refuseWhenUsed(place, found);
   const losses: string[] = [];
   const { state, reason } = stateOf(found);
-  if (state === "broken" && found.fuseMounted && !isReadOnly(found)) losses.push(`${reason}: writes may have failed`);
-  for (const { path } of found.mounts) await unmount(path);
-  for (const device of found.devices) {
-    await flush(device.path, found, losses);
-    await runCommand("losetup", "--detach", device.path);
+  if (state === "broken" && found.via === "kernel") {
+    // What waits for an answer that can't come any more, an unmounting for instance, would wait for ever.
+    for (const { name } of found.devices) await disconnectKernel(name);
   }
+  refuseWhenUsed(place, found);
+  const present = found.fuseMounted || found.devices.length > 0;
+  if (state === "broken" && present && !isReadOnly(found)) losses.push(`${reason}: writes may have failed`);
+  for (const { path } of found.mounts) await unmount(path);
+  for (const device of inspect(place).devices) await remove(device, place, found, losses);
   const left = inspect(place);
   // The kernel keeps a device that somebody has opened meanwhile until it is closed.
   if (left.devices.length > 0) throw inUse(place.name, left.devices[0].path, usersOf([left.devices[0].path]));
@@ -71,6 +76,24 @@ async function unmount(path: string): Promise<void> {
   });
 }
 
+async function remove(device: AttachedDevice, place: Place, found: Inspection, losses: string[]): Promise<void> {
+  if (found.via === "fuse") {
+    await flush(device.path, found, losses);
+    await runCommand("losetup", "--detach", device.path);
+    return;
+  }
+  // Unlike a loop device it can be taken away from under a file system. As long as it is ours alone nothing mounts it.
+  const handle = await open(device.path, constants.O_RDONLY | constants.O_EXCL).catch((error: unknown) => {
+    throw inUse(place.name, device.path, usersOf([device.path]), describeError(error));
+  });
+  try {
+    await flush(device.path, found, losses);
+    await disconnectKernel(device.name);
+  } finally {
+    await handle.close();
+  }
+}
+
 /** A file system has been written by its unmounting; whoever wrote to the device itself may not have flushed. */
 async function flush(path: string, found: Inspection, losses: string[]): Promise<void> {
   if (isReadOnly(found)) return;
@@ -94,7 +117,7 @@ async function helperEnds(place: Place, losses: string[]): Promise<void> {
     if (isAlive(helper)) process.kill(helper.pid, "SIGKILL");
   }
   const status = place.readStatus();
-  if (status === undefined || status.nbdfuse === null) return; // it never served anybody
+  if (status?.served !== true) return;
   if (status.failures > 0) losses.push(`${status.failures} requests failed because the daemon was away`);
   if (status.lastFlush !== null) losses.push(`the last flush failed: ${status.lastFlush}`);
 }

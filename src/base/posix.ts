@@ -23,6 +23,7 @@ const munmapCall = libc.func("int munmap(uintptr_t, size_t)");
 const mincoreCall = libc.func("int mincore(uintptr_t, size_t, uintptr_t)");
 const socketCall = libc.func("int socket(int, int, int)");
 const bindCall = libc.func("int bind(int, uintptr_t, uint32_t)");
+const connectCall = libc.func("int connect(int, uintptr_t, uint32_t)");
 const listenCall = libc.func("int listen(int, int)");
 const accept4Call = libc.func("int accept4(int, uintptr_t, uintptr_t, int)");
 const setsockoptCall = libc.func("int setsockopt(int, int, int, uintptr_t, uint32_t)");
@@ -260,6 +261,27 @@ const wordAddress = addressOf(word);
 /** A non-blocking, close-on-exec stream socket, or -1 with `errno`. */
 export function streamSocket(family: number): number {
   return socketCall(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) as number;
+}
+
+/**
+ * A close-on-exec stream socket that is connected, and blocks. Only for a listener that takes connections at once.
+ * @param address a sockaddr, in memory of its own (`Buffer.allocUnsafeSlow`) @returns -1 with `errno`
+ */
+export function connectedSocket(family: number, address: Buffer): number {
+  const fd = socketCall(family, SOCK_STREAM | SOCK_CLOEXEC, 0) as number;
+  if (fd < 0 || connectCall(fd, addressOf(address), address.length) === 0) return fd;
+  const code = errno();
+  closeCall(fd);
+  koffi.errno(code);
+  return -1;
+}
+
+/** A close-on-exec socket to the kernel's generic netlink, which blocks; -1 with `errno`. */
+export function genericNetlinkSocket(): number {
+  const AF_NETLINK = 16;
+  const SOCK_RAW = 3;
+  const NETLINK_GENERIC = 16;
+  return socketCall(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC) as number;
 }
 
 /** @param address a sockaddr, in memory of its own (`Buffer.allocUnsafeSlow`) @returns 0, or -1 with `errno` */

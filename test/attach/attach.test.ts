@@ -23,6 +23,7 @@ void test("a volume becomes a device with a file system, goes away and comes bac
       name: "v",
       state: "attached",
       reason: null,
+      via: "fuse",
       device: null,
       file: view.file,
       mounts: [mount],
@@ -35,7 +36,7 @@ void test("a volume becomes a device with a file system, goes away and comes bac
   );
   assert.match(view.device!, /^\/dev\/loop\d+$/);
   assert.deepEqual(await attachments(daemon), [view]);
-  assert.match(succeeded(await daemon.cli(["attach"])), /^NAME .*\nv +\/dev\/loop\d+ +\S+ +64M .* attached$/m);
+  assert.match(succeeded(await daemon.cli(["attach"])), /^NAME .*\nv +\/dev\/loop\d+ +fuse +\S+ +64M .* attached$/m);
   writeFileSync(join(mount, "file"), "kept");
 
   // Asked for again: it is there already. Asked for differently: an error, and nothing changes.
@@ -215,10 +216,10 @@ void test("a user who is not root gets a file", async (t) => {
   failed(await asNobody(["attach", "v", "--mount", "/mnt"]), /--mount needs root\n.*becomes a file/);
   const view = JSON.parse(succeeded(await asNobody(["attach", "v", "--json"]))) as AttachmentView;
   assert.equal(view.device, null);
-  assert.notEqual(view.file.indexOf(root), 0);
+  assert.notEqual(view.file!.indexOf(root), 0);
   const write = ["if=/dev/urandom", `of=${view.file}`, "bs=64k", "count=4", "conv=notrunc,fsync"];
   await succeed("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", "dd", ...write]);
-  assert.match(succeeded(await asNobody(["attach"])), /^v +\S+\/v\/fuse\/disk +- +8M/m);
+  assert.match(succeeded(await asNobody(["attach"])), /^v +\S+\/v\/fuse\/disk +fuse +- +8M/m);
   assert.match(succeeded(await asNobody(["detach", "v"])), /v is detached/);
   assert.ok((await daemon.json<{ writtenBytes: number }>(["volume", "show", "v"])).writtenBytes >= 256 * 1024);
 });

@@ -80,6 +80,7 @@ void test("files of processes that have ended, even with their numbers in use ag
     const status = {
       helper: self,
       nbdfuse: self,
+      served: true,
       state: "connected",
       reason: "",
       size: 1,

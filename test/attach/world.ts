@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { kill } from "node:process";
 import type { TestContext } from "node:test";
 import { listMounts } from "../../src/attach/mounts.ts";
-import { loopDevicesOf } from "../../src/attach/loop-devices.ts";
+import { loopDevicesOf } from "../../src/attach/block-devices.ts";
 import { Place } from "../../src/attach/place.ts";
 import { isAlive } from "../../src/attach/processes.ts";
 import type { AttachmentView } from "../../src/attach/state.ts";
