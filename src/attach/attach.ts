@@ -10,7 +10,7 @@ import { refuseSelfHosting } from "./self-hosting.ts";
 import { startHelper } from "./start-helper.ts";
 import type { AttachmentView, Via } from "./state.ts";
 import { tearDown } from "./tear-down.ts";
-import { chooseWay, type Way } from "./way.ts";
+import { chooseWay } from "./way.ts";
 
 export interface AttachRequest {
   /** the volume's name: the export's */
@@ -43,7 +43,7 @@ export async function attach(request: AttachRequest): Promise<AttachmentView> {
   const lock = place.lock();
   try {
     const existing = current(place);
-    if (existing === undefined) await begin(place, { ...request, mount }, await chooseWay(request));
+    if (existing === undefined) await begin(place, { ...request, mount });
     else await complete(place, { ...request, mount }, existing);
     return current(place)!;
   } finally {
@@ -55,11 +55,12 @@ function current(place: Place): AttachmentView | undefined {
   return viewOf(place, inspect(place));
 }
 
-async function begin(place: Place, request: AttachRequest, { via, withDevice }: Way): Promise<void> {
+async function begin(place: Place, request: AttachRequest): Promise<void> {
   const { name, dataDirectory, address, readOnly, timeoutMs } = request;
   place.clear(); // what a reboot or a kill has left
-  place.writeRecord({ name, dataDirectory, address, readOnly, timeoutMs, via, since: new Date().toISOString() });
   try {
+    const { via, withDevice } = await chooseWay(request);
+    place.writeRecord({ name, dataDirectory, address, readOnly, timeoutMs, via, since: new Date().toISOString() });
     await startHelper(place);
     if (!withDevice) return;
     const { readOnly: unwritable, device } = current(place)!;

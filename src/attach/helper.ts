@@ -4,12 +4,14 @@ import { NbdServer } from "../export/nbd/nbd-server.ts";
 import { BoundedLog } from "./bounded-log.ts";
 import { NbdClient } from "./nbd-client/client.ts";
 import { exportAsItIsNow } from "./nbd-client/probe.ts";
-import { connectKernel } from "./kernel-nbd.ts";
+import { nbdDevicesOf } from "./block-devices.ts";
+import { connectKernel, disconnectKernel } from "./kernel-nbd.ts";
 import { startNbdfuse } from "./nbdfuse.ts";
 import type { Place } from "./place.ts";
 import { identify } from "./processes.ts";
 import { RemoteDevice } from "./remote-device.ts";
 import type { AttachRecord, HelperStatus } from "./state.ts";
+import { startWatcher } from "./watcher.ts";
 
 /** How long connections may take to end once nbdfuse, or the kernel's device, is gone. */
 const STOP_GRACE_MS = 1_000;
@@ -81,7 +83,7 @@ export class Helper {
 
   async #serve(client: NbdClient, onReady: () => void): Promise<void> {
     let kernelEnded = (): void => undefined;
-    const kernelGone = new Promise<void>((resolve) => (kernelEnded = resolve));
+    const kernelEnds = new Promise<void>((resolve) => (kernelEnded = resolve));
     const server = new NbdServer({
       exports: onlyExport(client, this.#status.readOnly),
       log: (level, message) => {
@@ -93,28 +95,36 @@ export class Helper {
     });
     await server.listen({ kind: "unix", path: this.#place.socket });
     try {
-      const throughKernel = this.#record.via === "kernel";
-      const { gone } = throughKernel ? await this.#toKernel(kernelGone) : await this.#toNbdfuse();
-      onReady();
-      await gone;
-      this.#log.line(throughKernel ? "the kernel has disconnected" : "nbdfuse has ended");
+      if (this.#record.via === "kernel") await this.#throughKernel(kernelEnds, onReady);
+      else await this.#throughNbdfuse(onReady);
     } finally {
       await server.stop(STOP_GRACE_MS);
     }
   }
 
-  async #toKernel(gone: Promise<void>): Promise<{ gone: Promise<void> }> {
-    const device = await connectKernel(this.#place.socket, this.#place.backend);
-    this.#log.line(`it is /dev/${device}`);
-    this.#publish({ served: true });
-    return { gone };
+  async #throughKernel(ends: Promise<void>, onReady: () => void): Promise<void> {
+    const endWatcher = startWatcher(this.#place);
+    try {
+      const name = await connectKernel(this.#place.socket, this.#place.backend);
+      this.#log.line(`it is /dev/${name}`);
+      this.#publish({ served: true });
+      onReady();
+      await ends;
+      this.#log.line("the kernel's connection has ended");
+      // It was `detach`, or the connection broke: what was not answered must not hang in the kernel.
+      for (const device of nbdDevicesOf(this.#place.backend)) await disconnectKernel(device.name);
+    } finally {
+      await endWatcher();
+    }
   }
 
-  async #toNbdfuse(): Promise<{ gone: Promise<void> }> {
+  async #throughNbdfuse(onReady: () => void): Promise<void> {
     const nbdfuse = await startNbdfuse(this.#place, this.#status.readOnly, (line) => this.#log.line(line));
-    const gone = new Promise<void>((resolve) => nbdfuse.once("close", () => resolve()));
+    const ends = new Promise<void>((resolve) => nbdfuse.once("close", () => resolve()));
     this.#publish({ nbdfuse: identify(nbdfuse.pid!) ?? null, served: true });
-    return { gone };
+    onReady();
+    await ends;
+    this.#log.line("nbdfuse has ended");
   }
 
   #publish(change: Partial<HelperStatus>): void {

@@ -77,7 +77,7 @@ export async function connectKernel(socketPath: string, backend: string): Promis
 /** The device has `size` bytes from now on, whoever uses it. @throws UllageError `kernel-nbd-failed` */
 export async function resizeKernel(name: string, backend: string, size: number): Promise<void> {
   await command(Command.reconfigure, [
-    index(name),
+    indexOf(name),
     textAttribute(Attribute.backendIdentifier, backend),
     longAttribute(Attribute.sizeBytes, size),
     longAttribute(Attribute.blockSizeBytes, BLOCK_BYTES),
@@ -89,7 +89,7 @@ export async function resizeKernel(name: string, backend: string, size: number):
  * It is free again when nobody has it open any more. @throws UllageError `kernel-nbd-failed`
  */
 export async function disconnectKernel(name: string): Promise<void> {
-  await command(Command.disconnect, [index(name)]);
+  await command(Command.disconnect, [indexOf(name)]);
 }
 
 async function command(code: number, attributes: Buffer[]): ReturnType<typeof netlinkRequest> {
@@ -102,7 +102,7 @@ async function command(code: number, attributes: Buffer[]): ReturnType<typeof ne
   }
 }
 
-function index(name: string): Buffer {
+function indexOf(name: string): Buffer {
   return numberAttribute(Attribute.index, Number(name.slice("nbd".length)));
 }
 

@@ -52,8 +52,8 @@ function deviceServedBy(device: string, mounts: readonly Mount[], depth: number)
   if (behind !== undefined) return servedBy(behind, mounts, depth + 1);
   const slaves = join(device, "slaves");
   if (!existsSync(slaves)) return undefined;
-  for (const name of readdirSync(slaves)) {
-    const served = deviceServedBy(realpathSync(join(slaves, name)), mounts, depth + 1);
+  for (const slave of readdirSync(slaves)) {
+    const served = deviceServedBy(realpathSync(join(slaves, slave)), mounts, depth + 1);
     if (served !== undefined) return served;
   }
   return undefined;

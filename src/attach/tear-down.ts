@@ -13,7 +13,9 @@ import { runCommand, tryCommand } from "./run-command.ts";
 
 /** The helper's last flush may take 30 s (NbdClient.close). */
 const HELPER_END_MS = 45_000;
-const POLL_MS = 10;
+const POLL_MS = 20;
+/** Whoever looks at every new or changed disk, as udev does, is done within that. */
+const GLANCE_MS = 3_000;
 
 /**
  * Takes an attachment apart, from the top down, whatever state it is in:
@@ -35,14 +37,16 @@ export async function tearDown(place: Place): Promise<string[]> {
     // What waits for an answer that can't come any more, an unmounting for instance, would wait for ever.
     for (const { name } of found.devices) await disconnectKernel(name);
   }
-  refuseWhenUsed(place, found);
+  await unless(() => usedBy(place, found));
   const present = found.fuseMounted || found.devices.length > 0;
   if (state === "broken" && present && !isReadOnly(found)) losses.push(`${reason}: writes may have failed`);
   for (const { path } of found.mounts) await unmount(path);
   for (const device of inspect(place).devices) await remove(device, place, found, losses);
-  const left = inspect(place);
   // The kernel keeps a device that somebody has opened meanwhile until it is closed.
-  if (left.devices.length > 0) throw inUse(place.name, left.devices[0].path, usersOf([left.devices[0].path]));
+  await unless(() => {
+    const [left] = inspect(place).devices;
+    return left === undefined ? undefined : inUse(place.name, left.path, usersOf([left.path]));
+  });
   if (found.devices.length === 0 && found.fuseMounted) await flush(place.file, found, losses);
   const refused = await unmountFuse(place);
   if (refused !== undefined) throw inUse(place.name, place.file, usersOf([place.fuse]), refused);
@@ -51,21 +55,30 @@ export async function tearDown(place: Place): Promise<string[]> {
   return losses;
 }
 
-function refuseWhenUsed(place: Place, { devices, mounts, fuseMounted }: Inspection): void {
+/** Throws what `refusal` still returns after a while: what only looks is waited for. */
+async function unless(refusal: () => UllageError | undefined): Promise<void> {
+  for (const deadline = performance.now() + GLANCE_MS; ; await sleep(POLL_MS)) {
+    const error = refusal();
+    if (error === undefined) return;
+    if (performance.now() > deadline) throw error;
+  }
+}
+
+function usedBy(place: Place, { devices, mounts, fuseMounted }: Inspection): UllageError | undefined {
   const paths = mounts.map(({ path }) => path);
   for (const path of paths) {
     const inside = listMounts().filter((mount) => mount.path.startsWith(`${path}/`) && !paths.includes(mount.path));
     const users = [...usersOf([path]), ...inside.map((mount) => `the mount at ${mount.path}`)];
-    if (users.length > 0) throw inUse(place.name, path, users);
+    if (users.length > 0) return inUse(place.name, path, users);
   }
   for (const device of devices) {
     const names = [...device.numbers.keys()];
     const users = [...usersOf(names), ...kernelUsersOf(device)];
-    if (users.length > 0) throw inUse(place.name, names.join(", "), users);
+    if (users.length > 0) return inUse(place.name, names.join(", "), users);
   }
-  if (devices.length > 0 || !fuseMounted) return;
+  if (devices.length > 0 || !fuseMounted) return undefined;
   const users = usersOf([place.fuse]);
-  if (users.length > 0) throw inUse(place.name, place.file, users);
+  return users.length > 0 ? inUse(place.name, place.file, users) : undefined;
 }
 
 async function unmount(path: string): Promise<void> {
