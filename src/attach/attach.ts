@@ -13,8 +13,10 @@ import { tearDown } from "./tear-down.ts";
 import { chooseWay } from "./way.ts";
 
 export interface AttachRequest {
-  /** the volume's name: the export's */
+  /** the volume's name, or that of another export: the attachment's name from here on */
   name: string;
+  /** the same for the daemon, so that it finds it after a rename too */
+  exportName: string;
   /** absolute; null: don't mount */
   mount: string | null;
   /** null: use what is there */
@@ -56,11 +58,12 @@ function current(place: Place): AttachmentView | undefined {
 }
 
 async function begin(place: Place, request: AttachRequest): Promise<void> {
-  const { name, dataDirectory, address, readOnly, timeoutMs } = request;
+  const { name, exportName, dataDirectory, address, readOnly, timeoutMs } = request;
   place.clear(); // what a reboot or a kill has left
   try {
     const { via, withDevice } = await chooseWay(request);
-    place.writeRecord({ name, dataDirectory, address, readOnly, timeoutMs, via, since: new Date().toISOString() });
+    const since = new Date().toISOString();
+    place.writeRecord({ name, exportName, dataDirectory, address, readOnly, timeoutMs, via, since });
     await startHelper(place);
     if (!withDevice) return;
     const { readOnly: unwritable, device } = current(place)!;

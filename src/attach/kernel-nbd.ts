@@ -9,9 +9,9 @@ import {
   numberAttribute,
   textAttribute,
 } from "../base/generic-netlink.ts";
-import { AF_UNIX, connectedSocket, errno, errnoName } from "../base/posix.ts";
+import { AF_UNIX, blockingStreamSocket, connect, errno, errnoName } from "../base/posix.ts";
 import { HandshakeFlag, Option, OPTION_MAGIC_HIGH, OPTION_MAGIC_LOW } from "../export/nbd/protocol.ts";
-import { unixSocketAddress } from "../export/socket-address.ts";
+import { unixSocketAddress } from "../base/socket-address.ts";
 import { nbdBackend } from "./block-devices.ts";
 import { commandExists, tryCommand } from "./run-command.ts";
 
@@ -51,9 +51,12 @@ export async function kernelNbdLacks(): Promise<string | undefined> {
  * @returns its name: `nbd0` @throws UllageError `kernel-nbd-failed`
  */
 export async function connectKernel(socketPath: string, backend: string): Promise<string> {
-  const socket = connectedSocket(AF_UNIX, unixSocketAddress(socketPath));
-  if (socket < 0) throw failed(`no connection to ${socketPath}: ${errnoName(errno())}`);
+  const socket = blockingStreamSocket(AF_UNIX);
+  if (socket < 0) throw failed(`no socket: ${errnoName(errno())}`);
   try {
+    if (connect(socket, unixSocketAddress(socketPath)) !== 0) {
+      throw failed(`no connection to ${socketPath}: ${errnoName(errno())}`);
+    }
     const { size, flags } = await handshake(socket);
     const reply = await command(Command.connect, [
       longAttribute(Attribute.sizeBytes, size),
