@@ -24,6 +24,8 @@ the background: the volume is then 'detached', and the source may vanish. Until 
 changed is an error, bytes of two versions are never mixed. Steer the filling with volume hydrate, pause and resume;
 --hydrate off fetches only what is read.
 
+What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
+
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
   --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
 
@@ -62,7 +64,8 @@ All of it, with reasons: docs/DURABILITY.md.`,
 
 None of them copies data: volumes and snapshots share what is equal.
 Snapshots go in any order; clones live on without the volume that they were made from. A volume with snapshots is removed
-with them by ullage volume rm --snapshots.
+with them by ullage volume rm --snapshots. What only they needed is freed by itself, a moment later; what a volume has
+overwritten since, when something is removed the next time, or now, by ullage reclaim.
 
 A snapshot is the disk as after a power cut at that moment: a file system on it recovers by its journal. Freeze it first
 (fsfreeze, or the guest agent) when that is not enough.`,
@@ -70,7 +73,12 @@ A snapshot is the disk as after a power cut at that moment: a file system on it 
   {
     name: "nbd",
     summary: "how clients reach a disk",
-    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one.
+    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one. Further names:
+
+  $ ullage export add web1 --nbd boot --read-only
+
+They follow a rename of the volume; its own name does not, so that a client that reconnects by itself needs one of them, or the
+volume's id.
 
   nbd://127.0.0.1:10809/web1
   nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock
@@ -108,6 +116,7 @@ backup      of one disk:  ullage snapshot create web1@b; nbdcopy nbd://127.0.0.1
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states
 full disk   writes that need space get ENOSPC, everything else works; free some space, nothing else is to be done
+            (remove volumes or snapshots; ullage reclaim frees blocks that nothing needs any more)
 repair      ullage check DATA, with no daemon on it, verifies everything; ullage repair DATA says first what it would lose
 
 Step by step: docs/OPERATIONS.md.`,
