@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import type { Backend, Identity } from "../backend/backend.ts";
-import { canonicalSource, openBackend } from "../backend/open.ts";
-import type { SourcePolicy } from "../backend/source-guard.ts";
+import type { Backends } from "../backend/backends.ts";
+import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
@@ -45,24 +45,25 @@ type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
  */
 export class Sources {
   readonly cache: BlobCache;
-  readonly #policy: SourcePolicy;
+  readonly #backends: Backends;
   readonly #place: Place;
-  readonly #backends: Map<string, Backend>;
+  /** Of blobs, by id. */
+  readonly #opened: Map<string, Backend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
 
-  private constructor(place: Place, policy: SourcePolicy, cache: BlobCache, backends: Map<string, Backend>) {
+  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
     this.#place = place;
-    this.#policy = policy;
-    this.cache = cache;
     this.#backends = backends;
+    this.cache = cache;
+    this.#opened = opened;
   }
 
-  /** @param policy binds guarded sources */
-  static async open(options: Omit<BlobCacheOptions, "openSource">, policy: SourcePolicy): Promise<Sources> {
-    const backends = new Map<string, Backend>();
-    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends, policy) });
-    return new Sources(options, policy, cache, backends);
+  /** @param backends closed with this */
+  static async open(options: Omit<BlobCacheOptions, "openSource">, backends: Backends): Promise<Sources> {
+    const opened = new Map<string, Backend>();
+    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends, opened) });
+    return new Sources(options, backends, cache, opened);
   }
 
   /**
@@ -73,7 +74,7 @@ export class Sources {
   async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
-    const backend = openBackend(source, guarded ? { policy: this.#policy } : {});
+    const backend = this.#backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       const format = detectFormat(head, identity.size, wanted);
@@ -107,7 +108,7 @@ export class Sources {
       if (blob !== undefined) await this.cache.release(blob.id);
       throw error;
     } finally {
-      if (blob === undefined || this.#backends.get(blob.id) !== found.backend) await found.backend.close();
+      if (blob === undefined || this.#opened.get(blob.id) !== found.backend) await found.backend.close();
     }
   }
 
@@ -117,8 +118,8 @@ export class Sources {
       known === undefined
         ? await this.cache.create({ url, imageFormat: format.name, identity, size, guarded }, reader)
         : await this.cache.open(known.id);
-    if (!this.#backends.has(blob.id)) {
-      this.#backends.set(blob.id, backend);
+    if (!this.#opened.has(blob.id)) {
+      this.#opened.set(blob.id, backend);
       blob.attach(reader);
     }
     return blob;
@@ -157,27 +158,24 @@ export class Sources {
         if (error instanceof UllageError && error.code === "in-use") return;
         throw error;
       }
-      await this.#backends.get(blobId)?.close();
-      this.#backends.delete(blobId);
+      await this.#opened.get(blobId)?.close();
+      this.#opened.delete(blobId);
     });
   }
 
   async close(): Promise<void> {
     await this.cache.close();
-    await Promise.all([...this.#backends.values()].map((backend) => backend.close()));
+    await Promise.all([...this.#opened.values()].map((backend) => backend.close()));
+    await this.#backends.close();
   }
 }
 
 /** Costs no round trip: every read is bound to the identity by itself. */
-async function reopenSource(
-  meta: BlobMeta,
-  backends: Map<string, Backend>,
-  policy: SourcePolicy,
-): Promise<ImageReader> {
-  let backend = backends.get(meta.id);
+async function reopenSource(meta: BlobMeta, backends: Backends, opened: Map<string, Backend>): Promise<ImageReader> {
+  let backend = opened.get(meta.id);
   if (backend === undefined) {
-    backend = openBackend(meta.url, meta.guarded === true ? { policy } : {});
-    backends.set(meta.id, backend);
+    backend = backends.open(meta.url, meta.guarded === true);
+    opened.set(meta.id, backend);
   }
   return detectFormat(Buffer.alloc(0), meta.identity.size, meta.imageFormat).open(backend, meta.identity);
 }

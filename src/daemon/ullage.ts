@@ -1,6 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { Backends } from "../backend/backends.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
+import type { SourceSettings } from "../backend/source-settings.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
@@ -60,6 +62,10 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
   allowSources?: readonly string[];
+  /** How sources are reached, by prefix (backend/source-settings.ts). */
+  sourceSettings?: readonly SourceSettings[];
+  /** What all sources together may deliver; null, the default: no limit. Local files are not counted. */
+  sourceBytesPerSecond?: number | null;
   /** Default: nothing is logged. */
   log?: Log;
   /** The world, for tests that inject faults. */
@@ -164,7 +170,13 @@ export class Ullage {
         log,
       };
       const swept = await sweepAtStart(env, store);
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
+      const backends = new Backends({
+        clock,
+        policy,
+        settings: options.sourceSettings ?? [],
+        bytesPerSecond: options.sourceBytesPerSecond ?? null,
+      });
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, backends);
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },

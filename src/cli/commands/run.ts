@@ -117,7 +117,7 @@ async function openDisk(
   options: Options,
   stop: AbortSignal,
 ): Promise<VolumeView | undefined> {
-  const { canonicalSource } = await import("../../backend/open.ts");
+  const { canonicalSource } = await import("../../backend/source-address.ts");
   const { aborted } = await import("../signals.ts");
   const volumes = await ullage.listVolumes();
   const found = volumes.find(({ name }) => name === diskName);
