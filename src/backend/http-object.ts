@@ -53,6 +53,8 @@ export interface Place {
 /** An answer that brought no bytes of the object. */
 export interface Refusal extends ResponseHead {
   url: URL;
+  /** What `authorize` had said for it. */
+  sent: Headers;
   /** The beginning of the body, where stores say what the matter is. */
   body: string;
 }

@@ -160,8 +160,9 @@ export class HttpBackend implements Backend {
         const where = shown(at.url);
         let next: Target | undefined;
         let refusal: Refusal | undefined;
+        let sent: Record<string, string> = {};
         const refuse = (answer: ResponseHead): BodyPlan => {
-          const body: Refusal = { ...answer, url: at.url, body: "" };
+          const body: Refusal = { ...answer, url: at.url, sent, body: "" };
           refusal = body;
           return {
             kind: "upTo",
@@ -183,7 +184,8 @@ export class HttpBackend implements Backend {
           return answer.status >= 400 && answer.status !== 416 ? refuse(answer) : decide(answer, where);
         };
         try {
-          const headers = { ...request.headers, ...(await this.#object.authorize?.(at.url, signal)) };
+          sent = (await this.#object.authorize?.(at.url, signal)) ?? {};
+          const headers = { ...request.headers, ...sent };
           await this.#connections.exchange({ ...request, headers, target: at, signal }, judge);
         } catch (error) {
           // A mirror that fails must not be asked again by the retry: the source may name another one.

@@ -2,7 +2,7 @@ import { SourceError } from "../base/errors.ts";
 import type { Connections, Document } from "./connections.ts";
 import type { CredentialSource, Credentials } from "./credentials.ts";
 import { statusError } from "./http-answer.ts";
-import type { Headers } from "./http-object.ts";
+import type { Headers, Refusal } from "./http-object.ts";
 import { basic, redirectedTarget, shown, type Target } from "./http-target.ts";
 import { badAnswer } from "./source-errors.ts";
 import { parseChallenges } from "./www-authenticate.ts";
@@ -71,10 +71,9 @@ export class RegistryAuth {
 
   /**
    * A request was refused: does what the challenge asks for.
-   * @param sent the Authorization header that was refused
    * @returns whether it is worth to be sent again
    */
-  async renew(repository: string, refusal: ChallengedRefusal, signal: AbortSignal): Promise<boolean> {
+  async renew(repository: string, refusal: Refusal, signal: AbortSignal): Promise<boolean> {
     if (refusal.status !== 401) return false;
     const challenges = parseChallenges(refusal.headers["www-authenticate"]);
     const bearer = challenges.find(({ scheme }) => scheme === "bearer");
@@ -83,10 +82,9 @@ export class RegistryAuth {
       const url = this.#realmUrl(bearer.params["realm"], refusal.url);
       const scope = bearer.params["scope"] ?? `repository:${repository}:pull`;
       const opening: Opening = known ?? { isBasic: false };
-      // A token that was only just fetched and is refused does not become better by fetching it again.
       const refused = opening.token;
-      if (refused !== undefined && refusal.sent !== undefined && refusal.sent !== `Bearer ${refused.value}`)
-        return true;
+      // Another read has brought a new one meanwhile.
+      if (refused !== undefined && refusal.sent["authorization"] !== `Bearer ${refused.value}`) return true;
       opening.realm = { url, service: bearer.params["service"], scope };
       opening.isBasic = false;
       opening.token = undefined;
@@ -171,14 +169,6 @@ export class RegistryAuth {
         : { authorization: basic(credentials.username, credentials.password ?? "") };
     return this.#connections.fetchDocument(target, headers, { signal });
   }
-}
-
-/** A refusal, and the Authorization header that was refused. */
-export interface ChallengedRefusal {
-  status: number;
-  headers: Document["headers"];
-  url: URL;
-  sent: string | undefined;
 }
 
 function tokenOf(where: string, answer: Document): Token {

@@ -92,8 +92,6 @@ class RegistryBlob implements HttpObject {
   readonly url: string;
   readonly #site: RegistrySite;
   readonly #address: RegistryAddress;
-  /** The Authorization header of the last request to the registry. */
-  #sent: string | undefined;
 
   constructor(site: RegistrySite, source: string) {
     this.#site = site;
@@ -118,16 +116,13 @@ class RegistryBlob implements HttpObject {
     return { url: this.#site.url(this.#address.repository, "blobs", digest), authorization: undefined };
   }
 
-  async authorize(url: URL, signal: AbortSignal): Promise<Headers> {
-    if (!this.#site.owns(url)) return {};
-    const headers = await this.#site.auth.headers(this.#address.repository, signal);
-    this.#sent = headers["authorization"];
-    return headers;
+  authorize(url: URL, signal: AbortSignal): Headers | Promise<Headers> {
+    return this.#site.owns(url) ? this.#site.auth.headers(this.#address.repository, signal) : {};
   }
 
   async renew(refusal: Refusal, signal: AbortSignal): Promise<boolean> {
     if (!this.#site.owns(refusal.url)) return false;
-    return this.#site.auth.renew(this.#address.repository, { ...refusal, sent: this.#sent }, signal);
+    return this.#site.auth.renew(this.#address.repository, refusal, signal);
   }
 
   errorOf(where: string, refusal: Refusal): SourceError {
@@ -159,10 +154,11 @@ class RegistryBlob implements HttpObject {
 
   async #fetchManifest(url: URL, signal: AbortSignal): Promise<Document> {
     for (let renewals = 0; ; renewals++) {
-      const headers = { accept: manifestTypes, ...(await this.authorize(url, signal)) };
+      const sent = await this.authorize(url, signal);
+      const headers = { accept: manifestTypes, ...sent };
       const answer = await this.#site.connections.fetchDocument({ url, authorization: undefined }, headers, { signal });
       if (answer.status === 200) return answer;
-      const refusal: Refusal = { ...answer, url, body: answer.body.toString("utf8", 0, 16 * 1024) };
+      const refusal: Refusal = { ...answer, url, sent, body: answer.body.toString("utf8", 0, 16 * 1024) };
       if (renewals >= renewalLimit || !(await this.renew(refusal, signal))) throw this.errorOf(shown(url), refusal);
     }
   }
