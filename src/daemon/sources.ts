@@ -45,7 +45,7 @@ type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
  */
 export class Sources {
   readonly cache: BlobCache;
-  readonly #backends: Backends;
+  readonly backends: Backends;
   readonly #place: Place;
   /** Of blobs, by id. */
   readonly #opened: Map<string, Backend>;
@@ -54,7 +54,7 @@ export class Sources {
 
   private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
     this.#place = place;
-    this.#backends = backends;
+    this.backends = backends;
     this.cache = cache;
     this.#opened = opened;
   }
@@ -74,7 +74,7 @@ export class Sources {
   async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
-    const backend = this.#backends.open(source, guarded);
+    const backend = this.backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       const format = detectFormat(head, identity.size, wanted);
@@ -166,7 +166,7 @@ export class Sources {
   async close(): Promise<void> {
     await this.cache.close();
     await Promise.all([...this.#opened.values()].map((backend) => backend.close()));
-    await this.#backends.close();
+    await this.backends.close();
   }
 }
 

@@ -43,6 +43,7 @@ import type {
   DiffRunView,
   SpaceView,
   SnapshotView,
+  SourceLimitsView,
   StatsView,
   VolumeChangeRequest,
   VolumeView,
@@ -210,6 +211,23 @@ export class Ullage {
       for (const step of undo.toReversed()) await step().catch(() => undefined); // the first error is the one that counts
       throw error;
     }
+  }
+
+  // ---- sources -----------------------------------------------------------------------------------------------------
+
+  /** What all sources together may deliver; holds until the process ends. */
+  sourceLimits(change: Partial<SourceLimitsView> = {}): SourceLimitsView {
+    const { rateLimit } = this.#sources.backends;
+    if (change.bytesPerSecond !== undefined) {
+      rateLimit.bytesPerSecond = change.bytesPerSecond;
+      this.#log("info", `sources may deliver ${change.bytesPerSecond ?? "any number of"} bytes per second`);
+    }
+    return { bytesPerSecond: rateLimit.bytesPerSecond };
+  }
+
+  /** What the credentials of sources refer to is read again before their next requests. */
+  refreshCredentials(): void {
+    this.#sources.backends.refresh();
   }
 
   // ---- volumes -----------------------------------------------------------------------------------------------------

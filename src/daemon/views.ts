@@ -169,6 +169,12 @@ export interface SnapshotView {
   createdAt: string;
 }
 
+/** What all sources of the host together may do. */
+export interface SourceLimitsView {
+  /** null: no limit */
+  bytesPerSecond: number | null;
+}
+
 /** Which image, and how it is read. */
 export interface SourceRequest {
   /** URL or absolute path */

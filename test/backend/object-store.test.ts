@@ -29,7 +29,15 @@ async function world(scheme: Scheme, key = "images/disk.raw"): Promise<World> {
   const store = await startFakeStore(scheme);
   store.keys.set(id, { secret });
   store.put("bucket", key, content);
-  const settings = [{ prefix: `${scheme}://`, endpoint: store.origin, pathStyle: true, region: regionOf(scheme), credentials: "env:K_" }];
+  const settings = [
+    {
+      prefix: `${scheme}://`,
+      endpoint: store.origin,
+      pathStyle: true,
+      region: regionOf(scheme),
+      credentials: "env:K_",
+    },
+  ];
   const env = { K_ACCESS_KEY_ID: id, K_SECRET_ACCESS_KEY: secret };
   return {
     store,
@@ -37,7 +45,11 @@ async function world(scheme: Scheme, key = "images/disk.raw"): Promise<World> {
     settings,
     source: `${scheme}://bucket/${key}`,
     open: (more = {}, others = env) =>
-      openBackend(`${scheme}://bucket/${key}`, { env: others, settings: [{ ...settings[0], ...more }], retry: { probe: once } }),
+      openBackend(`${scheme}://bucket/${key}`, {
+        env: others,
+        settings: [{ ...settings[0], ...more }],
+        retry: { probe: once },
+      }),
     [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
   };
 }
@@ -55,7 +67,10 @@ for (const scheme of schemes) {
       assert.deepEqual([identity.size, identity.strong, ranges], [content.length, true, true]);
       assert.match(identity.version, /^etag:"[0-9a-f]{32}"$/);
       const reads = Array.from({ length: 10 }, async (_, n) => {
-        assert.deepEqual(await readBytes(backend, identity, n * 100_000, 100_000), content.subarray(n * 100_000, (n + 1) * 100_000));
+        assert.deepEqual(
+          await readBytes(backend, identity, n * 100_000, 100_000),
+          content.subarray(n * 100_000, (n + 1) * 100_000),
+        );
       });
       await Promise.all(reads);
       const whole = collect();
@@ -91,8 +106,21 @@ for (const scheme of schemes) {
   });
 
   void test(`${scheme}: what is no address of an object is refused before anybody is asked`, () => {
-    for (const bad of [`${scheme}://bucket`, `${scheme}://bucket/`, `${scheme}://b/k`, `${scheme}:///k`, `${scheme}://me:pw@bucket/k`, `${scheme}://bucket/a/../b`, `${scheme}://bucket/./a`, `${scheme}://bucket/a\nb`]) {
-      assert.throws(() => canonicalSource(bad), (error) => error instanceof SourceError && error.code === "source-invalid", bad);
+    for (const bad of [
+      `${scheme}://bucket`,
+      `${scheme}://bucket/`,
+      `${scheme}://b/k`,
+      `${scheme}:///k`,
+      `${scheme}://me:pw@bucket/k`,
+      `${scheme}://bucket/a/../b`,
+      `${scheme}://bucket/./a`,
+      `${scheme}://bucket/a\nb`,
+    ]) {
+      assert.throws(
+        () => canonicalSource(bad),
+        (error) => error instanceof SourceError && error.code === "source-invalid",
+        bad,
+      );
     }
   });
 
@@ -118,7 +146,10 @@ for (const scheme of schemes) {
     const { identity } = await backend.probe(10);
     w.store.put("bucket", "images/disk.raw", pattern(content.length, 9));
     await failsWith("source-changed", readBytes(backend, identity, 0, 100));
-    await failsWith("source-changed", backend.stream(identity, () => undefined));
+    await failsWith(
+      "source-changed",
+      backend.stream(identity, () => undefined),
+    );
     await backend.close();
   });
 
@@ -126,7 +157,10 @@ for (const scheme of schemes) {
     await using w = await world(scheme);
     w.store.keys.set(id, { secret, token: "the/session+token==" });
     for (const signature of scheme === "oss" ? (["v1", "v4"] as const) : ([undefined] as const)) {
-      const backend = w.open(signature === undefined ? {} : { signature }, { ...w.env, K_SESSION_TOKEN: "the/session+token==" });
+      const backend = w.open(signature === undefined ? {} : { signature }, {
+        ...w.env,
+        K_SESSION_TOKEN: "the/session+token==",
+      });
       assert.equal((await backend.probe(10)).identity.size, content.length);
       await backend.close();
     }
@@ -149,13 +183,23 @@ for (const scheme of schemes) {
   void test(`${scheme}: errors say what the store said, and what to do`, async () => {
     await using w = await world(scheme);
     const probe = async (code: string, more: Partial<SourceSettings>, source = w.source): Promise<SourceError> => {
-      const backend = openBackend(source, { env: w.env, settings: [{ ...w.settings[0], ...more }], retry: { probe: once } });
+      const backend = openBackend(source, {
+        env: w.env,
+        settings: [{ ...w.settings[0], ...more }],
+        retry: { probe: once },
+      });
       const error = await failsWith(code, backend.probe(10));
       await backend.close();
-      assert.doesNotMatch(JSON.stringify([error.message, error.hint, String(error.stack)]), new RegExp(secret.slice(0, 10)));
+      assert.doesNotMatch(
+        JSON.stringify([error.message, error.hint, String(error.stack)]),
+        new RegExp(secret.slice(0, 10)),
+      );
       return error;
     };
-    assert.match((await probe("source-not-found", {}, `${scheme}://bucket/none`)).message, /404 NoSuchKey: The specified key/);
+    assert.match(
+      (await probe("source-not-found", {}, `${scheme}://bucket/none`)).message,
+      /404 NoSuchKey: The specified key/,
+    );
     assert.match((await probe("source-not-found", {}, `${scheme}://bocket/none`)).hint!, /endpoint and region/);
     const anonymous = await probe("source-denied", { credentials: "anonymous" });
     assert.match(anonymous.message, /403 AccessDenied/);
@@ -241,7 +285,10 @@ for (const scheme of schemes) {
     const { identity } = await backend.probe(10);
     assert.deepEqual(await readBytes(backend, identity, 7, 100), content.subarray(7, 107));
     for (const { headers } of elsewhere.requests) {
-      assert.deepEqual(Object.keys(headers).filter((name) => /^(authorization|x-amz|x-oss)/.test(name)), []);
+      assert.deepEqual(
+        Object.keys(headers).filter((name) => /^(authorization|x-amz|x-oss)/.test(name)),
+        [],
+      );
     }
     await backend.close();
   });
@@ -251,10 +298,14 @@ void test("s3: the bucket may stand in front of the host", async () => {
   await using store = await startFakeStore("s3", { host: "localhost" });
   store.keys.set(id, { secret });
   store.put("bucket", "a b", content);
-  const settings = [{ prefix: "s3://", endpoint: `http://localhost:${store.port}`, pathStyle: false, credentials: "env:K_" }];
+  const settings = [
+    { prefix: "s3://", endpoint: `http://localhost:${store.port}`, pathStyle: false, credentials: "env:K_" },
+  ];
   const env = { K_ACCESS_KEY_ID: id, K_SECRET_ACCESS_KEY: secret };
   // *.localhost leads to this machine wherever there is a resolver that follows RFC 6761; here the policy's own does.
-  const policy = sourcePolicy(["127.0.0.1"], (host) => Promise.resolve(host.endsWith("localhost") ? [{ address: "127.0.0.1", family: 4 }] : []));
+  const policy = sourcePolicy(["127.0.0.1"], (host) =>
+    Promise.resolve(host.endsWith("localhost") ? [{ address: "127.0.0.1", family: 4 }] : []),
+  );
   const backend = openBackend("s3://bucket/a b", { env, settings, policy });
   const { identity } = await backend.probe(10);
   assert.deepEqual(await readBytes(backend, identity, 7, 100), content.subarray(7, 107));
@@ -274,9 +325,18 @@ void test("s3: the region of a bucket is learned from the refusal, and kept", as
   assert.match(w.store.requests[2].headers.authorization!, /\/eu-central-1\/s3\//);
   // The older answer, 301 with a header, and one that leads nowhere.
   w.store.regions.set("bucket", "eu-west-1");
-  w.store.inject({ kind: "status", status: 301, headers: { "x-amz-bucket-region": "eu-west-1" }, body: "<Error><Code>PermanentRedirect</Code></Error>" });
+  w.store.inject({
+    kind: "status",
+    status: 301,
+    headers: { "x-amz-bucket-region": "eu-west-1" },
+    body: "<Error><Code>PermanentRedirect</Code></Error>",
+  });
   assert.deepEqual(await readBytes(backend, identity, 0, 10), content.subarray(0, 10));
-  w.store.inject({ kind: "status", status: 301, body: "<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>" });
+  w.store.inject({
+    kind: "status",
+    status: 301,
+    body: "<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>",
+  });
   await failsWith("source-redirect", readBytes(backend, identity, 0, 10));
   await backend.close();
 });
@@ -306,7 +366,10 @@ void test("s3: the standard chain finds credentials in the environment, in share
     await reads();
     delete process.env["AWS_ACCESS_KEY_ID"];
     delete process.env["AWS_SECRET_ACCESS_KEY"];
-    await writeFile(join(directory, "credentials"), `[default]\naws_access_key_id = ${id}\naws_secret_access_key = ${secret}\n[wrong]\naws_access_key_id = x\naws_secret_access_key = y\n`);
+    await writeFile(
+      join(directory, "credentials"),
+      `[default]\naws_access_key_id = ${id}\naws_secret_access_key = ${secret}\n[wrong]\naws_access_key_id = x\naws_secret_access_key = y\n`,
+    );
     await reads();
     const printed = JSON.stringify({ Version: 1, AccessKeyId: id, SecretAccessKey: secret });
     await writeFile(join(directory, "print"), `#!/bin/sh\necho '${printed}'\n`);
@@ -324,7 +387,8 @@ void test("s3: the standard chain finds credentials in the environment, in share
 });
 
 void test("oss: an endpoint or a region must be known, and an endpoint of Alibaba's names its region", async () => {
-  const open = (settings: Partial<SourceSettings>): unknown => openBackend("oss://bucket/key", { settings: [{ prefix: "oss://", ...settings }] });
+  const open = (settings: Partial<SourceSettings>): unknown =>
+    openBackend("oss://bucket/key", { settings: [{ prefix: "oss://", ...settings }] });
   assert.throws(() => open({}), { code: "source-invalid" });
   assert.throws(() => open({ endpoint: "https://oss.example.org", signature: "v4" }), { code: "source-invalid" });
   open({ region: "cn-beijing" });

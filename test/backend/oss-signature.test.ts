@@ -16,7 +16,14 @@ void test("version 1 gives the signature of OSS's documentation", () => {
 });
 
 void test("version 4 gives the signatures that Alibaba's own libraries are tested with", () => {
-  const query = { param1: "value1", "+param1": "value3", "|param1": "value4", "+param2": "", "|param2": "", param2: "" };
+  const query = {
+    param1: "value1",
+    "+param1": "value3",
+    "|param1": "value4",
+    "+param2": "",
+    "|param2": "",
+    param2: "",
+  };
   const sign = (seconds: number, token?: string): string => {
     const date = new Date(seconds * 1000);
     const headers = {

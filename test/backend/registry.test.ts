@@ -20,7 +20,11 @@ interface World extends AsyncDisposable {
   registry: FakeRegistry;
   digest: string;
   source: string;
-  open(source?: string, env?: Record<string, string>, settings?: Partial<SourceSettings>): ReturnType<typeof openBackend>;
+  open(
+    source?: string,
+    env?: Record<string, string>,
+    settings?: Partial<SourceSettings>,
+  ): ReturnType<typeof openBackend>;
 }
 
 async function world(): Promise<World> {
@@ -77,7 +81,15 @@ void test("a whole read is hashed: wrong bytes are an error, and so are ranges o
   await backend.stream(identity, whole.sink);
   assert.deepEqual(whole.bytes(), content);
   w.registry.inject({ kind: "wrong-bytes" });
-  assert.match((await failsWith("source-wrong-bytes", backend.stream(identity, () => undefined))).message, /sha256:/);
+  assert.match(
+    (
+      await failsWith(
+        "source-wrong-bytes",
+        backend.stream(identity, () => undefined),
+      )
+    ).message,
+    /sha256:/,
+  );
   await failsWith("source-changed", readBytes(backend, { ...identity, size: content.length - 1 }, 0, 10));
   await backend.close();
 });
@@ -98,7 +110,11 @@ void test("of several blobs none is guessed: the error names them, and a title o
   await using w = await world();
   const blob = w.registry.putBlob(content);
   const notes = w.registry.putBlob(Buffer.from("notes"));
-  w.registry.putManifest("team/disk", "two", artifact({ ...blob, title: "disk.raw" }, { ...notes, title: "a note.txt" }));
+  w.registry.putManifest(
+    "team/disk",
+    "two",
+    artifact({ ...blob, title: "disk.raw" }, { ...notes, title: "a note.txt" }),
+  );
   const source = `oci://${w.registry.host}/team/disk:two`;
   const error = await failsWith("source-ambiguous", w.open(source).probe(10));
   assert.match(error.message, /2 blobs/);
@@ -121,15 +137,26 @@ void test("of an index the manifest of this machine's platform is taken, and pro
   const here = process.arch === "arm64" ? "arm64" : "amd64";
   const mine = w.registry.putManifest("team/disk", "m1", artifact(w.registry.putBlob(pattern(500))));
   const other = w.registry.putManifest("team/disk", "m2", artifact(w.registry.putBlob(pattern(600))));
-  const entry = (digest: string, os: string, architecture: string): unknown => ({ digest, size: 1, mediaType: "x", platform: { os, architecture } });
+  const entry = (digest: string, os: string, architecture: string): unknown => ({
+    digest,
+    size: 1,
+    mediaType: "x",
+    platform: { os, architecture },
+  });
   w.registry.putManifest("team/disk", "index", {
     schemaVersion: 2,
     manifests: [entry(other, "linux", "s390x"), entry(mine, "linux", here), entry(other, "unknown", "unknown")],
   });
   assert.equal((await w.open(`oci://${w.registry.host}/team/disk:index`).probe(10)).identity.size, 500);
-  w.registry.putManifest("team/disk", "one", { schemaVersion: 2, manifests: [entry(other, "linux", "s390x"), entry(mine, "unknown", "unknown")] });
+  w.registry.putManifest("team/disk", "one", {
+    schemaVersion: 2,
+    manifests: [entry(other, "linux", "s390x"), entry(mine, "unknown", "unknown")],
+  });
   assert.equal((await w.open(`oci://${w.registry.host}/team/disk:one`).probe(10)).identity.size, 600);
-  w.registry.putManifest("team/disk", "none", { schemaVersion: 2, manifests: [entry(other, "linux", "s390x"), entry(other, "linux", "riscv64")] });
+  w.registry.putManifest("team/disk", "none", {
+    schemaVersion: 2,
+    manifests: [entry(other, "linux", "s390x"), entry(other, "linux", "riscv64")],
+  });
   const error = await failsWith("source-ambiguous", w.open(`oci://${w.registry.host}/team/disk:none`).probe(10));
   assert.match(error.message, /linux\/s390x, linux\/riscv64/);
 });
@@ -173,7 +200,10 @@ void test("Basic, a wrong password, and an identity token that is traded for oth
   w.registry.auth = "basic";
   w.registry.users.set("me", { password: "pass:word" });
   assert.equal((await w.open(w.source, user, byUser).probe(10)).identity.size, content.length);
-  const wrong = await failsWith("source-denied", w.open(w.source, { ...user, K_PASSWORD: "nope-secret" }, byUser).probe(10));
+  const wrong = await failsWith(
+    "source-denied",
+    w.open(w.source, { ...user, K_PASSWORD: "nope-secret" }, byUser).probe(10),
+  );
   assert.doesNotMatch(`${wrong.message} ${wrong.hint} ${wrong.stack}`, /nope-secret/);
   await failsWith("source-denied", w.open().probe(10));
   w.registry.auth = "token";
@@ -181,7 +211,10 @@ void test("Basic, a wrong password, and an identity token that is traded for oth
   w.registry.refreshTokens.add("identity");
   const directory = await mkdtemp(join(tmpdir(), "ullage-docker-"));
   try {
-    await writeFile(join(directory, "config.json"), JSON.stringify({ auths: { [w.registry.host]: { identitytoken: "identity" } } }));
+    await writeFile(
+      join(directory, "config.json"),
+      JSON.stringify({ auths: { [w.registry.host]: { identitytoken: "identity" } } }),
+    );
     assert.equal((await w.open(w.source, { DOCKER_CONFIG: directory }).probe(10)).identity.size, content.length);
   } finally {
     await rm(directory, { recursive: true });
@@ -195,7 +228,8 @@ void test("docker's configuration: logins in the file, helpers, stores; a helper
   const directory = await mkdtemp(join(tmpdir(), "ullage-docker-"));
   const savedPath = process.env.PATH;
   process.env.PATH = [directory, savedPath].join(delimiter);
-  const configure = (config: unknown): Promise<void> => writeFile(join(directory, "config.json"), JSON.stringify(config));
+  const configure = (config: unknown): Promise<void> =>
+    writeFile(join(directory, "config.json"), JSON.stringify(config));
   const helper = async (name: string, script: string): Promise<void> => {
     await writeFile(join(directory, `docker-credential-${name}`), `#!/bin/sh\n${script}\n`);
     await chmod(join(directory, `docker-credential-${name}`), 0o755);
@@ -209,7 +243,10 @@ void test("docker's configuration: logins in the file, helpers, stores; a helper
   try {
     await configure({ auths: { [w.registry.host]: { auth: Buffer.from("me:pass:word").toString("base64") } } });
     await works();
-    await helper("good", `read host; [ "$1 $host" = "get ${w.registry.host}" ] && echo '{"Username":"me","Secret":"pass:word"}'`);
+    await helper(
+      "good",
+      `read host; [ "$1 $host" = "get ${w.registry.host}" ] && echo '{"Username":"me","Secret":"pass:word"}'`,
+    );
     await configure({ credHelpers: { [w.registry.host]: "good" } });
     await works();
     await configure({ credsStore: "good" });
@@ -276,13 +313,20 @@ void test("a guarded registry's realm and redirects go only where the policy let
   // By another way it is the same machine, but not by an address that is let in.
   w.registry.inject({ kind: "status", status: 307, headers: { location: "http://127.0.0.2:1/manifest" } });
   await failsWith("source-forbidden", open().probe(10));
-  w.registry.inject({ kind: "status", status: 401, headers: { "www-authenticate": 'Bearer realm="http://169.254.169.254/token"' } });
+  w.registry.inject({
+    kind: "status",
+    status: 401,
+    headers: { "www-authenticate": 'Bearer realm="http://169.254.169.254/token"' },
+  });
   await failsWith("source-forbidden", open().probe(10));
 });
 
 void test("plain http is for this machine, or for whoever configures it", async () => {
   await using w = await world();
-  const elsewhere = openBackend("oci://registry.test/team/disk:v1", { env: { DOCKER_CONFIG: "/nonexistent" }, retry: quick });
+  const elsewhere = openBackend("oci://registry.test/team/disk:v1", {
+    env: { DOCKER_CONFIG: "/nonexistent" },
+    retry: quick,
+  });
   assert.match((await failsWith("source-unreachable", elsewhere.probe(10))).message, /^https:\/\/registry\.test\//);
   const backend = w.open("oci://registry.test/team/disk:v1", {}, { endpoint: w.registry.origin });
   assert.equal((await backend.probe(10)).identity.size, content.length);
@@ -300,21 +344,54 @@ void test("addresses of registries have one form; what is none is refused", () =
     assert.equal(canonicalSource(written), canonical);
     assert.equal(canonicalSource(canonical), canonical);
   }
-  for (const bad of ["oci://a.example", "oci://a.example/", "oci:///repo", "oci://me:pw@a.example/repo", "oci://a.example/Repo", "oci://a.example/a//b", "oci://a.example/r:v 1", "oci://a.example/r@sha256:12", "oci://a.example/../r", "oci://a.example/r?x=1"]) {
-    assert.throws(() => canonicalSource(bad), (error) => error instanceof SourceError && error.code === "source-invalid", bad);
+  for (const bad of [
+    "oci://a.example",
+    "oci://a.example/",
+    "oci:///repo",
+    "oci://me:pw@a.example/repo",
+    "oci://a.example/Repo",
+    "oci://a.example/a//b",
+    "oci://a.example/r:v 1",
+    "oci://a.example/r@sha256:12",
+    "oci://a.example/../r",
+    "oci://a.example/r?x=1",
+  ]) {
+    assert.throws(
+      () => canonicalSource(bad),
+      (error) => error instanceof SourceError && error.code === "source-invalid",
+      bad,
+    );
   }
 });
 
 void test("challenges: values with equals signs, quotes, commas and escapes, in any order, several of them", () => {
-  assert.deepEqual(parseChallenges('Bearer realm="https://a/token?x=y&z==",service="s=1, \\"2\\"",scope="repository:a/b:pull,push"'), [
-    { scheme: "bearer", params: { realm: "https://a/token?x=y&z==", service: 's=1, "2"', scope: "repository:a/b:pull,push" } },
-  ]);
-  assert.deepEqual(parseChallenges(["Negotiate dG9rZW4=", 'basic Realm = "x" , charset=UTF-8, Bearer realm=https://a/t?b=c']), [
-    { scheme: "negotiate", params: {} },
-    { scheme: "basic", params: { realm: "x", charset: "UTF-8" } },
-    { scheme: "bearer", params: { realm: "https://a/t?b=c" } },
-  ]);
-  for (const odd of [undefined, "", ",,,", '"', "=", 'Bearer realm="never closed', `Bearer ${"a".repeat(100_000)}`, "Basic"]) {
+  assert.deepEqual(
+    parseChallenges('Bearer realm="https://a/token?x=y&z==",service="s=1, \\"2\\"",scope="repository:a/b:pull,push"'),
+    [
+      {
+        scheme: "bearer",
+        params: { realm: "https://a/token?x=y&z==", service: 's=1, "2"', scope: "repository:a/b:pull,push" },
+      },
+    ],
+  );
+  assert.deepEqual(
+    parseChallenges(["Negotiate dG9rZW4=", 'basic Realm = "x" , charset=UTF-8, Bearer realm=https://a/t?b=c']),
+    [
+      { scheme: "negotiate", params: {} },
+      { scheme: "basic", params: { realm: "x", charset: "UTF-8" } },
+      { scheme: "bearer", params: { realm: "https://a/t?b=c" } },
+    ],
+  );
+  for (const odd of [
+    undefined,
+    "",
+    ",,,",
+    '"',
+    "=",
+    'Bearer realm="never closed',
+    `Bearer ${"a".repeat(100_000)}`,
+    "Basic",
+  ]) {
     assert.ok(parseChallenges(odd).length <= 1);
   }
 });

@@ -98,7 +98,8 @@ export async function startFakeRegistry(): Promise<FakeRegistry> {
     if (repository === undefined) return error(404, "NAME_UNKNOWN");
     const { authorization } = asked.headers;
     if (registry.auth === "basic" && !isUser(authorization)) return challenge(repository);
-    if (registry.auth === "token" && !tokens.has(/^Bearer (.*)$/.exec(authorization ?? "")?.[1] ?? "")) return challenge(repository);
+    if (registry.auth === "token" && !tokens.has(/^Bearer (.*)$/.exec(authorization ?? "")?.[1] ?? ""))
+      return challenge(repository);
     if (kind === "manifests") {
       const found = manifests.get(`${repository}/${reference}`);
       if (found === undefined) return error(404, "MANIFEST_UNKNOWN");

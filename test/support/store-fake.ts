@@ -100,7 +100,11 @@ export async function startFakeStore(
       const name = kind === "s3" ? "x-amz-version-id" : "x-oss-version-id";
       const result = rangeAnswer(asked, version.content, { etag: version.etag, [name]: version.id });
       if (result.status === 412) {
-        throw new StoreError(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold");
+        throw new StoreError(
+          412,
+          "PreconditionFailed",
+          "At least one of the pre-conditions you specified did not hold",
+        );
       }
       return { ...result, headers: { ...dated, ...result.headers } };
     } catch (error) {
@@ -133,7 +137,8 @@ const checkS3: Check = ({ asked, bucket, key, region, now, keys }) => {
     /^AWS4-HMAC-SHA256 Credential=([^/]+)\/(\d{8})\/([^/]+)\/s3\/aws4_request, SignedHeaders=([^,]+), Signature=([0-9a-f]{64})$/.exec(
       asked.headers.authorization ?? "",
     ) ?? [];
-  if (id === undefined) throw new StoreError(400, "AuthorizationHeaderMalformed", "The authorization header is malformed");
+  if (id === undefined)
+    throw new StoreError(400, "AuthorizationHeaderMalformed", "The authorization header is malformed");
   if (scoped !== region) {
     const message = `The authorization header is malformed; the region '${scoped}' is wrong; expecting '${region}'`;
     throw new StoreError(400, "AuthorizationHeaderMalformed", message, `<Region>${region}</Region>`);
@@ -144,7 +149,11 @@ const checkS3: Check = ({ asked, bucket, key, region, now, keys }) => {
   const signedNames = names.split(";");
   for (const name of Object.keys(asked.headers)) {
     if ((name === "host" || name.startsWith("x-amz-")) && !signedNames.includes(name)) {
-      throw new StoreError(403, "AccessDenied", `There were headers present in the request which were not signed: ${name}`);
+      throw new StoreError(
+        403,
+        "AccessDenied",
+        `There were headers present in the request which were not signed: ${name}`,
+      );
     }
   }
   const inHost = asked.headers.host?.startsWith(`${bucket}.`) === true;
@@ -181,13 +190,21 @@ const checkOss: Check = (signed) => {
       authorization,
     ) ?? [];
   if (id === undefined) throw new StoreError(400, "InvalidArgument", "Authorization header is invalid.");
-  if (scoped !== region) throw new StoreError(403, "SignatureDoesNotMatch", "Invalid signing region in Authorization header.");
+  if (scoped !== region)
+    throw new StoreError(403, "SignatureDoesNotMatch", "Invalid signing region in Authorization header.");
   const owner = ownerOf(keys, id, "InvalidAccessKeyId");
   const date = String(asked.headers["x-oss-date"]);
   checkTime(date, now);
   const query = [...asked.url.searchParams].map(([name, value]) => `${encode(name)}=${encode(value)}`).sort();
   const headers = ossHeaders(asked).map(([name, value]) => `${name}:${value}\n`);
-  const canonical = [asked.method, encode(`/${bucket}/${key}`, true), query.join("&"), headers.join(""), "", "UNSIGNED-PAYLOAD"];
+  const canonical = [
+    asked.method,
+    encode(`/${bucket}/${key}`, true),
+    query.join("&"),
+    headers.join(""),
+    "",
+    "UNSIGNED-PAYLOAD",
+  ];
   const hash = createHash("sha256").update(canonical.join("\n")).digest("hex");
   const text = `OSS4-HMAC-SHA256\n${date}\n${day}/${region}/oss/aliyun_v4_request\n${hash}`;
   const signingKey = chain(`aliyun_v4${owner.secret}`, day, region, "oss", "aliyun_v4_request");
@@ -197,7 +214,8 @@ const checkOss: Check = (signed) => {
 
 function ownerOf(keys: Map<string, StoreKey>, id: string, code: string): StoreKey {
   const owner = keys.get(id);
-  if (owner === undefined) throw new StoreError(403, code, "The access key Id you provided does not exist in our records.");
+  if (owner === undefined)
+    throw new StoreError(403, code, "The access key Id you provided does not exist in our records.");
   if (owner.denied === true) throw new StoreError(403, "AccessDenied", "Access Denied");
   return owner;
 }
@@ -209,14 +227,23 @@ function checkTime(date: string, now: Date): void {
 
 function checkToken(owner: StoreKey, sent: string | string[] | undefined, code: string, status: number): void {
   if (owner.expired === true) throw new StoreError(status, code, "The provided token has expired.");
-  if (sent !== owner.token) throw new StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.");
+  if (sent !== owner.token)
+    throw new StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.");
 }
 
 const skewed = (): StoreError =>
-  new StoreError(403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.");
+  new StoreError(
+    403,
+    "RequestTimeTooSkewed",
+    "The difference between the request time and the current time is too large.",
+  );
 
 const mismatch = (): StoreError =>
-  new StoreError(403, "SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided.");
+  new StoreError(
+    403,
+    "SignatureDoesNotMatch",
+    "The request signature we calculated does not match the signature you provided.",
+  );
 
 function ossHeaders(asked: Asked): [string, string][] {
   return Object.entries(asked.headers)
