@@ -10,7 +10,8 @@
  * with a stable `code`.
  */
 export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
-export type { CreateOptions, RequestKey } from "./daemon/volumes.ts";
+export type { CreateOptions } from "./daemon/volumes.ts";
+export type { RequestKey } from "./daemon/exports.ts";
 export type { MadeVolume } from "./daemon/volume-jobs.ts";
 export type { JobProgress, Jobs, JobState, JobView } from "./daemon/jobs.ts";
 export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.ts";

@@ -1,4 +1,6 @@
-import type { FastifyInstance } from "fastify";
+import { createHash } from "node:crypto";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import type { RequestKey } from "../daemon/exports.ts";
 import { describeCaller } from "./caller.ts";
 
 /**
@@ -12,4 +14,26 @@ export function bindIdempotencyKeys(app: FastifyInstance): void {
       raw.headers["idempotency-key"] = `${describeCaller(caller)}/${key}`;
     }
   });
+}
+
+/** Of routes that make something. @param what it is */
+export function idempotencyHeaders(what: string): object {
+  return {
+    type: "object",
+    properties: {
+      "idempotency-key": {
+        type: "string",
+        minLength: 1,
+        maxLength: 255,
+        description: `repeating a request with the same key makes no second ${what}`,
+      },
+    },
+  };
+}
+
+/** What recognises a repeated request: the client's key, and a digest of what it asked for. */
+export function requestKeyOf(request: FastifyRequest): RequestKey | undefined {
+  const key = request.headers["idempotency-key"];
+  if (typeof key !== "string") return undefined;
+  return { key, digest: createHash("sha256").update(JSON.stringify(request.body)).digest("hex") };
 }

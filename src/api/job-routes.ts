@@ -2,7 +2,7 @@ import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import { jobObject } from "./job-object.ts";
 import { jobSchemas } from "./job-schemas.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const byId = {
   type: "object",
@@ -22,7 +22,7 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
     schema: {
       operationId: "listJobs",
       summary: "Jobs, in the order of their beginning; ended ones are remembered for a day, the last 100 at most",
-      response: { 200: ref("JobList"), default: problemResponse },
+      response: { 200: ref("JobList"), ...problemResponses },
     },
     handler: () => ({ jobs: jobs.list().map(jobObject), next: null }),
   });
@@ -34,7 +34,7 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
       operationId: "getJob",
       summary: "One job",
       params: byId,
-      response: { 200: ref("Job"), default: problemResponse },
+      response: { 200: ref("Job"), ...problemResponses },
     },
     handler: (request) => jobObject(jobs.get(request.params.id)),
   });
@@ -48,7 +48,7 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
       params: byId,
       response: {
         200: { ...ref("Job"), description: "as it ended: `cancelled`, or `done` when it was quicker" },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: async (request) => jobObject(await jobs.cancel(request.params.id)),

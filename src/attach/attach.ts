@@ -13,8 +13,10 @@ import type { AttachmentView } from "./state.ts";
 import { tearDown } from "./tear-down.ts";
 
 export interface AttachRequest {
-  /** the volume's name: the export's */
+  /** the volume's name, or that of another export: the attachment's name from here on */
   name: string;
+  /** the same for the daemon, so that it finds it after a rename too */
+  exportName: string;
   /** absolute; null: don't mount */
   mount: string | null;
   /** null: use what is there */
@@ -55,9 +57,10 @@ function current(place: Place): AttachmentView | undefined {
 }
 
 async function begin(place: Place, request: AttachRequest, withDevice: boolean): Promise<void> {
-  const { name, dataDirectory, address, readOnly, timeoutMs } = request;
+  const { name, exportName, dataDirectory, address, readOnly, timeoutMs } = request;
   place.clear(); // what a reboot or a kill has left
-  place.writeRecord({ name, dataDirectory, address, readOnly, timeoutMs, since: new Date().toISOString() });
+  const since = new Date().toISOString();
+  place.writeRecord({ name, exportName, dataDirectory, address, readOnly, timeoutMs, since });
   try {
     await startHelper(place);
     if (!withDevice) return;

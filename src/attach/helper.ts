@@ -58,10 +58,10 @@ export class Helper {
   }
 
   async #connect(): Promise<NbdClient> {
-    const { name, address, timeoutMs } = this.#record;
+    const { name, exportName, address, timeoutMs } = this.#record;
     const client = await NbdClient.connect({
       address,
-      exportName: name,
+      exportName,
       timeoutMs,
       onState: (state, reason) => {
         this.#log.line(`${state}${reason === "" ? "" : `: ${reason}`}`);

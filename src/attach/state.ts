@@ -4,8 +4,10 @@ import type { ClientState } from "./nbd-client/client.ts";
 
 /** What `attach` was asked for. */
 export interface AttachRecord {
-  /** the volume's name: the export's */
+  /** as the user called it: the volume's name at that time */
   name: string;
+  /** what the daemon is asked for: by the volume's id, which outlives a rename */
+  exportName: string;
   /** the daemon's data directory */
   dataDirectory: string;
   /** of the daemon's NBD server */

@@ -48,9 +48,9 @@ export function shown(url: URL): string {
   return `${url.origin}${url.pathname}${url.search === "" ? "" : "?…"}`;
 }
 
-/** What a malformed address may be quoted as: everything before the last `@` is cut out. */
+/** What a malformed address may be quoted as: everything before the last `@`, and behind the first `?`, is cut out. */
 function withoutCredentials(address: string): string {
-  return address.replace(/^([a-z]+:\/\/).*@/i, "$1");
+  return address.replace(/^([a-z]+:\/\/).*@/is, "$1").replace(/\?.*/s, "?…");
 }
 
 function decode(text: string): string {

@@ -52,7 +52,11 @@ export function badAnswer(message: string, cause?: unknown): SourceError {
 
 /** The connection could not be made, or broke; bytes that came before are good. */
 export function unreachable(message: string, cause?: unknown): SourceError {
-  return new SourceError("source-unreachable", message, { transient: true, cause });
+  return new SourceError("source-unreachable", message, {
+    transient: true,
+    hint: "check the address, and whether this host reaches it",
+    cause,
+  });
 }
 
 /** No byte for too long, or too few; bytes that came before are good. */

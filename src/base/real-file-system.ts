@@ -198,7 +198,7 @@ class RealFile implements File {
   }
 
   async seal(): Promise<void> {
-    await fsFchmod(this.#fd, 0o444);
+    await fsFchmod(this.#fd, 0o400);
   }
 
   async close(): Promise<void> {
@@ -209,6 +209,11 @@ class RealFile implements File {
     const name = errno ?? "EIO";
     return new IoError(name, `${what} of ${this.path} at ${offset} failed: ${name}`, cause);
   }
+}
+
+/** An open file that came from elsewhere; its descriptor is the file's from now on. @param path for messages */
+export function fileOfDescriptor(path: string, fd: number): File {
+  return new RealFile(path, fd);
 }
 
 function assertRange(buffer: IoBuffer, at: number, length: number): void {

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { File, FileSystem } from "../base/file-system.ts";
+import { shownSource } from "../base/without-secrets.ts";
 import { decodeBlobMeta, encodeBlobMeta, type BlobMeta } from "./blob-meta.ts";
 import { replaceFile } from "./durable-file.ts";
 import { decodeRangeMap } from "./range-map-file.ts";
@@ -121,7 +122,7 @@ export async function readRangeMap(
 /** What it means that a blob's range map is not believed. */
 export function consequence(meta: BlobMeta, pins: string[]): string {
   const needed = pins.length > 0 ? `, which must be there again for detached volumes ${pins.join(", ")}` : "";
-  return `everything is fetched again from ${meta.url}${needed}`;
+  return `everything is fetched again from ${shownSource(meta.url)}${needed}`;
 }
 
 /** Nothing counts as fetched afterwards; the file is kept, for whoever knows better. */

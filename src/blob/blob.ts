@@ -1,4 +1,4 @@
-import type { File } from "../base/file-system.ts";
+import type { ReadableFile } from "../base/file-system.ts";
 
 /**
  * An immutable, disk-addressed byte sequence with a local cache file. A unit (a power of two of bytes) of it is *ready*
@@ -16,12 +16,13 @@ export interface Blob {
    * has zeros. After a read, ask `isReady` again: a failed sync may have taken the readiness back in between, and the
    * bytes then count for nothing (durability rules 12 and 13).
    */
-  readonly file: File;
+  readonly file: ReadableFile;
   /** Bytes of ready units (the last one counted short). */
   readonly readyBytes: number;
   /**
-   * How often units were taken back because a sync of their bytes had failed. A read of `file` that waited counts only
-   * if this is what it was before: the unit may have been lost, and fetched again, while it waited.
+   * Changes whenever units are taken back because a sync of their bytes had failed. A read of `file` counts only if this
+   * is what it was before `isReady` was asked: the unit may have been lost, and fetched again, meanwhile; a remote
+   * blob's at any moment.
    */
   readonly losses: number;
   /** What was asked of the source since the blob was opened. */

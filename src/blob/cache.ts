@@ -4,6 +4,7 @@ import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
+import { lookAtFiles, type BlobLook } from "./blob-look.ts";
 import { readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
 import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
 import { StagingBuffers } from "./cache-writer.ts";
@@ -113,6 +114,23 @@ export class BlobCache {
 
   list(): BlobMeta[] {
     return [...this.#known.values()];
+  }
+
+  /** What is to be seen of a blob. Opens nothing. @returns undefined when there is none; it may be on its way out */
+  async look(id: string): Promise<BlobLook | undefined> {
+    await this.#leaving.get(id);
+    const meta = this.#known.get(id);
+    if (meta === undefined) return undefined;
+    const entry = this.#open.get(id);
+    const blob = entry?.opened;
+    if (entry === undefined || blob === undefined) {
+      return lookAtFiles(this.#options.fs, join(this.#dir, id), meta).catch((error: unknown) => {
+        if (this.#known.has(id)) throw error;
+        return undefined; // it was removed meanwhile
+      });
+    }
+    const { readyBytes, pins, stats, sourceTrouble: trouble } = blob;
+    return { meta, readyBytes, diskBytes: blob.file.allocated(), pins, users: entry.users, stats, trouble };
   }
 
   /** The blob that caches this object already. Never one whose identity is weak: it may be something else by now. */

@@ -13,7 +13,8 @@ import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
 import { RangeMap } from "./range-map.ts";
 import { encodeRangeMap } from "./range-map-file.ts";
-import { Readahead } from "./readahead.ts";
+import { ReadaheadFetcher } from "./readahead-fetcher.ts";
+import { SharedReadiness } from "./shared-readiness.ts";
 import type { SourceTraffic, SourceTraffics } from "./source-traffic.ts";
 
 /*
@@ -35,9 +36,6 @@ const PERSIST_AFTER_MS = 2000;
 /** ... or this many bytes, whatever comes first (plus the time that a sync takes). */
 const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
 
-/** Readahead asks for nothing more while so much of it is under way. */
-const MAX_READAHEAD_BYTES = 32 * 1024 * 1024;
-
 /** What a blob needs from its surroundings; shared by all blobs of a cache. */
 export interface BlobEnvironment {
   readonly fs: FileSystem;
@@ -57,6 +55,14 @@ export interface SourceTrouble {
   at: string;
 }
 
+/** Hears what becomes of a blob's units. */
+export interface ReadinessWatcher {
+  /** Units [first, end) are ready now. */
+  ready(first: number, end: number): void;
+  /** Some that were ready are not any more: look at all of them. */
+  lost(): void;
+}
+
 export class CachedBlob implements Blob {
   readonly meta: BlobMeta;
   readonly file: File;
@@ -73,10 +79,15 @@ export class CachedBlob implements Blob {
   readonly #synced: RangeMap;
   readonly #durable: RangeMap;
   readonly #queue: FetchQueue;
-  readonly #readahead = new Readahead();
-  #readaheadBytes = 0;
+  readonly #readahead = new ReadaheadFetcher(
+    (offset, length) => this.#map.isReady(offset, length),
+    (offset, length) => this.readAhead(offset, length),
+  );
   readonly #closing = new AbortController();
   #reader: Promise<ImageReader> | undefined;
+  /** Where readiness lies once other processes look at it. */
+  #shared: SharedReadiness | undefined;
+  readonly #watchers = new Set<ReadinessWatcher>();
   /** Counts failed data syncs: bytes written before one are not to be trusted after it. */
   #failedSyncs = 0;
   #unsyncedBytes = 0;
@@ -179,17 +190,12 @@ export class CachedBlob implements Blob {
   }
 
   noteRead(offset: number, length: number): void {
-    if (this.#map.missing === 0 || !this.#readahead.note(offset, length)) return;
-    if (this.#map.isReady(this.#readahead.offset, this.#readahead.length)) return;
-    if (this.#readaheadBytes < MAX_READAHEAD_BYTES)
-      void this.#readAhead(this.#readahead.offset, this.#readahead.length);
+    if (this.#map.missing > 0) this.#readahead.note(offset, length);
   }
 
-  async #readAhead(offset: number, length: number): Promise<void> {
-    this.#readaheadBytes += length;
-    // A failure is met again, and reported, by the read that needs these bytes.
-    await this.#queue.fetch(offset, length, "readahead").catch(() => undefined);
-    this.#readaheadBytes -= length;
+  /** Like `fetch`, for what somebody will probably want in a moment. */
+  async readAhead(offset: number, length: number, signal?: AbortSignal): Promise<void> {
+    await this.#queue.fetch(offset, length, "readahead", signal);
   }
 
   /** Uses `reader` for what is missing, instead of opening the source again. */
@@ -269,6 +275,8 @@ export class CachedBlob implements Blob {
     this.sourceTrouble = undefined;
     if (failedSyncs !== this.#failedSyncs) return false;
     for (let unit = request.first; unit < request.end; unit++) this.#map.add(unit);
+    if (this.#shared !== undefined) this.#shared.readyBytes = this.#map.readyBytes;
+    for (const watcher of this.#watchers) watcher.ready(request.first, request.end);
     this.#noteUnsynced(writer.received);
     return true;
   }
@@ -303,6 +311,33 @@ export class CachedBlob implements Blob {
     });
   }
 
+  // ---- other processes ---------------------------------------------------------------------------------------------
+
+  /**
+   * Readiness in memory that other processes can see. Whoever has it may have the cache file too: from here on no byte
+   * of that is ever taken away (durability rule 13).
+   */
+  share(): SharedReadiness {
+    if (this.#shared !== undefined) return this.#shared;
+    const shared = SharedReadiness.create(this.#map.units);
+    this.#map.moveTo(shared.ready);
+    this.#durable.moveTo(shared.durable);
+    shared.readyBytes = this.#map.readyBytes;
+    this.#shared = shared;
+    return shared;
+  }
+
+  /** Whether another process may have the cache file. */
+  get isShared(): boolean {
+    return this.#shared !== undefined;
+  }
+
+  /** @returns what ends it */
+  watch(watcher: ReadinessWatcher): () => void {
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
   // ---- durability --------------------------------------------------------------------------------------------------
 
   sync(): Promise<void> {
@@ -327,7 +362,7 @@ export class CachedBlob implements Blob {
       await this.file.datasync();
     } catch (error) {
       this.#failedSyncs++;
-      const lost = this.#map.keepOnly(this.#synced);
+      const lost = this.#takeBack();
       this.#environment.log(
         "error",
         `blob ${this.id}: ${describeError(error)}; ${lost} units of ${this.unitBytes} bytes will be fetched again`,
@@ -337,6 +372,16 @@ export class CachedBlob implements Blob {
     this.#synced.addAll(bits);
     await replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
     this.#durable.addAll(bits);
+  }
+
+  /** @returns how many units are not ready any more */
+  #takeBack(): number {
+    const shared = this.#shared;
+    const work = (): number => this.#map.keepOnly(this.#synced);
+    const lost = shared === undefined ? work() : shared.takeBack(work);
+    if (shared !== undefined) shared.readyBytes = this.#map.readyBytes;
+    for (const watcher of this.#watchers) watcher.lost();
+    return lost;
   }
 
   #noteUnsynced(bytes: number): void {
@@ -413,6 +458,7 @@ export class CachedBlob implements Blob {
     this.#closing.abort(new UllageError("closed", "the blob is being closed"));
     await this.#queue.close();
     await this.#persist();
+    this.#shared?.close();
     try {
       await this.file.close();
     } finally {

@@ -11,7 +11,7 @@ export class RangeMap {
   readonly unitBytes: number;
   /** units; the last one may be short */
   readonly units: number;
-  readonly #bits: Uint8Array;
+  #bits: Uint8Array;
   #missing: number;
 
   /** @param bits initial content, used as it is (not copied); bits beyond the last unit must be zero */
@@ -97,6 +97,13 @@ export class RangeMap {
   nextMissing(from: number, limit: number): number {
     if (from >= limit || !this.has(from)) return Math.min(from, limit);
     return this.runEnd(from, limit);
+  }
+
+  /** Goes on in other memory, with the bits as they are now. @param bits as long, all zero; used as it is */
+  moveTo(bits: Uint8Array): void {
+    if (bits.length !== this.#bits.length) throw new RangeError(`${bits.length} bytes for ${this.#bits.length}`);
+    bits.set(this.#bits);
+    this.#bits = bits;
   }
 
   /** A copy of the bits, as they are now. */

@@ -23,6 +23,8 @@ the background: the volume is then 'detached', and the source may vanish. Until 
 changed is an error, bytes of two versions are never mixed. Steer the filling with volume hydrate, pause and resume;
 --hydrate off fetches only what is read.
 
+What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
+
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
   --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
 
@@ -69,7 +71,12 @@ A snapshot is the disk as after a power cut at that moment: a file system on it 
   {
     name: "nbd",
     summary: "how clients reach a disk",
-    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one.
+    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one. Further names:
+
+  $ ullage export add web1 --nbd boot --read-only
+
+They follow a rename of the volume; its own name does not, so that a client that reconnects by itself needs one of them, or the
+volume's id.
 
   nbd://127.0.0.1:10809/web1
   nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock

@@ -21,6 +21,8 @@ export interface ServerOptions extends NbdOptions {
   apiAuth?: ApiAuth;
   /** Further names that the API goes by over TCP, in lower case. */
   apiHosts?: readonly string[];
+  /** Offer the cache to other processes of this host. */
+  blobs?: boolean;
 }
 
 export interface ServerAddresses {
@@ -61,6 +63,7 @@ export class Server {
         listeners.push(listener);
         noteListener(ullage, listener.address, log);
       }
+      if (options.blobs === true) await ullage.serveBlobs();
       await serveNbd(ullage, addresses.nbd, options);
       ullage.resume();
       return server;

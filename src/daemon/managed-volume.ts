@@ -1,6 +1,7 @@
 import { UllageError, describeError } from "../base/errors.ts";
+import { shownSource } from "../base/without-secrets.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
-import type { MetadataStore, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
+import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
 import { baseOf } from "../volume/references.ts";
@@ -12,7 +13,7 @@ import { renameDescription } from "./volume-files.ts";
 import type { Events } from "./events.ts";
 import { applyWish, hydrationView } from "./hydration-view.ts";
 import { VolumeNews } from "./volume-news.ts";
-import type { HydrationChange, HydrationView, VolumeView, VolumeViewState } from "./views.ts";
+import type { HydrationChange, HydrationView, OriginView, VolumeView, VolumeViewState } from "./views.ts";
 
 /** How long connections that were asked to end may take. */
 const disconnectMs = 6000;
@@ -27,6 +28,10 @@ export interface VolumeHost {
   slots: HydrationSlots;
   /** Makes sure that a frozen map, which a clone begins with, is in its file. */
   materialise(id: string): Promise<void>;
+  /** A volume or snapshot is not there any more: further names that it was exported under go. Durable when it resolves. */
+  targetGone(id: string): Promise<void>;
+  /** What a clone began as, by the names of now. */
+  originNow(origin: Origin): OriginView;
   /** A volume has given up layers: they go, unless somebody else needs them. */
   layersUnused(layers: string[]): void;
   /** Hears of everything that happens to volumes. */
@@ -329,7 +334,7 @@ export class ManagedVolume {
 
   /** As far as it is known without a wait. */
   view(): VolumeView {
-    const { id, name, size, source, format, settings, createdAt } = this.record;
+    const { id, name, size, source, format, origin, settings, createdAt } = this.record;
     const info = this.#opened?.volume.info();
     const blob = this.#opened?.blobs[0];
     return {
@@ -337,8 +342,9 @@ export class ManagedVolume {
       name,
       size: info?.size ?? size,
       ...this.#stateNow(),
-      source,
+      source: source === null ? null : shownSource(source),
       format,
+      origin: origin === null ? null : this.#host.originNow(origin),
       fetchedBytes: blob?.readyBytes ?? this.download?.bytes ?? 0,
       writtenBytes: info?.writtenBytes ?? 0,
       hydration: this.hydration(),

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { UllageError, describeError } from "../base/errors.ts";
+import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
 import type { Blob } from "../blob/blob.ts";
 import { checkName } from "../catalog/names.ts";
 import type { SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -35,7 +35,7 @@ interface OpenView {
  * The snapshots of all volumes. The volume's own files come first, the catalog's row after them (durability rule 17):
  *
  *     create   description -> record in the volume's log -> (answerable) row -> answered; frozen map when there is time
- *     remove   row `deleting` -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
+ *     remove   row `deleting` -> its exports -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
  *
  * A snapshot that is removed while a clone's checkpoint still names its frozen map only loses its name; it goes with the
  * last clone that needs it.
@@ -69,6 +69,11 @@ export class Snapshots {
     throw new UllageError("not-found", `volume '${volume.record.name}' has no snapshot '${name}'`, {
       hint: `\`ullage snapshot ls ${volume.record.name}\` lists them`,
     });
+  }
+
+  /** Whether it is there and has its name. */
+  has(id: string): boolean {
+    return this.#rows.get(id)?.name != null;
   }
 
   /** Durable when it resolves. @param name null: for a clone only @throws UllageError `bad-name`, `name-taken` */
@@ -122,6 +127,7 @@ export class Snapshots {
     const { env, store } = this.#host;
     await store.updateSnapshot(row.id, { name: null });
     this.#rows.set(row.id, { ...row, name: null });
+    await this.#host.targetGone(row.id);
     const dir = volumeDir(env.dataDir, row.volumeId);
     const { id, size, createdAt } = row;
     if (await env.fs.exists(dir)) await describeSnapshot(env, dir, { id, name: null, size, createdAt });
@@ -133,11 +139,16 @@ export class Snapshots {
     await this.#volume(row.volumeId)?.opened?.writeSnapshot(row.id); // so that its layers are known
     await store.updateSnapshot(row.id, { state: "deleting" });
     this.#rows.delete(row.id);
+    await this.#host.targetGone(row.id);
     const dir = volumeDir(env.dataDir, row.volumeId);
     if (await env.fs.exists(dir)) await forgetSnapshot(env, dir, row.id);
     // What its volume still refers to stays; a map that was never written has nothing else.
     if (await env.fs.exists(frozenMapPath(env.dataDir, row.id))) {
-      const candidates = await frozenReferences(env, row.id);
+      const candidates = await frozenReferences(env, row.id).catch((error: unknown) => {
+        if (!(error instanceof CorruptionError)) throw error;
+        env.log("warn", `layers of a snapshot stay, though they may be unused: ${error.message}`);
+        return new Set<string>();
+      });
       await dropLayers(env, candidates, { openLayers: (id) => this.#openLayers(id), withoutMap: row.id });
     }
     await this.#volume(row.volumeId)?.opened?.forgetSnapshot(row.id);
@@ -151,13 +162,22 @@ export class Snapshots {
     return this.#volume(volumeId)?.opened?.layerIds();
   }
 
-  /** Whether a checkpoint names the frozen map. */
+  /** Whether a checkpoint names the frozen map, or may do so: one that is damaged may name any. */
   async #isBase(id: string): Promise<boolean> {
     const { env } = this.#host;
     for (const volumeId of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-      if (/^[0-9a-f]{32}$/.test(volumeId) && (await baseOf(env, volumeId)) === id) return true;
+      if (/^[0-9a-f]{32}$/.test(volumeId) && (await this.#mayBegin(volumeId, id))) return true;
     }
     return false;
+  }
+
+  async #mayBegin(volumeId: string, id: string): Promise<boolean> {
+    try {
+      return (await baseOf(this.#host.env, volumeId)) === id;
+    } catch (error) {
+      if (error instanceof CorruptionError) return true;
+      throw error;
+    }
   }
 
   /** Frozen maps that only the volume's own log could rebuild get their files: the volume is about to go. */

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Backends } from "../backend/backends.ts";
+import { canonicalSource } from "../backend/source-address.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import type { SourceSettings } from "../backend/source-settings.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
@@ -14,13 +15,16 @@ import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
+import { BlobListener } from "./blob-listener.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
-import { ExportNames } from "./export-names.ts";
+import { ExportNames, type NamedExport } from "./export-names.ts";
+import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
+import { Images } from "./images.ts";
 import { Jobs } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
@@ -33,11 +37,15 @@ import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
+  AddExportRequest,
+  BlobView,
   ConnectionView,
   CreateVolumeRequest,
+  ExportView,
   HealthView,
   HydrationChange,
   HydrationView,
+  ImageView,
   ListenerView,
   MapRunView,
   DiffRunView,
@@ -49,7 +57,7 @@ import type {
   VolumeView,
 } from "./views.ts";
 import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
-import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
+import { Volumes, type CreateOptions } from "./volumes.ts";
 
 /** How a data directory is opened. */
 export interface UllageOptions {
@@ -99,7 +107,10 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #images: Images;
+  readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
+  #blobs: BlobListener | undefined;
   readonly #meters: VolumeMeters;
   readonly #log: Log;
   readonly #startWarnings: readonly Warning[];
@@ -127,6 +138,7 @@ export class Ullage {
     this.#store = parts.store;
     this.#sources = parts.sources;
     this.#volumes = parts.volumes;
+    this.#images = new Images(parts.sources.cache, () => parts.volumes.all().map(({ record }) => record));
     this.#meters = parts.meters;
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
@@ -136,7 +148,8 @@ export class Ullage {
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
     const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
-    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), traffic, watch, parts.log);
+    this.#exportNames = new ExportNames(parts.volumes, parts.readOnly);
+    this.#nbd = new NbdListeners(this.#exportNames, traffic, watch, parts.log);
   }
 
   /**
@@ -181,7 +194,7 @@ export class Ullage {
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },
-        { volumes: swept.ready, snapshots: swept.snapshots.ready },
+        { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
@@ -269,6 +282,11 @@ export class Ullage {
   /** @throws UllageError `not-found` */
   async showVolume(name: string): Promise<VolumeView> {
     return this.#volumes.get(name).currentView();
+  }
+
+  /** Whether a volume was made from this source, its secret parts included. @throws UllageError `not-found`, SourceError */
+  isMadeFrom(name: string, source: string): boolean {
+    return this.#volumes.get(name).record.source === canonicalSource(source);
   }
 
   /** Removes a volume and everything written to it. @throws UllageError `not-found`, `in-use` */
@@ -368,6 +386,92 @@ export class Ullage {
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
   }
 
+  // ---- the cache ---------------------------------------------------------------------------------------------------
+
+  /** Ordered by source, starting behind `after` (see `imagePlace`). */
+  listImages(after = "", limit = Infinity): Promise<ImageView[]> {
+    return this.#images.listImages(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showImage(id: string): Promise<ImageView> {
+    return this.#images.showImage(id);
+  }
+
+  /** Ordered by id, starting behind `after`. */
+  listBlobs(after = "", limit = Infinity): Promise<BlobView[]> {
+    return this.#images.listBlobs(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showBlob(id: string): Promise<BlobView> {
+    return this.#images.showBlob(id);
+  }
+
+  // ---- exports -----------------------------------------------------------------------------------------------------
+
+  /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
+  listExports(after = "", limit = Infinity, volume?: string): ExportView[] {
+    const only = volume === undefined ? undefined : this.#volumes.get(volume);
+    return this.#exportNames
+      .all()
+      .filter((found) => found.name > after && (only === undefined || found.volume === only))
+      .slice(0, limit)
+      .map((found) => this.#exportView(found));
+  }
+
+  /** @throws UllageError `not-found` */
+  showExport(name: string): ExportView {
+    const found = this.#exportNames.all().find((each) => each.name === name);
+    if (found !== undefined) return this.#exportView(found);
+    throw new UllageError("not-found", `there is no export '${name}'`, { hint: "`ullage export ls` lists them" });
+  }
+
+  /**
+   * A further name for a volume or a snapshot, durable when it resolves; it follows a rename, and goes with what it names.
+   * @throws UllageError `bad-name`, `name-taken`, `not-found`, `creating`, `request-key-reused`, `export-limit`
+   */
+  async addExport(request: AddExportRequest, requestKey?: RequestKey): Promise<ExportView> {
+    const row = await this.#volumes.exports.add(request, requestKey);
+    const found = this.#exportNames.behind(row);
+    if (found === undefined) {
+      throw new UllageError("not-found", `'${request.target}' was removed while '${row.name}' was added`);
+    }
+    const view = this.#exportView(found);
+    this.#log("info", `'${row.name}' is an export of '${request.target}'`);
+    this.events.publish({ name: "export-added", data: view });
+    return view;
+  }
+
+  /** Open connections stay. @throws UllageError `not-found`, `own-name` */
+  async removeExport(name: string): Promise<void> {
+    const view = this.showExport(name);
+    if (view.implicit) {
+      throw new UllageError("own-name", `'${name}' is the own name of what it exports`, {
+        hint: "only exports that were added can be removed: this one goes with its volume or snapshot",
+      });
+    }
+    await this.#volumes.exports.remove(name);
+    this.#log("info", `'${name}' is no export any more`);
+    this.events.publish({ name: "export-removed", data: view });
+  }
+
+  #exportView({ name, volume, snapshot, added, readOnly }: NamedExport): ExportView {
+    const { id, createdAt } = added ?? snapshot ?? volume.record;
+    return {
+      id,
+      name,
+      protocol: "nbd",
+      volume: volume.record.name,
+      snapshot: snapshot?.name ?? null,
+      readOnly,
+      description: added?.options.description ?? null,
+      implicit: added === undefined,
+      uris: this.#nbd.urisOf(name),
+      createdAt,
+    };
+  }
+
   /** @throws UllageError `not-found`, `no-source` */
   async steerHydration(name: string, change: HydrationChange): Promise<HydrationView> {
     const volume = this.#volumes.getReady(name);
@@ -412,9 +516,25 @@ export class Ullage {
     await this.#nbd.listen(addresses, options);
   }
 
+  /**
+   * Offers the cache to other processes of this host, on <data>/blobd.sock.
+   * @throws UllageError `listen-in-use`, `listen`
+   */
+  async serveBlobs(): Promise<void> {
+    this.#blobs = await BlobListener.open({
+      path: this.#directory.below("blobd.sock"),
+      dataDir: this.#directory.path,
+      store: this.#sources.cache,
+      log: this.#log,
+    });
+    this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
+  }
+
   /** Lets connections finish what they started, for so long, then closes them and the listeners. */
   async stopServing(graceMs: number): Promise<void> {
     await this.#nbd.stop(graceMs);
+    await this.#blobs?.close();
+    this.#blobs = undefined;
     this.events.close();
   }
 
@@ -522,12 +642,12 @@ export class Ullage {
 
   #connectionSeen(...[what, exportName, connection]: Parameters<ConnectionWatch>): void {
     this.events.publish({ name: `connection-${what}`, data: { export: exportName, connection } });
-    this.#volumes.byName(exportName.split("@")[0])?.news.changed();
+    this.#exportNames.volumeOf(exportName)?.news.changed();
   }
 
   /** What is done with a snapshot is counted for its volume. */
   #trafficOf(exportName: string): ExportTraffic {
-    const volume = this.#volumes.byName(exportName.split("@")[0]);
+    const volume = this.#exportNames.volumeOf(exportName);
     return volume === undefined ? new ExportTraffic() : this.#meters.of(volume.record.id).traffic;
   }
 

@@ -1,29 +1,29 @@
 import { IoError, UllageError, describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
-import { defaultSettings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
+import {
+  defaultSettings,
+  type ExportRecord,
+  type Origin,
+  type SnapshotRecord,
+  type VolumeRecord,
+} from "../catalog/metadata-store.ts";
 import { blockBytes } from "../volume/owner-map.ts";
 import { volumeDir } from "../volume/paths.ts";
 import { readPoison } from "../volume/poison.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
+import { Exports, type RequestKey } from "./exports.ts";
 import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { volumeSize } from "./volume-size.ts";
-import type { CloneRequest, CreateVolumeRequest } from "./views.ts";
+import type { CloneRequest, CreateVolumeRequest, OriginView } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
 const openingAtOnce = 2;
-
-/** What recognises a repeated request. */
-export interface RequestKey {
-  key: string;
-  /** of the request's content */
-  digest: string;
-}
 
 /** How a volume is made, beside what it is made from. */
 export interface CreateOptions {
@@ -40,35 +40,52 @@ export interface CreateOptions {
  * that a crash between any two leaves something that the next start understands (durability rule 17):
  *
  *     create   row `creating` -> files and directories -> row `ready` -> answered
- *     remove   row `deleting` -> files -> row gone -> answered
+ *     remove   row `deleting` -> its exports -> files -> row gone -> answered
  */
 export class Volumes implements VolumeNames {
   readonly #host: VolumeHost;
   readonly snapshots: Snapshots;
+  readonly exports: Exports;
   readonly #byName = new Map<string, ManagedVolume>();
+  readonly #byId = new Map<string, ManagedVolume>();
   /** Requests under way, so that a repeated one waits for the first. */
   readonly #requests = new Map<string, { digest: string; made: Promise<ManagedVolume> }>();
   /** Creations and removals under way. */
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
 
-  /** @param records complete volumes and snapshots, as the catalog has them after the sweep at start */
+  /** @param records of what is complete, as the catalog has them after the sweep at start */
   constructor(
-    host: Omit<VolumeHost, "materialise" | "layersUnused">,
-    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[] },
+    host: Omit<VolumeHost, "materialise" | "layersUnused" | "targetGone" | "originNow">,
+    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[]; exports: ExportRecord[] },
   ) {
     this.#host = {
       ...host,
       materialise: (id) => this.snapshots.materialise(id),
       layersUnused: (layers) => this.snapshots.layersUnused(layers),
+      targetGone: (id) => this.exports.targetGone(id),
+      originNow: (origin) => this.#originNow(origin),
     };
-    this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.#byId(id));
-    for (const record of records.volumes) this.#byName.set(record.name, new ManagedVolume(this.#host, record));
+    this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.byId(id));
+    this.exports = new Exports(host, records.exports, {
+      isVolume: (name) => this.#byName.has(name),
+      idsOf: (target) => this.#idsOf(target),
+    });
+    for (const record of records.volumes) this.#add(new ManagedVolume(this.#host, record));
   }
 
-  #byId(id: string): ManagedVolume | undefined {
-    for (const volume of this.#byName.values()) if (volume.record.id === id) return volume;
-    return undefined;
+  #add(volume: ManagedVolume): void {
+    this.#byName.set(volume.record.name, volume);
+    this.#byId.set(volume.record.id, volume);
+  }
+
+  #forget({ record: { id, name } }: ManagedVolume): void {
+    this.#byName.delete(name);
+    this.#byId.delete(id);
+  }
+
+  byId(id: string): ManagedVolume | undefined {
+    return this.#byId.get(id);
   }
 
   byName(name: string): ManagedVolume | undefined {
@@ -165,8 +182,8 @@ export class Volumes implements VolumeNames {
     try {
       const size = volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
-      const origin = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
-      volume = this.#reserve(request, size, origin, requestKey);
+      const image = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
+      volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
     } catch (error) {
       await found?.backend.close();
       throw error;
@@ -186,17 +203,23 @@ export class Volumes implements VolumeNames {
     from: CloneRequest,
     requestKey: RequestKey | undefined,
   ): Promise<ManagedVolume> {
-    const origin = "volume" in from ? this.getReady(from.volume) : this.snapshotNamed(from.snapshot).volume;
+    const parent = "volume" in from ? this.getReady(from.volume) : this.snapshotNamed(from.snapshot).volume;
     const { env, store } = this.#host;
     // From here until the clone's checkpoint names it, nobody may take the frozen map away.
     return this.snapshots.references.run(async () => {
       const row =
-        "volume" in from ? await this.snapshots.create(origin, null) : this.snapshotNamed(from.snapshot).snapshot;
+        "volume" in from ? await this.snapshots.create(parent, null) : this.snapshotNamed(from.snapshot).snapshot;
       const base = await this.snapshots.base(row);
       const size = volumeSize(base.size, request.size);
       this.#demandFree(request.name);
-      const { source, format, blobId } = origin.record;
-      const volume = this.#reserve(request, size, { source, format, blobId }, requestKey);
+      const { source, format, blobId } = parent.record;
+      const origin = {
+        volumeId: parent.record.id,
+        volume: parent.record.name,
+        snapshotId: row.name === null ? null : row.id,
+        snapshot: row.name,
+      };
+      const volume = this.#reserve(request, size, { source, format, blobId, origin }, requestKey);
       try {
         await store.insertVolume(volume.record);
         const { id, name, settings, createdAt } = volume.record;
@@ -205,7 +228,7 @@ export class Volumes implements VolumeNames {
           name,
           size,
           base: { id: base.id, freeOwner: base.freeOwner },
-          details: { source, format, settings, createdAt, blobId },
+          details: { source, format, settings, createdAt, blobId, origin },
         });
         await store.updateVolume(id, { state: "ready" });
         volume.record = { ...volume.record, state: "ready" };
@@ -226,6 +249,19 @@ export class Volumes implements VolumeNames {
     }
     const volume = this.get(name.slice(0, at));
     return { volume, snapshot: this.snapshots.get(volume, name.slice(at + 1)) };
+  }
+
+  /** @param target `VOL` or `VOL@SNAP` @throws UllageError `not-found`, `creating`, `bad-name` */
+  #idsOf(target: string): { volumeId: string; snapshotId: string | null } {
+    if (!target.includes("@")) return { volumeId: this.getReady(target).record.id, snapshotId: null };
+    const { volume, snapshot } = this.snapshotNamed(target);
+    return { volumeId: volume.record.id, snapshotId: snapshot.id };
+  }
+
+  #originNow({ volumeId, volume, snapshotId, snapshot }: Origin): OriginView {
+    const now = this.#byId.get(volumeId)?.record;
+    const isThere = now !== undefined && (snapshotId === null || this.snapshots.has(snapshotId));
+    return { volume: now?.name ?? volume, snapshot, removed: !isThere };
   }
 
   /**
@@ -300,15 +336,16 @@ export class Volumes implements VolumeNames {
   #demandFree(name: string): void {
     checkName(name);
     this.#stopping.signal.throwIfAborted();
-    if (!this.#byName.has(name)) return;
-    throw new UllageError("name-taken", `there is a volume '${name}' already`, { hint: "choose another name" });
+    const what = this.#byName.has(name) ? "a volume" : this.exports.holds(name) ? "an export" : undefined;
+    if (what === undefined) return;
+    throw new UllageError("name-taken", `there is ${what} '${name}' already`, { hint: "choose another name" });
   }
 
   /** In memory: from here on the name is taken. */
   #reserve(
     request: CreateVolumeRequest,
     size: number,
-    origin: { source: string | null; format: string | null; blobId: string | null },
+    from: Pick<VolumeRecord, "source" | "format" | "blobId" | "origin">,
     requestKey: RequestKey | undefined,
   ): ManagedVolume {
     const { env } = this.#host;
@@ -318,14 +355,14 @@ export class Volumes implements VolumeNames {
       name: request.name,
       state: "creating",
       size,
-      ...origin,
+      ...from,
       settings,
       hydration: { wanted: settings.hydrate === "auto", paused: false, rate: null, priority: 0 },
       createdAt: env.clock.wallTime(),
       requestKey: requestKey?.key ?? null,
       requestDigest: requestKey?.digest ?? null,
     });
-    this.#byName.set(request.name, volume);
+    this.#add(volume);
     volume.news.created();
     return volume;
   }
@@ -383,7 +420,7 @@ export class Volumes implements VolumeNames {
     } catch (error) {
       env.log("warn", `what is left of volume '${name}' (${id}) goes at the next start: ${describeError(error)}`);
     }
-    this.#byName.delete(name);
+    this.#forget(volume);
     volume.news.removed();
   }
 
@@ -410,8 +447,9 @@ export class Volumes implements VolumeNames {
     await volume.end(force, async () => {
       await store.updateVolume(id, { state: "deleting" });
     });
-    this.#byName.delete(name);
+    this.#forget(volume);
     volume.news.removed();
+    await this.exports.targetGone(id);
     await this.snapshots.references.run(() => removeVolumeFiles(env, id, (other) => this.#openLayers(other)));
     await this.dropBlob(id, blobId);
     await store.deleteVolume(id);
@@ -419,7 +457,7 @@ export class Volumes implements VolumeNames {
   }
 
   #openLayers(id: string): Set<string> | undefined {
-    return this.#byId(id)?.opened?.layerIds();
+    return this.#byId.get(id)?.opened?.layerIds();
   }
 
   /** A volume is gone: its blob goes too, unless another volume was made from it. */

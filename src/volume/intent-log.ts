@@ -122,6 +122,12 @@ export class IntentLog {
     }
   }
 
+  /** Makes room for one record and no more: nobody else will append to this log. */
+  reserveOne(): void {
+    const needed = this.#tail + recordBytes;
+    if (needed > this.#extent) this.#extend(needed);
+  }
+
   #extend(target: number): void {
     const end = Math.ceil(target / 4096) * 4096;
     while (this.#extent < end) {

@@ -1,4 +1,4 @@
-import { CorruptionError } from "../base/errors.ts";
+import { CorruptionError, IoError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
@@ -46,9 +46,15 @@ export class Layer {
     return Layer.open(env, id);
   }
 
-  /** Opens an existing layer for writing. Reads nothing of it: that is `verify`'s. */
-  static async open(env: VolumeEnvironment, id: string): Promise<Layer> {
-    return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "write"));
+  /** Opens an existing layer. Reads nothing of it: that is `verify`'s. @throws CorruptionError when there is none */
+  static async open(env: VolumeEnvironment, id: string, mode: "read" | "write" = "write"): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    try {
+      return new Layer(id, await env.fs.open(path, mode));
+    } catch (error) {
+      if (error instanceof IoError && error.errno === "ENOENT") throw new CorruptionError(`${path} is missing`);
+      throw error;
+    }
   }
 
   /** @throws CorruptionError when the file has no place for so many blocks */

@@ -1,4 +1,5 @@
 import { IoError } from "../base/errors.ts";
+import type { ReadableFile } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Head } from "./head.ts";
@@ -65,9 +66,10 @@ export class OwnerReader {
     }
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
+      const { losses } = blob;
       if (!blob.isReady(offset, inside)) return false;
       if (blob.readyBytes < blob.size) blob.noteRead(offset, inside);
-      if (blob.file.tryRead(buffer, at, inside, offset) !== inside) return false;
+      if (blob.file.tryRead(buffer, at, inside, offset) !== inside || blob.losses !== losses) return false;
     }
     if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
     return true;
@@ -114,8 +116,8 @@ export class OwnerReader {
     }
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
-      if (!blob.isReady(offset, inside)) return false;
       const { losses } = blob;
+      if (!blob.isReady(offset, inside)) return false;
       await readFully(blob.file, buffer, at, inside, offset);
       // A failed sync of the cache may have taken the unit back while this read waited, and it may have been fetched
       // again since: that it is ready now says nothing of what was read (rules 12, 13).
@@ -162,7 +164,7 @@ export class OwnerReader {
 
 /** Layers and cache files have their full size from the start: a short read is damage, never zeros (rule 19). */
 async function readFully(
-  file: Layer["file"],
+  file: ReadableFile,
   buffer: IoBuffer,
   at: number,
   length: number,

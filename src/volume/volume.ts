@@ -137,6 +137,7 @@ export class Volume implements BlockDevice {
       mapBytes: opened.mapBytes,
       earlierBytes: opened.earlierBytes,
       strays: opened.strays,
+      untouched: opened.untouched,
     });
     this.#writer = new OwnerWriter({
       clock: env.clock,
@@ -561,7 +562,7 @@ export class Volume implements BlockDevice {
   }
 
   /**
-   * Drains, flushes, writes a clean checkpoint and closes every descriptor, once the last system call has returned
+   * Drains, flushes, writes a clean checkpoint if anything changed, and closes every descriptor, once the last system call has returned
    * (rule 25). Connections must have ended or are refused from now on. When the flush fails the error is thrown after
    * everything is closed.
    */
@@ -575,7 +576,7 @@ export class Volume implements BlockDevice {
     if (this.#volumeState !== "poisoned") {
       this.#remoteWriters = false;
       try {
-        await this.#journal.checkpoint(true);
+        await this.#journal.finish();
       } catch (error) {
         failure = error;
         // A checkpoint needs space; what was acknowledged must become durable all the same.

@@ -81,6 +81,9 @@ export class CrashingWorld {
       updateSnapshot: (id, fields) => change("update snapshot", () => inner.updateSnapshot(id, fields)),
       deleteSnapshot: (id) => change("delete snapshot", () => inner.deleteSnapshot(id)),
       listSnapshots: (after, limit) => inner.listSnapshots(after, limit),
+      insertExport: (added) => change("insert export", () => inner.insertExport(added)),
+      deleteExport: (id) => change("delete export", () => inner.deleteExport(id)),
+      listExports: (after, limit) => inner.listExports(after, limit),
       close: () => inner.close(),
     };
   };

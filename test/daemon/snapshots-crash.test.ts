@@ -3,6 +3,7 @@ import { cp, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
+import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
 import { CrashingWorld } from "./crashing-world.ts";
@@ -32,7 +33,18 @@ async function contents(ullage: Ullage): Promise<string> {
   for (const { volume, name } of ullage.listSnapshots()) {
     found.push(`${volume}@${name}=${await first(await ullage.getSnapshotDevice(volume, name))}`);
   }
+  for (const { name, volume, snapshot, implicit } of ullage.listExports()) {
+    if (!implicit) found.push(`${name}->${snapshot === null ? volume : `${volume}@${snapshot}`}`);
+  }
   return found.join(" ");
+}
+
+/** Rows of exports, whether they say anything or not. */
+async function exportRows(dataDir: string): Promise<string[]> {
+  const store = await SqliteMetadataStore.open(join(dataDir, "catalog.db"));
+  const rows = await store.listExports("", 100);
+  await store.close();
+  return rows.map(({ name }) => name);
 }
 
 /** The logs of a copy are not believed as far as those of the original: opening and closing begins new ones. */
@@ -77,6 +89,7 @@ async function dieEverywhere(
     seen.add(found);
     for (const { name } of await next.listVolumes()) await next.removeVolume(name, { snapshots: true });
     await next.close();
+    assert.deepEqual(await exportRows(dataDir), [], `${died}: an export of nothing`);
     for (const folder of ["layers", "maps", "volumes", "orphans"]) {
       assert.deepEqual(await readdir(join(dataDir, folder)).catch(() => []), [], `${died}: ${folder}`);
     }
@@ -135,5 +148,45 @@ void test("durability rule 17: a kill at any step of removing a cloned volume le
     },
     work: (ullage) => ullage.removeVolume("web", { snapshots: true }),
     allowed: ["c=2 web=2 web@s=1", "c=2 web=2", "c=2"],
+  });
+});
+
+async function prepareExports(ullage: Ullage): Promise<void> {
+  await prepare(ullage);
+  await ullage.addExport({ name: "x", target: "web" });
+  await ullage.addExport({ name: "y", target: "web@s" });
+}
+
+void test("durability rule 17: a kill at any step of adding or removing an export leaves all of it or nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepareExports,
+    work: async (ullage) => {
+      await ullage.addExport({ name: "z", target: "web@s" });
+      await ullage.removeExport("x");
+    },
+    allowed: [
+      "web=2 web@s=1 x->web y->web@s",
+      "web=2 web@s=1 x->web y->web@s z->web@s",
+      "web=2 web@s=1 y->web@s z->web@s",
+    ],
+  });
+});
+
+void test("durability rule 17: a kill at any step of removing a volume leaves no export of nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepareExports,
+    work: (ullage) => ullage.removeVolume("web", { snapshots: true }),
+    allowed: ["web=2 web@s=1 x->web y->web@s", "web=2 x->web", ""],
+  });
+});
+
+void test("durability rule 17: nor does one of removing a snapshot that a clone begins with", async (t) => {
+  await dieEverywhere(t, {
+    before: async (ullage) => {
+      await prepareExports(ullage);
+      await ullage.createVolume({ name: "c", from: { snapshot: "web@s" } });
+    },
+    work: (ullage) => ullage.removeSnapshot("web", "s"),
+    allowed: ["c=1 web=2 web@s=1 x->web y->web@s", "c=1 web=2 x->web"],
   });
 });

@@ -23,6 +23,7 @@ function busyVolumes(count: number): MeasuredVolume[] {
         reason: null,
         source: "/image.raw",
         format: "raw",
+        origin: null,
         fetchedBytes: 0,
         writtenBytes: 0,
         hydration: {

@@ -42,7 +42,7 @@ export class SimInode {
   /** Pages that had a durable extent once, or a hole punched into them: they show stale bytes in no mode. */
   readonly #hadExtent = new Set<number>();
   readSinceMount = false;
-  /** chmod 0444; no sync makes it durable. */
+  /** chmod 0400; no sync makes it durable. */
   sealed = false;
   /** errseq_t: the number of failed write-backs, and whether anyone has been told of the last. */
   errorCount = 0;

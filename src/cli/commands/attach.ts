@@ -4,7 +4,7 @@ import { UllageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
 import type { NewFileSystem } from "../../attach/file-system.ts";
 import type { AttachmentView } from "../../attach/state.ts";
-import type { HealthView, VolumeView } from "../../daemon/views.ts";
+import type { ExportView, HealthView, VolumeView } from "../../daemon/views.ts";
 import { askDaemon, clientCommand, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
 import { withSuggestion } from "../volume-names.ts";
@@ -50,10 +50,9 @@ async function attachVolume(name: string, options: Options): Promise<void> {
   const { nbdAddressOf } = await import("../../attach/daemon-address.ts");
   await refuseRemoteDaemon(options);
   const health = await askDaemon<HealthView>(options, "/v1/health");
-  // Fails with what was probably meant. A snapshot's name is for NBD to judge.
-  if (!name.includes("@")) await askDaemon<VolumeView>(options, volumePath(name));
   const view = await attach({
     name,
+    exportName: await exportNameOf(name, options),
     mount: options.mount === undefined ? null : resolve(options.mount),
     mkfs: options.mkfs ?? null,
     readOnly: options.readOnly === true,
@@ -72,6 +71,15 @@ async function attachVolume(name: string, options: Options): Promise<void> {
   print(`${name} is attached: ${view.device ?? view.file}${where}${view.readOnly ? ", read-only" : ""}${fileOnly}
 It keeps its size of ${formatSize(view.size)} while it is attached: after a resize detach it and attach it again.
 Take it away with: ullage detach ${name}`);
+}
+
+/** A volume or snapshot by the volume's id, which outlives a rename; a name that was added is bound to its volume itself. */
+async function exportNameOf(name: string, options: Options): Promise<string> {
+  const [volume, snapshot] = name.split(/@(.*)/s);
+  const found = await askDaemon<ExportView>(options, `/v1/exports/${encodeURIComponent(name)}`).catch(() => undefined);
+  if (found?.implicit === false) return name;
+  const { id } = await askDaemon<VolumeView>(options, volumePath(volume)); // fails with what was probably meant
+  return snapshot === undefined ? id : `${id}@${snapshot}`;
 }
 
 /** A daemon elsewhere names sockets and ports of its own machine: on this one they may be another daemon's. */

@@ -4,7 +4,7 @@ import { formatSize } from "../../base/units.ts";
 import type { JobObject } from "../../api/job-object.ts";
 import type { ConnectionEventView } from "../../daemon/events.ts";
 import type { Warning } from "../../daemon/health.ts";
-import type { SnapshotView, VolumeView } from "../../daemon/views.ts";
+import type { ExportView, SnapshotView, VolumeView } from "../../daemon/views.ts";
 import { clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { print } from "../output.ts";
 import { hydrationSummary } from "../progress.ts";
@@ -56,6 +56,10 @@ function describe(name: string, data: object): string {
   if (name.startsWith("snapshot-")) {
     const { volume, name: snapshot } = data as SnapshotView;
     return `${volume}@${snapshot}`;
+  }
+  if (name.startsWith("export-")) {
+    const { name: exportName, volume, snapshot } = data as ExportView;
+    return `${exportName}: ${snapshot === null ? volume : `${volume}@${snapshot}`}`;
   }
   const { name: volume, state, reason, hydration, connections } = data as VolumeView;
   const parts = [state === "ok" || reason === null ? state : `${state}: ${reason}`, hydrationSummary(hydration)];

@@ -73,7 +73,7 @@ async function serve(options: Options): Promise<void> {
   const library = import("../server.ts"); // a tenth of a second, while the disk and the catalog's thread are at work
   const ullage = await opening;
   const { Server } = await library;
-  const server = await Server.start(ullage, addresses, { tls, ...api }, log);
+  const server = await Server.start(ullage, addresses, { tls, ...api, blobs: true }, log);
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
   announce(ullage, options.json === true, link);
