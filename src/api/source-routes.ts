@@ -1,7 +1,7 @@
 import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { SourceLimitsView } from "../daemon/views.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const limits = {
   bytesPerSecond: {
@@ -24,7 +24,7 @@ const limitsSchema = {
 /** /v1/sources/limits */
 export function addSourceRoutes(app: FastifyInstance, ullage: Ullage): void {
   app.addSchema(limitsSchema);
-  const response = { 200: ref("SourceLimits"), default: problemResponse };
+  const response = { 200: ref("SourceLimits"), ...problemResponses };
   app.route({
     method: "GET",
     url: "/v1/sources/limits",

@@ -155,10 +155,10 @@ export class Backends {
     if (access.users > 0) return;
     this.#clock
       .sleep(keepMs, this.#closing.signal)
-      .then(() => {
+      .then(async () => {
         if (access.users > 0 || access.uses !== uses) return;
         this.#accesses.delete(access.key);
-        return access.connections.close();
+        await access.connections.close();
       })
       .catch(() => undefined); // closed, and this with it
   }

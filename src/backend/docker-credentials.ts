@@ -71,7 +71,7 @@ async function ask(helper: string, server: string): Promise<Credentials | undefi
     printed = await runHelper(`docker-credential-${helper}`, ["get"], server);
   } catch (error) {
     // It ends with 1 for what it does not have, and for all that goes wrong: it may have it the next time.
-    if (/ ended with 1$/.test((error as Error).message)) return undefined;
+    if ((error as Error).message.endsWith(" ended with 1")) return undefined;
     throw error;
   }
   let answer: { Username?: unknown; Secret?: unknown };

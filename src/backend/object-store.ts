@@ -68,7 +68,7 @@ export function parseStoreSource(source: string, scheme: "s3" | "oss"): StoreAdd
   if (match === null) throw invalid(source, scheme, "it names no object");
   const [, bucket, key, versionId] = match;
   if (!/^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$/.test(bucket)) throw invalid(source, scheme, "the bucket's name is none");
-  if (/[\0-\x1f\x7f]/.test(key)) throw invalid(source, scheme, "the key has a control character");
+  if (/\p{Cc}/u.test(key)) throw invalid(source, scheme, "the key has a control character");
   if (!key.isWellFormed()) throw invalid(source, scheme, "the key is no Unicode text");
   // Every URL parser on the way would take these away.
   if (key.split("/").some((part) => part === "." || part === ".."))
@@ -183,7 +183,7 @@ class StoreObject implements HttpObject {
     const { status, headers, body } = refusal;
     const code = element(body, "Code");
     if (code === undefined || !this.#owns(refusal.url)) return this.#statusError(where, refusal);
-    const said = (element(body, "Message") ?? "").replace(/[\0-\x1f\x7f]+/g, " ").slice(0, maxMessageLength);
+    const said = (element(body, "Message") ?? "").replace(/\p{Cc}+/gu, " ").slice(0, maxMessageLength);
     const message = `${where} answered ${status} ${code}${said === "" ? "" : `: ${said}`}`;
     if (busyCodes.has(code)) return new SourceBusyError(message, retryAfterMs(headers));
     if (status === 412) return sourceChanged(message);

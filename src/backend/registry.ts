@@ -45,7 +45,7 @@ export function parseRegistrySource(source: string): RegistryAddress {
     throw invalid("the repository's name is none");
   }
   if (digest !== undefined && !isDigest(digest)) throw invalid("the digest is none");
-  if (blob !== undefined && /[\0-\x1f\x7f]/.test(blob)) throw invalid("the blob's name has a control character");
+  if (blob !== undefined && /\p{Cc}/u.test(blob)) throw invalid("the blob's name has a control character");
   return { host: url.host, repository: path, reference: digest ?? tag ?? "latest", blob };
 }
 
@@ -180,7 +180,7 @@ function reasonIn(body: string): string | undefined {
     const [first] = errors ?? [];
     if (typeof first?.code !== "string") return undefined;
     const message = typeof first.message === "string" ? first.message : "";
-    return `(${first.code}: ${message})`.replace(/[\0-\x1f\x7f]+/g, " ").slice(0, 300);
+    return `(${first.code}: ${message})`.replace(/\p{Cc}+/gu, " ").slice(0, 300);
   } catch {
     return undefined;
   }

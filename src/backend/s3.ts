@@ -1,5 +1,4 @@
 import { createHash, createHmac, type Hash, type Hmac } from "node:crypto";
-import { SignatureV4 } from "@smithy/signature-v4";
 import type { Credentials } from "./credentials.ts";
 import type { Headers } from "./http-object.ts";
 import {
@@ -48,6 +47,7 @@ export class S3Dialect implements StoreDialect {
 
   async sign({ url, address, region }: SignedRequest, credentials: Credentials, date: Date): Promise<Headers> {
     const { accessKeyId = "", secretAccessKey = "", sessionToken } = credentials;
+    const { SignatureV4 } = await import("@smithy/signature-v4");
     const signer = new SignatureV4({
       service: "s3",
       region,

@@ -102,9 +102,9 @@ type Path = readonly (string | number)[];
 function* leaves(table: TomlTable, above: Path = []): Generator<{ path: Path; value: TomlValue | undefined }> {
   for (const [name, value] of Object.entries(table)) {
     const path = [...above, name];
-    const has = (prefix: string): boolean => configKeys.some(({ key }) => key.startsWith(prefix));
-    if (isTable(value) && has(`${patternOf(path)}.`)) yield* leaves(value, path);
-    else if (Array.isArray(value) && value.every(isTable) && has(`${patternOf(path)}[].`)) {
+    const isBelow = (prefix: string): boolean => configKeys.some(({ key }) => key.startsWith(prefix));
+    if (isTable(value) && isBelow(`${patternOf(path)}.`)) yield* leaves(value, path);
+    else if (Array.isArray(value) && value.every(isTable) && isBelow(`${patternOf(path)}[].`)) {
       for (const [place, entry] of value.entries()) {
         yield* leaves(entry, [...path, place]);
         for (const { key, required } of configKeys) {

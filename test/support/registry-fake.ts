@@ -114,14 +114,14 @@ export async function startFakeRegistry(): Promise<FakeRegistry> {
   };
 
   const server = await startFakeServer(answer);
-  const registry: FakeRegistry = Object.assign(server, {
-    auth: "none" as FakeRegistry["auth"],
+  const own: Omit<FakeRegistry, keyof FakeServer> = {
+    auth: "none",
     users: new Map<string, RegistryUser>(),
     refreshTokens: new Set<string>(),
-    expiresIn: 300 as number | null,
+    expiresIn: 300,
     tokensGiven: 0,
     revokeTokens: () => void (tokens = new Set()),
-    realmFailures: [] as number[],
+    realmFailures: [],
     redirects: false,
     expireRedirects: () => void (links = new Map()),
     challengeSuffix: "",
@@ -138,7 +138,8 @@ export async function startFakeRegistry(): Promise<FakeRegistry> {
       return digestOf(bytes);
     },
     host: `127.0.0.1:${server.port}`,
-  });
+  };
+  const registry: FakeRegistry = Object.assign(server, own);
   return registry;
 }
 
