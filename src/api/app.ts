@@ -21,6 +21,7 @@ import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts
 import { requestIdOf } from "./request-id.ts";
 import { schemas } from "./schemas.ts";
 import { declareScopes } from "./scopes.ts";
+import { lazySerializers } from "./serializers.ts";
 import { addServerRoutes } from "./server-routes.ts";
 import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
@@ -99,6 +100,7 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
     bodyLimit: maxBodyBytes,
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     schemaErrorFormatter: (errors, part) => new Error(describeInvalid(errors[0], part)),
+    schemaController: { compilersFactory: { buildSerializer: lazySerializers } },
     routerOptions: { maxParamLength: maxParameterLength },
   });
   app.removeContentTypeParser("text/plain"); // bodies are JSON, and say so

@@ -35,6 +35,7 @@ const description = `Server-sent events. Each has an id, a name, and as data the
 | \`export-added\`, \`export-removed\` | Export | a name was added or removed; those of a removed volume or snapshot go with it |
 | \`connection-opened\`, \`connection-closed\` | ConnectionEvent | a client came or went |
 | \`job\` | Job | its state, or its progress, the latter twice a second at most |
+| \`space-reclaimed\` | Reclaimed | blocks that nothing needed any more were freed |
 | \`warning\` | Warning | something that an operator should know |
 | \`reset\` | ResetEvent | events were missed: ask for the objects anew, then go on listening |
 

@@ -13,7 +13,8 @@ const byId = {
 type Identified = { Params: { id: string } };
 
 /** /v1/jobs: work that is answered with 202 and goes on by itself */
-export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
+export function addJobRoutes(app: FastifyInstance, ullage: Ullage): void {
+  const { jobs } = ullage;
   for (const schema of jobSchemas) app.addSchema(schema);
 
   app.route({
@@ -25,6 +26,23 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
       response: { 200: ref("JobList"), ...problemResponses },
     },
     handler: () => ({ jobs: jobs.list().map(jobObject), next: null }),
+  });
+
+  app.route({
+    method: "POST",
+    url: "/v1/reclaim",
+    schema: {
+      operationId: "reclaim",
+      summary: "Free the blocks of snapshots, clones and volumes that are gone; one run at a time",
+      response: {
+        202: { ...ref("Job"), description: "it is under way, this one or one that somebody began before" },
+        ...problemResponses,
+      },
+    },
+    handler: (_request, reply) => {
+      const job = ullage.startReclaim();
+      return reply.code(202).header("location", `/v1/jobs/${job.id}`).send(jobObject(job));
+    },
   });
 
   app.route<Identified>({

@@ -191,6 +191,8 @@ void test("whatever a server answers on a walk through all operations is what th
   while ((await walk<JobObject>({ id: "getJob", parameters: { id: job.id }, status: 200 })).state === "running");
   await walk({ id: "removeSnapshot", parameters: s, status: 204 });
   await walk({ id: "removeVolume", parameters: { name: "clone" }, status: 204 });
+  const reclaim = await walk<JobObject>({ id: "reclaim", status: 202 });
+  while ((await walk<JobObject>({ id: "getJob", parameters: { id: reclaim.id }, status: 200 })).state === "running");
 
   // What is no JSON.
   for (const [id, path, type] of [
