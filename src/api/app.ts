@@ -23,6 +23,7 @@ import { schemas } from "./schemas.ts";
 import { declareScopes } from "./scopes.ts";
 import { lazySerializers } from "./serializers.ts";
 import { addServerRoutes } from "./server-routes.ts";
+import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
@@ -75,6 +76,7 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addExportRoutes(app, ullage),
   (app, { ullage }) => addImageRoutes(app, ullage),
+  (app, { ullage }) => addSourceRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),

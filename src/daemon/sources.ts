@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import type { Backend, Identity } from "../backend/backend.ts";
-import { canonicalSource, openBackend } from "../backend/open.ts";
-import type { SourcePolicy } from "../backend/source-guard.ts";
+import type { Backends } from "../backend/backends.ts";
+import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
@@ -48,27 +48,28 @@ type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
  */
 export class Sources {
   readonly cache: BlobCache;
-  readonly #policy: SourcePolicy;
+  readonly backends: Backends;
   readonly #place: Place;
-  readonly #backends: Map<string, Backend>;
+  /** Of blobs, by id. */
+  readonly #opened: Map<string, Backend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
 
-  private constructor(place: Place, policy: SourcePolicy, cache: BlobCache, backends: Map<string, Backend>) {
+  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
     this.#place = place;
-    this.#policy = policy;
+    this.backends = backends;
     this.cache = cache;
-    this.#backends = backends;
+    this.#opened = opened;
   }
 
-  /** @param policy binds guarded sources */
-  static async open(options: Omit<BlobCacheOptions, "openSource">, policy: SourcePolicy): Promise<Sources> {
-    const backends = new Map<string, Backend>();
+  /** @param backends closed with this */
+  static async open(options: Omit<BlobCacheOptions, "openSource">, backends: Backends): Promise<Sources> {
+    const opened = new Map<string, Backend>();
     const cache = await BlobCache.open({
       ...options,
-      openSource: (meta, signal) => reopenSource(meta, signal, backends, policy),
+      openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
     });
-    return new Sources(options, policy, cache, backends);
+    return new Sources(options, backends, cache, opened);
   }
 
   /**
@@ -79,7 +80,7 @@ export class Sources {
   async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
-    const backend = openBackend(source, guarded ? { policy: this.#policy } : {});
+    const backend = this.backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
@@ -115,7 +116,7 @@ export class Sources {
       if (blob !== undefined) await this.cache.release(blob.id);
       throw error;
     } finally {
-      if (blob === undefined || this.#backends.get(blob.id) !== found.backend) await found.backend.close();
+      if (blob === undefined || this.#opened.get(blob.id) !== found.backend) await found.backend.close();
     }
   }
 
@@ -125,8 +126,8 @@ export class Sources {
       known === undefined
         ? await this.cache.create({ url, imageFormat: format, identity, size, guarded }, reader)
         : await this.cache.open(known.id);
-    if (!this.#backends.has(blob.id)) {
-      this.#backends.set(blob.id, backend);
+    if (!this.#opened.has(blob.id)) {
+      this.#opened.set(blob.id, backend);
       blob.attach(reader);
     }
     return blob;
@@ -165,14 +166,15 @@ export class Sources {
         if (error instanceof UllageError && error.code === "in-use") return;
         throw error;
       }
-      await this.#backends.get(blobId)?.close();
-      this.#backends.delete(blobId);
+      await this.#opened.get(blobId)?.close();
+      this.#opened.delete(blobId);
     });
   }
 
   async close(): Promise<void> {
     await this.cache.close();
-    await Promise.all([...this.#backends.values()].map((backend) => backend.close()));
+    await Promise.all([...this.#opened.values()].map((backend) => backend.close()));
+    await this.backends.close();
   }
 }
 
@@ -189,13 +191,13 @@ async function fetchAll(blob: CachedBlob, { signal, onProgress }: FillOptions): 
 async function reopenSource(
   meta: BlobMeta,
   signal: AbortSignal,
-  backends: Map<string, Backend>,
-  policy: SourcePolicy,
+  backends: Backends,
+  opened: Map<string, Backend>,
 ): Promise<ImageReader> {
-  let backend = backends.get(meta.id);
+  let backend = opened.get(meta.id);
   if (backend === undefined) {
-    backend = openBackend(meta.url, meta.guarded === true ? { policy } : {});
-    backends.set(meta.id, backend);
+    backend = backends.open(meta.url, meta.guarded === true);
+    opened.set(meta.id, backend);
   }
   const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
   return reader;

@@ -50,7 +50,8 @@ function mutate(image: Buffer, random: Random): Buffer {
     const kind = random.below(5);
     if (kind === 0) changed[at] ^= 1 << random.below(8);
     else if (kind === 1) changed[at] = random.below(256);
-    else if (kind === 2) changed.fill(random.pick([0, 0xff, 0x7f, 0x80]), at, Math.min(at + 1 + random.below(16), image.length));
+    else if (kind === 2)
+      changed.fill(random.pick([0, 0xff, 0x7f, 0x80]), at, Math.min(at + 1 + random.below(16), image.length));
     else if (kind === 3) changed.copy(changed, at, random.below(image.length), random.below(image.length));
     else if (at + 4 <= image.length) changed.writeUInt32BE(random.below(2 ** 32), at);
   }
