@@ -10,7 +10,7 @@ import {
   textAttribute,
 } from "../base/generic-netlink.ts";
 import { AF_UNIX, blockingStreamSocket, connect, errno, errnoName } from "../base/posix.ts";
-import { HandshakeFlag, Option, OPTION_MAGIC_HIGH, OPTION_MAGIC_LOW } from "../export/nbd/protocol.ts";
+import { HandshakeFlag, Option, OPTION_MAGIC_HIGH, OPTION_MAGIC_LOW } from "../nbd/protocol.ts";
 import { unixSocketAddress } from "../base/socket-address.ts";
 import { nbdBackend } from "./block-devices.ts";
 import { commandExists, tryCommand } from "./run-command.ts";

@@ -1,6 +1,6 @@
 import type { IoBuffer } from "../base/io-buffer.ts";
 import { type Attachment, type BlockDevice, type Extent, ExtentState } from "../export/block-device.ts";
-import { Command, CommandFlag } from "../export/nbd/protocol.ts";
+import { Command, CommandFlag } from "../nbd/protocol.ts";
 import type { NbdClient } from "./nbd-client/client.ts";
 
 /**

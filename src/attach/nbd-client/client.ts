@@ -1,12 +1,12 @@
 import { describeError, IoError, UllageError } from "../../base/errors.ts";
-import type { ListenAddress } from "../../export/listen-address.ts";
-import { Command, NbdError } from "../../export/nbd/protocol.ts";
 import { commandNames } from "../../export/nbd/request-gate.ts";
-import type { ExportInfo } from "./export-info.ts";
-import { RefusedError } from "./handshake.ts";
+import type { ClientConnection, ConnectionOwner } from "../../nbd/client-connection.ts";
+import { RefusedError } from "../../nbd/client-handshake.ts";
+import type { ClientRequest } from "../../nbd/client-request.ts";
+import { Command, NbdError } from "../../nbd/protocol.ts";
+import type { ListenAddress } from "../../export/listen-address.ts";
 import { probeExport } from "./probe.ts";
-import type { ClientRequest } from "./request.ts";
-import { Session, type SessionOwner } from "./session.ts";
+import { openSession, type OurExport, type OurSession } from "./session.ts";
 
 /** Between two attempts to connect: at first, and at most. A restart of the server takes a few hundred ms. */
 const FIRST_DELAY_MS = 20;
@@ -50,13 +50,13 @@ export interface NbdClientOptions {
  * A server that is connected and silent is waited for without limit: giving a request up while its payload may still be
  * on the way would free a buffer that is being sent. The number of requests is bounded by whoever submits them.
  */
-export class NbdClient implements SessionOwner {
+export class NbdClient implements ConnectionOwner {
   readonly #options: NbdClientOptions;
-  info: ExportInfo;
+  info: OurExport;
   /** Not answered yet, in the order of their submission. */
-  readonly #waiting = new Map<number, ClientRequest>();
+  readonly #waiting = new Map<number, Submitted>();
   readonly #stop = new AbortController();
-  #session: Session | undefined;
+  #session: ClientConnection | undefined;
   #state: ClientState = "connected";
   #reason = "";
   #nextCookie = 1;
@@ -66,17 +66,17 @@ export class NbdClient implements SessionOwner {
   /** Requests that were answered with an error without the server's say. */
   failures = 0;
 
-  private constructor(options: NbdClientOptions, session: Session) {
+  private constructor(options: NbdClientOptions, session: OurSession) {
     this.#options = options;
-    this.#session = session;
+    this.#session = session.connection;
     this.info = session.info;
   }
 
   /** @throws RefusedError, UllageError `nbd-unreachable`, `nbd-handshake`: the first connection is not tried twice */
   static async connect(options: NbdClientOptions): Promise<NbdClient> {
-    const session = await Session.open(options.address, options.exportName, new AbortController().signal);
+    const session = await openSession(options.address, options.exportName, new AbortController().signal);
     const client = new NbdClient(options, session);
-    session.start(client);
+    session.connection.start(client);
     return client;
   }
 
@@ -98,7 +98,7 @@ export class NbdClient implements SessionOwner {
     if (unavailable !== undefined) return Promise.reject(unavailable);
     return new Promise((resolve, reject) => {
       const cookie = this.#cookie();
-      const request: ClientRequest = {
+      const request: Submitted = {
         cookie,
         command,
         flags,
@@ -106,6 +106,8 @@ export class NbdClient implements SessionOwner {
         length,
         data,
         received: 0,
+        error: 0,
+        message: "",
         settle: (error, message) => {
           if (error === 0) resolve();
           else reject(new IoError(errnoNames[error] ?? "EIO", message));
@@ -151,11 +153,12 @@ export class NbdClient implements SessionOwner {
 
   // ---- the session's owner -----------------------------------------------------------------------------------------
 
-  find(cookie: number): ClientRequest | undefined {
+  find(cookie: number): Submitted | undefined {
     return this.#waiting.get(cookie);
   }
 
-  settled(request: ClientRequest, error: number, message: string): void {
+  settled(request: Submitted): void {
+    const { error, message } = request;
     if (error === NbdError.ESHUTDOWN && this.#state === "connected") {
       // Not done, and not an error for whoever asked: the next server does it.
       if (!this.#leaving) this.#session!.goodbye(SHUTDOWN_MS);
@@ -166,7 +169,7 @@ export class NbdClient implements SessionOwner {
     request.settle(error, error === 0 ? "" : `${describe(request)} failed: ${message || `NBD error ${error}`}`);
   }
 
-  ended(session: Session, reason: string): void {
+  ended(session: ClientConnection, reason: string): void {
     if (session !== this.#session) return;
     this.#session = undefined;
     this.#leaving = false;
@@ -186,7 +189,7 @@ export class NbdClient implements SessionOwner {
     let delay = FIRST_DELAY_MS;
     while (!signal.aborted) {
       try {
-        this.#resume(await Session.open(address, exportName, signal));
+        this.#resume(await openSession(address, exportName, signal));
         break;
       } catch (error) {
         refusedAt = error instanceof RefusedError ? (refusedAt ?? performance.now()) : undefined;
@@ -200,22 +203,22 @@ export class NbdClient implements SessionOwner {
     clearTimeout(limit);
   }
 
-  #resume(session: Session): void {
-    const why = this.#mismatch(session.info);
+  #resume({ connection, info }: OurSession): void {
+    const why = this.#mismatch(info);
     if (this.#state === "closed" || why !== undefined) {
-      session.start({ find: () => undefined, settled: () => undefined, ended: () => undefined });
-      session.goodbye(GOODBYE_MS);
+      connection.start({ find: () => undefined, settled: () => undefined, ended: () => undefined });
+      connection.goodbye(GOODBYE_MS);
       if (why !== undefined && this.#state !== "closed") this.#lose(why);
       return;
     }
-    this.#session = session;
+    this.#session = connection;
     this.#become("connected", "");
-    session.start(this);
+    connection.start(this);
     for (const request of this.#waiting.values()) this.#send(request);
   }
 
   /** Why the export is not the one that we were talking to. */
-  #mismatch(info: ExportInfo): string | undefined {
+  #mismatch(info: OurExport): string | undefined {
     if (info.lineage !== this.info.lineage) {
       return `acknowledged writes may be missing on the server: its lineage was ${this.info.lineage} and is ${info.lineage}`;
     }
@@ -224,7 +227,7 @@ export class NbdClient implements SessionOwner {
     return undefined;
   }
 
-  #send(request: ClientRequest): void {
+  #send(request: Submitted): void {
     if (this.#session === undefined || this.#leaving) return; // it goes with the next connection
     this.#session.send(request, request.command === Command.write ? request.data : undefined);
   }
@@ -270,6 +273,11 @@ export class NbdClient implements SessionOwner {
     while (this.#waiting.has(this.#nextCookie));
     return this.#nextCookie;
   }
+}
+
+interface Submitted extends ClientRequest {
+  /** @param error an NBD error value, 0: done */
+  settle(error: number, message: string): void;
 }
 
 const errnoNames: Record<number, string> = Object.fromEntries(

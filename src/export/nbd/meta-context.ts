@@ -1,5 +1,5 @@
 import { type Changes, type ComparableSnapshots, ExtentState } from "../block-device.ts";
-import { AllocationFlag } from "./protocol.ts";
+import { AllocationFlag } from "../../nbd/protocol.ts";
 
 /** A metadata context ("Metadata querying"): a name, and how it describes a range. */
 export interface MetaContext {

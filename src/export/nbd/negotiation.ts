@@ -25,7 +25,7 @@ import {
   OPTION_REPLY_MAGIC_LOW,
   OptionReply,
   TransmissionFlag,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 import type { TlsMode } from "./tls.ts";
 
 /** What transmission starts with. */

@@ -1,7 +1,7 @@
 import type { BlockDevice } from "../block-device.ts";
 import type { BufferPool, Chunk } from "./buffer-pool.ts";
 import { CHUNK_DATA_BYTES, FRAGMENT_BYTES, LARGE_RECEIVE_BYTES, SYNC_BYTES } from "./limits.ts";
-import { Command, CommandFlag, OFFSET_DATA_BYTES, REPLY_FLAG_DONE, SIMPLE_REPLY_BYTES } from "./protocol.ts";
+import { Command, CommandFlag, OFFSET_DATA_BYTES, REPLY_FLAG_DONE, SIMPLE_REPLY_BYTES } from "../../nbd/protocol.ts";
 import { putOffsetDataHeader, putReadHeader, putSimpleReply } from "./reply-format.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
 import type { RequestMeter } from "./request-meter.ts";

@@ -8,7 +8,7 @@ import {
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_BYTES,
   STRUCTURED_REPLY_MAGIC,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 
 /** Error messages are cut to this; the protocol's limit is 4096. */
 const MAX_MESSAGE_BYTES = 512;

@@ -1,5 +1,5 @@
 import { MAX_PAYLOAD_BYTES } from "./limits.ts";
-import { Command, CommandFlag, NbdError } from "./protocol.ts";
+import { Command, CommandFlag, NbdError } from "../../nbd/protocol.ts";
 
 /** Why a request is refused before the device sees it. */
 export interface Refusal {

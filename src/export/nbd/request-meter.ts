@@ -1,5 +1,5 @@
 import type { ExportTraffic, Operation } from "../export-traffic.ts";
-import { Command, NbdError } from "./protocol.ts";
+import { Command, NbdError } from "../../nbd/protocol.ts";
 
 /** The commands that are timed. */
 const operationOf: Readonly<Record<number, Operation | undefined>> = {

@@ -2,7 +2,14 @@ import { errnoOf } from "../../base/errors.ts";
 import { ExtentState } from "../block-device.ts";
 import type { Chunk } from "./buffer-pool.ts";
 import { CHUNK_BYTES } from "./limits.ts";
-import { Command, CommandFlag, NbdError, nbdErrorOf, OFFSET_DATA_BYTES, SIMPLE_REPLY_BYTES } from "./protocol.ts";
+import {
+  Command,
+  CommandFlag,
+  NbdError,
+  nbdErrorOf,
+  OFFSET_DATA_BYTES,
+  SIMPLE_REPLY_BYTES,
+} from "../../nbd/protocol.ts";
 import { putOffsetDataHeader, putReadHeader, writeDone, writeError, writeNone } from "./reply-format.ts";
 import { commandNames } from "./request-gate.ts";
 import type { TransmissionContext } from "./transmission-context.ts";

@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import path from "node:path";
 import tls from "node:tls";
 import { UllageError } from "../../base/errors.ts";
+import { parseKeys, PSK_CIPHERS } from "../../nbd/psk.ts";
 
 /** `on`: clients may use TLS; `require`: nothing is answered without it ("FORCEDTLS mode"). */
 export type TlsMode = "off" | "on" | "require";
@@ -12,18 +13,6 @@ export interface TlsSettings {
   mode: TlsMode;
   options: tls.TlsOptions;
 }
-
-/** As nbdkit's: TLS 1.3 suites by name, and the 1.2 suites that work with a pre-shared key. */
-const PSK_CIPHERS = [
-  "TLS_AES_256_GCM_SHA384",
-  "TLS_CHACHA20_POLY1305_SHA256",
-  "TLS_AES_128_GCM_SHA256",
-  "ECDHE-PSK-CHACHA20-POLY1305",
-  "ECDHE-PSK-AES256-CBC-SHA384",
-  "ECDHE-PSK-AES128-CBC-SHA256",
-  "DHE-PSK-AES256-GCM-SHA384",
-  "DHE-PSK-CHACHA20-POLY1305",
-].join(":");
 
 /**
  * Reads certificates or keys from files named as nbdkit's.
@@ -82,18 +71,10 @@ function pskOptions(keys: ReadonlyMap<string, Buffer>): tls.TlsOptions {
 }
 
 async function readKeys(file: string): Promise<Map<string, Buffer>> {
-  const keys = new Map<string, Buffer>();
-  const lines = (await read(file)).toString("utf8").split("\n");
-  for (const [index, line] of lines.entries()) {
-    const text = line.trim();
-    if (text === "") continue;
-    const colon = text.lastIndexOf(":");
-    const hex = text.slice(colon + 1);
-    if (colon < 1 || hex === "" || hex.length % 2 !== 0 || !/^[0-9a-fA-F]+$/.test(hex)) {
-      // The line is not shown: it may hold a key.
-      throw configError(`${file}: line ${index + 1} is not identity:hexadecimal-key`, "make keys with psktool");
-    }
-    keys.set(text.slice(0, colon), Buffer.from(hex, "hex"));
+  const keys = parseKeys((await read(file)).toString("utf8"));
+  if (typeof keys === "number") {
+    // The line is not shown: it may hold a key.
+    throw configError(`${file}: line ${keys} is not identity:hexadecimal-key`, "make keys with psktool");
   }
   if (keys.size === 0) throw configError(`${file} holds no keys`, "make keys with psktool");
   return keys;

@@ -19,7 +19,7 @@ import {
   REQUEST_BYTES,
   REQUEST_MAGIC,
   STRUCTURED_REPLY_BYTES,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 import type { ReceiveBuffer } from "./receive-buffer.ts";
 import { putStructuredHeader, writeDone, writeError } from "./reply-format.ts";
 import type { ReplyWriter } from "./reply-writer.ts";

@@ -1,4 +1,4 @@
-import { Command, REQUEST_BYTES, REQUEST_MAGIC } from "../../export/nbd/protocol.ts";
+import { Command, REQUEST_BYTES, REQUEST_MAGIC } from "./protocol.ts";
 
 /** A request from its submission to its last reply; it may be sent over several connections, one after the other. */
 export interface ClientRequest {
@@ -8,12 +8,15 @@ export interface ClientRequest {
   /** bytes */
   readonly offset: number;
   readonly length: number;
-  /** A write's payload or a read's target; it belongs to the request until `settle`. */
+  /** A write's payload or a read's target; it belongs to the request until the last word on it. */
   readonly data: Buffer | undefined;
   /** Of a read: bytes that arrived over the present connection. */
   received: number;
-  /** @param error an NBD error value, 0: done */
-  settle(error: number, message: string): void;
+  /** The first error over the present connection, 0: none so far. */
+  error: number;
+  message: string;
+  /** Of a block status: takes the next extent of the context that was negotiated. */
+  takeExtent?(length: number, flags: number): void;
 }
 
 /** "Request message", without the payload. */

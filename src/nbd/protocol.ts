@@ -90,8 +90,8 @@ export const REPLY_FLAG_DONE = 1;
 /** A structured reply header and the offset that a NBD_REPLY_TYPE_OFFSET_DATA chunk carries before its data. */
 export const OFFSET_DATA_BYTES = STRUCTURED_REPLY_BYTES + 8;
 
-/** "Structured reply types" */
-export const ReplyType = { none: 0, offsetData: 1, blockStatus: 5, error: 0x8001 } as const;
+/** "Structured reply types"; errors are those with the highest bit set. */
+export const ReplyType = { none: 0, offsetData: 1, offsetHole: 2, blockStatus: 5, error: 0x8001 } as const;
 
 /** The `base:allocation` metadata context's bits. */
 export const AllocationFlag = { hole: 1, zero: 2 } as const;

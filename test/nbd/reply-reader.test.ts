@@ -1,13 +1,15 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import * as fc from "fast-check";
-import { ReplyReader } from "../../src/attach/nbd-client/reply-reader.ts";
-import type { ClientRequest } from "../../src/attach/nbd-client/request.ts";
-import { Command } from "../../src/export/nbd/protocol.ts";
+import { type ReplyKinds, ReplyReader, type ReplySink } from "../../src/nbd/reply-reader.ts";
+import type { ClientRequest } from "../../src/nbd/client-request.ts";
+import { Command } from "../../src/nbd/protocol.ts";
+
+const structured = { structured: true, contextId: 7 };
 
 function request(cookie: number, command: number, offset = 0, length = 0): ClientRequest {
   const data = command === Command.read ? Buffer.alloc(length, 0xee) : undefined;
-  return { cookie, command, flags: 0, offset, length, data, received: 0, settle: () => undefined };
+  return { cookie, command, flags: 0, offset, length, data, received: 0, error: 0, message: "" };
 }
 
 function simple(cookie: number, error = 0): Buffer {
@@ -48,12 +50,13 @@ function errorChunk(code: number, message: string): Buffer {
   return Buffer.concat([head, Buffer.from(message)]);
 }
 
-function take(requests: ClientRequest[], pieces: Buffer[]): string[] {
+function take(requests: ClientRequest[], pieces: Buffer[], kinds: ReplyKinds = structured): string[] {
   const settled: string[] = [];
-  const reader = new ReplyReader({
+  const sink: ReplySink = {
     find: (cookie) => requests.find((candidate) => candidate.cookie === cookie),
-    settled: ({ cookie }, error, message) => settled.push(`${cookie}:${error}:${message}`),
-  });
+    settled: ({ cookie, error, message }) => settled.push(`${cookie}:${error}:${message}`),
+  };
+  const reader = new ReplyReader(sink, kinds);
   for (const piece of pieces) reader.push(piece);
   return settled;
 }
@@ -102,9 +105,69 @@ void test("what no server may send ends the connection", () => {
     ["type 32769 and 5 bytes", chunk(1, 0x8001, true, Buffer.alloc(5))],
     ["type 32769 and 9999 bytes", chunk(1, 0x8001, true, Buffer.alloc(9999))],
     ["type none with a payload", chunk(1, 0, true, Buffer.alloc(1))],
-    ["not the last chunk", chunk(1, 0x8001, false, errorChunk(5, ""))],
+    ["that is not the last one", chunk(1, 0, false)],
+    ["outside of the read", chunk(1, 2, false, hole(4096, 0))],
+    ["more than the 512 bytes", Buffer.concat([chunk(1, 2, false, hole(4096, 512)), chunk(1, 2, true, hole(4096, 1))])],
+    ["two errors", Buffer.concat([1, 2].map(() => chunk(1, 0x8001, false, errorChunk(5, ""))))],
   ];
   for (const [message, bytes] of wrong) {
     assert.throws(() => take([read()], [bytes]), { code: "nbd-protocol", message: new RegExp(message) });
+  }
+});
+
+void test("a server without structured replies answers reads with a simple reply and the data, or with an error alone", () => {
+  const kinds = { structured: false, contextId: undefined };
+  const data = Buffer.from(Array.from({ length: 100 }, (_, index) => index));
+  const stream = Buffer.concat([simple(1, 5), simple(2), data, simple(1)]);
+  for (let size = 1; size <= stream.length; size++) {
+    const pieces = Array.from({ length: Math.ceil(stream.length / size) }, (_, index) =>
+      stream.subarray(index * size, (index + 1) * size),
+    );
+    const read = request(2, Command.read, 4096, 100);
+    assert.deepEqual(take([request(1, Command.flush), read], pieces, kinds), ["1:5:", "2:0:", "1:0:"]);
+    assert.ok(read.data!.equals(data));
+  }
+  assert.throws(() => take([request(1, Command.read, 0, 1)], [chunk(1, 0, true)], kinds), /not agreed on/);
+});
+
+void test("an error that is not the last chunk is the request's error all the same", () => {
+  const read = request(1, Command.read, 0, 512);
+  const stream = [
+    chunk(1, 0x8002, false, Buffer.concat([errorChunk(5, "bad\u001b[31m"), Buffer.alloc(8)])),
+    chunk(1, 0, true),
+  ];
+  assert.deepEqual(take([read], stream), ["1:5:bad [31m"]);
+});
+
+void test("the extents of a block status are handed on one by one; a status may not be empty, double or foreign", () => {
+  const extents = (context: number, ...numbers: number[]): Buffer => {
+    const payload = Buffer.alloc(4 + 4 * numbers.length);
+    for (const [index, number] of [context, ...numbers].entries()) payload.writeUInt32BE(number, 4 * index);
+    return payload;
+  };
+  const status = (): ClientRequest & { taken: number[] } => {
+    const taken: number[] = [];
+    const takeExtent = (length: number, flags: number): void => void taken.push(length, flags);
+    return { ...request(1, Command.blockStatus, 0, 4096), takeExtent, taken };
+  };
+  const stream = Buffer.concat([chunk(1, 5, false, extents(7, 512, 3, 1024, 0)), chunk(1, 0, true)]);
+  for (let size = 1; size <= stream.length; size++) {
+    const asked = status();
+    const pieces = Array.from({ length: Math.ceil(stream.length / size) }, (_, index) =>
+      stream.subarray(index * size, (index + 1) * size),
+    );
+    assert.deepEqual(take([asked], pieces), ["1:0:"]);
+    assert.deepEqual(asked.taken, [512, 3, 1024, 0]);
+  }
+  const wrong: [string, Buffer][] = [
+    ["without one", chunk(1, 0, true)],
+    ["of no length", chunk(1, 5, true, extents(7, 0, 0))],
+    ["nobody asked for", chunk(1, 5, false, extents(8, 512, 0))],
+    ["two answers", Buffer.concat([1, 2].map(() => chunk(1, 5, false, extents(7, 512, 0))))],
+    ["type 5 and 4 bytes", chunk(1, 5, true, extents(7))],
+    ["type 1 and", chunk(1, 1, true, offsetData(0, Buffer.alloc(8)))],
+  ];
+  for (const [message, bytes] of wrong) {
+    assert.throws(() => take([status()], [bytes]), { code: "nbd-protocol", message: new RegExp(message) });
   }
 });
