@@ -48,6 +48,12 @@ export class RangeMap {
     this.#missing--;
   }
 
+  remove(unit: number): void {
+    if (!this.has(unit)) return;
+    this.#bits[unit >> 3] &= ~(1 << (unit & 7));
+    this.#missing++;
+  }
+
   /** The unit that holds the byte at `offset`. */
   unitAt(offset: number): number {
     return Math.floor(offset / this.unitBytes);

@@ -130,8 +130,9 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
     unitBytes,
     readyBytes,
     diskBytes,
-    foregroundBytes: stats?.foregroundBytes ?? 0,
-    backgroundBytes: stats?.backgroundBytes ?? 0,
+    foregroundBytes: stats.foregroundBytes,
+    readaheadBytes: stats.readaheadBytes,
+    backgroundBytes: stats.backgroundBytes,
     users,
     volumes: all.filter(({ blobId }) => blobId === id).map(({ name }) => name),
     detached: pins.map((pin) => names.get(pin) ?? pin).sort(),
@@ -143,5 +144,5 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
 function sourceState({ meta, readyBytes, stats, trouble }: BlobLook): SourceStateView {
   if (readyBytes === meta.size) return { state: "notNeeded", reason: null, at: null };
   if (trouble !== undefined) return { state: "failing", reason: trouble.error.message, at: trouble.at };
-  return { state: stats === undefined || stats.requests === 0 ? "notAsked" : "ok", reason: null, at: null };
+  return { state: stats.requests === 0 ? "notAsked" : "ok", reason: null, at: null };
 }

@@ -218,6 +218,7 @@ export interface BlobView {
   diskBytes: number;
   /** received because somebody waited for them, and ahead; both since the blob was opened */
   foregroundBytes: number;
+  readaheadBytes: number;
   backgroundBytes: number;
   /** Open volumes and snapshots that read it; 0: it is closed. */
   users: number;
