@@ -59,6 +59,10 @@ const volumes = [
     origin: { volume: "web-frontend", snapshot: "before-upgrade", removed: false },
     hydration: { ...fakeVolume("x").hydration, state: "paused" },
   }),
+  fakeVolume("ci-runner-7", {
+    origin: { volume: "ci-runner-template-with-a-rather-long-name.2026-11", snapshot: null, removed: false },
+  }),
+  fakeVolume("web-canary", { origin: { volume: "web-frontend", snapshot: "nightly-2026-11-19", removed: false } }),
   fakeVolume("database", {
     size: 2048 * gigabyte,
     connections: 1,
