@@ -40,7 +40,11 @@ export async function readBlobIndex(
   const blobs = new Map<string, IndexedBlob>();
   if (!(await fs.exists(path))) return blobs;
   try {
-    const raw = JSON.parse((await fs.readFile(path)).toString("utf8")) as { format: string; version: number; blobs: unknown[] };
+    const raw = JSON.parse((await fs.readFile(path)).toString("utf8")) as {
+      format: string;
+      version: number;
+      blobs: unknown[];
+    };
     if (raw.format !== FORMAT || raw.version !== VERSION) return blobs;
     for (const entry of raw.blobs) {
       const { meta, usedAt, diskBytes, total } = entry as IndexedBlob;

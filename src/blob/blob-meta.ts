@@ -57,7 +57,10 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
 
 /** @throws CorruptionError when a field is missing or out of range */
 export function blobMetaOf(raw: unknown, path: string): BlobMeta {
-  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = (raw ?? {}) as Record<string, unknown>;
+  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = (raw ?? {}) as Record<
+    string,
+    unknown
+  >;
   const valid =
     typeof id === "string" &&
     isBlobId(id) &&

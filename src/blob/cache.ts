@@ -4,7 +4,14 @@ import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
-import { type BlobHistory, type IndexedBlob, indexName, noHistory, readBlobIndex, writeBlobIndex } from "./blob-index.ts";
+import {
+  type BlobHistory,
+  type IndexedBlob,
+  indexName,
+  noHistory,
+  readBlobIndex,
+  writeBlobIndex,
+} from "./blob-index.ts";
 import { lookAtFiles, type BlobLook } from "./blob-look.ts";
 import { diskBytesOf, readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
 import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
@@ -53,10 +60,8 @@ export interface CreateBlobOptions {
 
 /** Who knows which blobs are needed. Without one, none that is closed is ever evicted. */
 export interface BlobNeeds {
-  /** Whether a volume refers to the blob, open or not. */
-  isNeeded(id: string): boolean;
-  /** Whether every volume that refers to it is content with less than all of it. */
-  mayBeIncomplete(id: string): boolean;
+  /** The blobs that volumes refer to, open or not; true: each of these volumes is content with less than all of it. */
+  needed(): ReadonlyMap<string, boolean>;
 }
 
 /** The index is written so long after a change, ms, and when the cache is closed. */
@@ -102,7 +107,7 @@ export class BlobCache {
         fileSystem: () => options.fs.space(options.dataDir),
         unneeded: () => this.#unneeded(),
         removeBlob: (id) => this.#evictBlob(id),
-        thinnable: () => this.opened().filter((blob) => blob.mayBeEvicted && this.#needs?.mayBeIncomplete(blob.id) === true),
+        thinnable: () => this.#thinnable(),
         log: (level, message) => options.log(level, message),
       },
       options.cacheLimits,
@@ -359,15 +364,21 @@ export class BlobCache {
   #unneeded(): string[] {
     const needs = this.#needs;
     if (needs === undefined) return [];
+    const needed = needs.needed();
     return [...this.#known.values()]
-      .filter(({ meta: { id } }) => !this.#open.has(id) && !this.#leaving.has(id) && !needs.isNeeded(id))
+      .filter(({ meta: { id } }) => !this.#open.has(id) && !this.#leaving.has(id) && !needed.has(id))
       .sort((a, b) => a.usedAt - b.usedAt)
       .map(({ meta: { id } }) => id);
   }
 
+  #thinnable(): CachedBlob[] {
+    const needed = this.#needs?.needed();
+    return this.opened().filter((blob) => blob.mayBeEvicted && needed?.get(blob.id) === true);
+  }
+
   /** @returns bytes freed; 0 when somebody has begun to need it, or pinned it */
   async #evictBlob(id: string): Promise<number> {
-    if (this.#open.has(id) || this.#needs?.isNeeded(id) !== false) return 0;
+    if (this.#open.has(id) || this.#needs?.needed().has(id) !== false) return 0;
     const look = await this.look(id);
     try {
       await this.remove(id);

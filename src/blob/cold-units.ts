@@ -42,7 +42,8 @@ export class ColdUnits {
       }
       const last = runs.at(-1);
       if (last?.end === unit) last.end++;
-      else if (runs.some((run) => run.first <= unit && unit < run.end)) break; // once round
+      else if (runs.some((run) => run.first <= unit && unit < run.end))
+        break; // once round
       else runs.push({ first: unit, end: unit + 1 });
       found += map.bytesOf(unit, unit + 1);
     }

@@ -10,6 +10,7 @@ import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
 import type { ConnectionWatch } from "../export/nbd/connection.ts";
+import type { CacheLimits } from "../blob/cache-space.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
@@ -68,6 +69,8 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
   allowSources?: readonly string[];
+  /** How much space the cache may take; default: what the file system has, less 5 %. */
+  cacheLimits?: CacheLimits;
   /** Default: nothing is logged. */
   log?: Log;
   /** The world, for tests that inject faults. */
@@ -154,6 +157,7 @@ export class Ullage {
     const { dataDir, fs = realFileSystem, clock = systemClock, openStore = openSqliteStore } = options;
     const events = new Events();
     const log = tellWarnings(events, options.log ?? (() => undefined));
+    const limits = options.cacheLimits === undefined ? {} : { cacheLimits: options.cacheLimits };
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -177,12 +181,13 @@ export class Ullage {
         log,
       };
       const swept = await sweepAtStart(env, store);
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, policy);
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },
         { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
+      sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
         await store.deleteVolume(id);
