@@ -49,7 +49,7 @@ export async function readBlobIndex(
     for (const entry of raw.blobs) {
       const { meta, usedAt, diskBytes, total } = entry as IndexedBlob;
       const checked = blobMetaOf(meta, path);
-      blobs.set(checked.id, { meta: checked, usedAt: Number(usedAt), diskBytes: Number(diskBytes), total });
+      blobs.set(checked.id, { meta: checked, usedAt, diskBytes, total });
     }
     return blobs;
   } catch (error) {

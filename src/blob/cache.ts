@@ -310,13 +310,13 @@ export class BlobCache {
   }
 
   async #writeIndex(): Promise<void> {
-    const { fs, log } = this.#options;
+    const { fs } = this.#options;
     const blobs = Array.from(this.#known.values(), (known) => {
       const open = this.#open.get(known.meta.id)?.opened;
       return open === undefined ? known : { ...known, diskBytes: open.file.allocated() };
     });
     await writeBlobIndex(fs, this.#indexPath, blobs).catch((error: unknown) => {
-      log("warn", `the index of the cache could not be written: ${describeError(error)}`);
+      this.#options.log("warn", `the index of the cache could not be written: ${describeError(error)}`);
     });
   }
 

@@ -216,7 +216,7 @@ export interface BlobView {
   readyBytes: number;
   /** that the cache file takes on disk, as `du` counts them */
   diskBytes: number;
-  /** received because somebody waited for them, and ahead; both since the blob was opened */
+  /** received because somebody waited for them, by readahead, and by hydration, since it was made */
   foregroundBytes: number;
   readaheadBytes: number;
   backgroundBytes: number;

@@ -62,8 +62,8 @@ void test("blobs that no volume needs go whole, the least recently used first, u
     await cache.release(blob.id);
     await new Promise((resolve) => setTimeout(resolve, 5)); // the order is by a clock of milliseconds
   }
-  needed.set(ids[0]!, false);
-  await cache.release((await cache.open(ids[1]!)).id); // used again: the youngest now
+  needed.set(ids[0], false);
+  await cache.release((await cache.open(ids[1])).id); // used again: the youngest now
   cache.space.limits = { capacityBytes: 3 * MiB, reserve: 0 };
   await cache.space.relieve();
   assert.deepEqual(new Set(cache.list().map(({ id }) => id)), new Set([ids[0], ids[1]]));

@@ -29,7 +29,7 @@ export function addCacheCommand(program: Command): void {
         { heading: "READY", value: ({ readyBytes }) => formatSize(readyBytes), right: true },
         { heading: "ON DISK", value: ({ diskBytes }) => formatSize(diskBytes), right: true },
         { heading: "WAITED FOR", value: ({ foregroundBytes }) => formatSize(foregroundBytes), right: true },
-        { heading: "AHEAD", value: ({ backgroundBytes }) => formatSize(backgroundBytes), right: true },
+        { heading: "AHEAD", value: (blob) => formatSize(blob.readaheadBytes + blob.backgroundBytes), right: true },
         { heading: "VOLUMES", value: ({ volumes }) => String(volumes.length), right: true },
         { heading: "SOURCE IS", value: describeSource },
         { heading: "SOURCE", value: ({ source }) => source, elastic: true },
