@@ -81,7 +81,7 @@ function operationSection({ path, method, operation }: { path: string; method: s
   ]);
   const body = Object.values(operation.requestBody?.content ?? {}).map(({ schema }) => typeOf(schema));
   const answers = Object.entries(operation.responses).map(([status, { description = "", content = {} }]) => [
-    status === "default" ? "else" : status,
+    status,
     Object.values(content)
       .map(({ schema }) => typeOf(schema))
       .join(", "),

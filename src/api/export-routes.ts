@@ -4,7 +4,7 @@ import type { Ullage } from "../daemon/ullage.ts";
 import type { AddExportRequest, ExportView } from "../daemon/views.ts";
 import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
 import { cursor, nextCursor, page, placeOf } from "./paging.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const maxPage = 1000;
 const text = { type: "string" } as const;
@@ -76,7 +76,7 @@ export function addExportRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listExports",
       summary: "Exports, ordered by name: the own names of volumes and snapshots, and those that were added",
       querystring: page(maxPage, { cursor }),
-      response: { 200: ref("ExportList"), default: problemResponse },
+      response: { 200: ref("ExportList"), ...problemResponses },
     },
     handler: (request) => list(request.query),
   });
@@ -89,7 +89,7 @@ export function addExportRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Export a volume or a snapshot under a further name, perhaps read-only",
       headers: idempotencyHeaders("export"),
       body: ref("ExportAdd"),
-      response: { 201: { ...ref("Export"), description: "clients can use it" }, default: problemResponse },
+      response: { 201: { ...ref("Export"), description: "clients can use it" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       const added = await ullage.addExport(request.body, requestKeyOf(request));
@@ -104,7 +104,7 @@ export function addExportRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getExport",
       summary: "One export",
       params: byName("the export's name"),
-      response: { 200: ref("Export"), default: problemResponse },
+      response: { 200: ref("Export"), ...problemResponses },
     },
     handler: (request) => ullage.showExport(request.params.name),
   });
@@ -116,7 +116,7 @@ export function addExportRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "removeExport",
       summary: "Remove a name that was added; connections that are open stay",
       params: byName("the export's name"),
-      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+      response: { 204: { type: "null", description: "it is gone" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       await ullage.removeExport(request.params.name);
@@ -132,7 +132,7 @@ export function addExportRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Exports of a volume and its snapshots",
       params: byName("the volume's name"),
       querystring: page(maxPage, { cursor }),
-      response: { 200: ref("ExportList"), default: problemResponse },
+      response: { 200: ref("ExportList"), ...problemResponses },
     },
     handler: (request) => list(request.query, request.params.name),
   });

@@ -2,7 +2,7 @@ import type { FastifyInstance } from "fastify";
 import { imagePlace } from "../daemon/images.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import { cursor, nextCursor, page, placeOf } from "./paging.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 /** Of what is not in use files are read: a page is not too long. */
 const maxPage = 200;
@@ -94,7 +94,7 @@ export function addImageRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listImages",
       summary: "What volumes were made from, ordered by source",
       querystring: page(maxPage, { cursor }),
-      response: { 200: ref("ImageList"), default: problemResponse },
+      response: { 200: ref("ImageList"), ...problemResponses },
     },
     handler: async (request) => {
       const { limit } = request.query;
@@ -110,7 +110,7 @@ export function addImageRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getImage",
       summary: "One image",
       params: byId("the image's id"),
-      response: { 200: ref("Image"), default: problemResponse },
+      response: { 200: ref("Image"), ...problemResponses },
     },
     handler: (request) => ullage.showImage(request.params.id),
   });
@@ -122,7 +122,7 @@ export function addImageRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listBlobs",
       summary: "What is in the cache, ordered by id",
       querystring: page(maxPage, { cursor }),
-      response: { 200: ref("BlobList"), default: problemResponse },
+      response: { 200: ref("BlobList"), ...problemResponses },
     },
     handler: async (request) => {
       const { limit } = request.query;
@@ -138,7 +138,7 @@ export function addImageRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getBlob",
       summary: "One blob",
       params: byId("the blob's id"),
-      response: { 200: ref("Blob"), default: problemResponse },
+      response: { 200: ref("Blob"), ...problemResponses },
     },
     handler: (request) => ullage.showBlob(request.params.id),
   });

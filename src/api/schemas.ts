@@ -191,8 +191,10 @@ export const schemas = [
   ),
 ];
 
-/** For every route: what an error looks like. */
-export const problemResponse = {
+const problemResponse = {
   description: "an error",
   content: { "application/problem+json": { schema: ref("Problem") } },
 };
+
+/** For every route: what errors look like. Not `default`, which code generators take for something that may succeed. */
+export const problemResponses = { "4XX": problemResponse, "5XX": problemResponse };

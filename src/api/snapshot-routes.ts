@@ -2,7 +2,7 @@ import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { SnapshotView } from "../daemon/views.ts";
 import { badCursor, decodeCursor, encodeCursor } from "./cursor.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 import { snapshotSchemas } from "./snapshot-schemas.ts";
 
 const byVolume = {
@@ -40,7 +40,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
           limit: { type: "integer", minimum: 1, maximum: maxPage, default: maxPage },
         },
       },
-      response: { 200: ref("SnapshotList"), default: problemResponse },
+      response: { 200: ref("SnapshotList"), ...problemResponses },
     },
     handler: (request) => {
       const { volume, cursor, limit } = request.query;
@@ -60,7 +60,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Take a snapshot; it is there, durably, when the answer comes",
       params: byVolume,
       body: ref("SnapshotCreate"),
-      response: { 201: ref("Snapshot"), default: problemResponse },
+      response: { 201: ref("Snapshot"), ...problemResponses },
     },
     handler: async (request, reply) => {
       const snapshot = await ullage.createSnapshot(request.params.name, request.body.name);
@@ -76,7 +76,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listVolumeSnapshots",
       summary: "Snapshots of a volume, oldest first",
       params: byVolume,
-      response: { 200: ref("SnapshotList"), default: problemResponse },
+      response: { 200: ref("SnapshotList"), ...problemResponses },
     },
     handler: (request) => ({ snapshots: ullage.listSnapshots(request.params.name), next: null }),
   });
@@ -88,7 +88,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getSnapshot",
       summary: "One snapshot",
       params: bySnapshot,
-      response: { 200: ref("Snapshot"), default: problemResponse },
+      response: { 200: ref("Snapshot"), ...problemResponses },
     },
     handler: (request) => ullage.showSnapshot(request.params.name, request.params.snapshot),
   });
@@ -105,7 +105,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
         additionalProperties: false,
         properties: { force: { type: "boolean", default: false, description: "close its connections first" } },
       },
-      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+      response: { 204: { type: "null", description: "it is gone" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       await ullage.removeSnapshot(request.params.name, request.params.snapshot, request.query);
@@ -120,7 +120,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getSpace",
       summary: "Where a volume's bytes are on this host",
       params: byVolume,
-      response: { 200: ref("Space"), default: problemResponse },
+      response: { 200: ref("Space"), ...problemResponses },
     },
     handler: (request) => ullage.spaceOf(request.params.name),
   });
@@ -141,7 +141,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
           limit: { type: "integer", minimum: 1, maximum: maxDiffRuns, default: maxPage },
         },
       },
-      response: { 200: ref("SnapshotDiff"), default: problemResponse },
+      response: { 200: ref("SnapshotDiff"), ...problemResponses },
     },
     handler: (request) => ullage.diffSnapshot(request.params.name, request.params.snapshot, request.query),
   });
@@ -154,7 +154,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Make a volume what one of its snapshots is",
       params: byVolume,
       body: ref("Revert"),
-      response: { 200: ref("Volume"), default: problemResponse },
+      response: { 200: ref("Volume"), ...problemResponses },
     },
     handler: (request) => {
       const { snapshot, force = false } = request.body;

@@ -4,7 +4,7 @@ import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "
 import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
 import { jobObject } from "./job-object.ts";
 import { cursor, nextCursor, page, placeOf } from "./paging.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const maxPageVolumes = 1000;
 const maxPageRuns = 10_000;
@@ -14,7 +14,7 @@ const byName = {
   properties: { name: { type: "string", description: "the volume's name" } },
   required: ["name"],
 } as const;
-const volumeAnswer = { 200: ref("Volume"), default: problemResponse };
+const volumeAnswer = { 200: ref("Volume"), ...problemResponses };
 
 type Named = { Params: { name: string } };
 
@@ -27,7 +27,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listVolumes",
       summary: "Volumes, ordered by name",
       querystring: page(maxPageVolumes, { cursor }),
-      response: { 200: ref("VolumeList"), default: problemResponse },
+      response: { 200: ref("VolumeList"), ...problemResponses },
     },
     handler: async (request) => {
       const { limit } = request.query;
@@ -51,7 +51,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
           ...ref("Job"),
           description: "its image is being downloaded (`download`); the job's result is the volume",
         },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: async (request, reply) => {
@@ -100,7 +100,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
           snapshots: { type: "boolean", default: false, description: "remove its snapshots too; clones live on" },
         },
       },
-      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+      response: { 204: { type: "null", description: "it is gone" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       await ullage.removeVolume(request.params.name, request.query);
@@ -115,7 +115,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getHydration",
       summary: "How far the local cache is filled",
       params: byName,
-      response: { 200: ref("Hydration"), default: problemResponse },
+      response: { 200: ref("Hydration"), ...problemResponses },
     },
     handler: async (request) => (await ullage.showVolume(request.params.name)).hydration,
   });
@@ -128,7 +128,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Start, pause, resume, limit or prefer the filling of the local cache",
       params: byName,
       body: ref("HydrationChange"),
-      response: { 200: ref("Hydration"), default: problemResponse },
+      response: { 200: ref("Hydration"), ...problemResponses },
     },
     handler: (request) => ullage.steerHydration(request.params.name, request.body),
   });
@@ -143,7 +143,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       querystring: page(maxPageRuns, {
         offset: { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 },
       }),
-      response: { 200: ref("VolumeMap"), default: problemResponse },
+      response: { 200: ref("VolumeMap"), ...problemResponses },
     },
     handler: (request) => ullage.mapVolume(request.params.name, request.query.offset, request.query.limit),
   });
@@ -155,7 +155,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listConnections",
       summary: "Who is connected",
       params: byName,
-      response: { 200: ref("ConnectionList"), default: problemResponse },
+      response: { 200: ref("ConnectionList"), ...problemResponses },
     },
     handler: (request) => ({ connections: ullage.connections(request.params.name), next: null }),
   });

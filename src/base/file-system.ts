@@ -57,6 +57,8 @@ export interface File extends ReadableFile {
 
   /** Makes the file read-only, for its owner alone (chmod 0400). */
   seal(): Promise<void>;
+  /** Takes that back (chmod 0600): the file can be opened for writing again. */
+  unseal(): Promise<void>;
 
   close(): Promise<void>;
 }

@@ -201,6 +201,10 @@ class RealFile implements File {
     await fsFchmod(this.#fd, 0o400);
   }
 
+  async unseal(): Promise<void> {
+    await fsFchmod(this.#fd, 0o600);
+  }
+
   async close(): Promise<void> {
     await fsClose(this.#fd);
   }

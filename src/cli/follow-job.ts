@@ -11,7 +11,7 @@ const ratePolls = 10;
 
 /**
  * Asks for something that may be answered with a job, and shows that until it has ended. Ctrl-C cancels it, and is only
- * obeyed when nothing of it is left.
+ * obeyed when it has ended.
  * @returns what was asked for, or the job's result
  * @throws UllageError with what the daemon answered or what the job failed with; `cancelled`
  */
@@ -26,7 +26,10 @@ export async function callAndFollow<T extends object>(
   if (!isJob(answer)) return answer;
   const job = await follow(daemon, answer, stop, quiet);
   if (job.state === "done") return job.result as unknown as T;
-  if (job.state === "cancelled") throw new UllageError("cancelled", `cancelled: nothing is left of '${job.target}'`);
+  if (job.state === "cancelled") {
+    const left = job.target === null ? "what was done stays done" : `nothing is left of '${job.target}'`;
+    throw new UllageError("cancelled", `cancelled: ${left}`);
+  }
   const { code, detail, hint } = job.error!;
   throw new UllageError(code, detail, hint === undefined ? {} : { hint });
 }
@@ -54,7 +57,8 @@ async function follow(daemon: ApiClient, begun: JobObject, stop: AbortSignal, qu
 
 /** `[#####     ] 42%  420M of 1G  50M/s  12s left` */
 function describe({ progress }: JobObject, samples: { at: number; done: number }[]): string {
-  const { done, total } = progress;
+  const { done, total, unit } = progress;
+  if (unit === "layers") return total === null ? "looking" : `${done} of ${total} layers`;
   samples.push({ at: performance.now(), done });
   if (samples.length > ratePolls) samples.shift();
   const first = samples[0];

@@ -63,7 +63,8 @@ All of it, with reasons: docs/DURABILITY.md.`,
 
 None of them copies data: volumes and snapshots share what is equal.
 Snapshots go in any order; clones live on without the volume that they were made from. A volume with snapshots is removed
-with them by ullage volume rm --snapshots.
+with them by ullage volume rm --snapshots. What only they needed is freed by itself, a moment later; what a volume has
+overwritten since, when something is removed the next time, or now, by ullage reclaim.
 
 A snapshot is the disk as after a power cut at that moment: a file system on it recovers by its journal. Freeze it first
 (fsfreeze, or the guest agent) when that is not enough.`,
@@ -114,6 +115,7 @@ backup      of one disk:  ullage snapshot create web1@b; nbdcopy nbd://127.0.0.1
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states
 full disk   writes that need space get ENOSPC, everything else works; free some space, nothing else is to be done
+            (remove volumes or snapshots; ullage reclaim frees blocks that nothing needs any more)
 repair      ullage check DATA, with no daemon on it, verifies everything; ullage repair DATA says first what it would lose
 
 Step by step: docs/OPERATIONS.md.`,

@@ -2,7 +2,7 @@ import { withoutSecrets } from "../base/without-secrets.ts";
 import type { Warning } from "./health.ts";
 import type { JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
-import type { ConnectionView, ExportView, SnapshotView, VolumeView } from "./views.ts";
+import type { ConnectionView, ExportView, ReclaimView, SnapshotView, VolumeView } from "./views.ts";
 
 /**
  * What happened, with the object as it is afterwards. A volume is told of from the moment that lists have it until they
@@ -14,6 +14,7 @@ export type UllageEvent =
   | { name: "export-added" | "export-removed"; data: ExportView }
   | { name: "connection-opened" | "connection-closed"; data: ConnectionEventView }
   | { name: "job"; data: JobView }
+  | { name: "space-reclaimed"; data: ReclaimView }
   | { name: "warning"; data: Warning };
 
 /** A connection that came or went. */

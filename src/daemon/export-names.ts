@@ -51,16 +51,35 @@ export class ExportNames implements ExportDirectory {
 
   /** Ordered by name. */
   all(): NamedExport[] {
-    const found: NamedExport[] = [];
-    for (const volume of this.#names.ready()) {
-      const { id, name } = volume.record;
-      found.push({ name, volume, snapshot: undefined, added: undefined, readOnly: this.#readOnly });
-      for (const snapshot of this.#names.snapshots.of(id)) {
-        found.push({ name: `${name}@${snapshot.name}`, volume, snapshot, added: undefined, readOnly: true });
-      }
-    }
-    found.push(...this.#names.exports.all().flatMap((row) => this.behind(row) ?? []));
-    return found.sort((a, b) => (a.name < b.name ? -1 : 1));
+    return sorted([...this.#names.ready().flatMap((volume) => this.#ownNames(volume)), ...this.#added()]);
+  }
+
+  /** Those of a volume and its snapshots, ordered by name. */
+  of(volume: ManagedVolume): NamedExport[] {
+    const own = volume.record.state === "ready" ? this.#ownNames(volume) : [];
+    return sorted([...own, ...this.#added().filter((added) => added.volume === volume)]);
+  }
+
+  /** One that is listed. */
+  find(name: string): NamedExport | undefined {
+    const added = this.#names.exports.find(name);
+    if (added !== undefined) return this.behind(added);
+    const volume = this.#names.byName(name.split("@")[0]);
+    return volume === undefined ? undefined : this.of(volume).find((found) => found.name === name);
+  }
+
+  #ownNames(volume: ManagedVolume): NamedExport[] {
+    const { id, name } = volume.record;
+    return [
+      { name, volume, snapshot: undefined, added: undefined, readOnly: this.#readOnly },
+      ...this.#names.snapshots.of(id).map((snapshot) => {
+        return { name: `${name}@${snapshot.name}`, volume, snapshot, added: undefined, readOnly: true };
+      }),
+    ];
+  }
+
+  #added(): NamedExport[] {
+    return this.#names.exports.all().flatMap((row) => this.behind(row) ?? []);
   }
 
   /** @returns undefined while what the export stands for is being removed */
@@ -148,6 +167,10 @@ export class ExportNames implements ExportDirectory {
     const count = this.#names.ready().length;
     return count === 0 ? "there are no volumes" : `there are ${count} volumes: name one of them`;
   }
+}
+
+function sorted(found: NamedExport[]): NamedExport[] {
+  return found.sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
 /** For clients that list names. */

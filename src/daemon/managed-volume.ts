@@ -4,7 +4,7 @@ import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
-import { baseOf } from "../volume/references.ts";
+import { baseOf, cleanCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
@@ -34,6 +34,8 @@ export interface VolumeHost {
   originNow(origin: Origin): OriginView;
   /** A volume has given up layers: they go, unless somebody else needs them. */
   layersUnused(layers: string[]): void;
+  /** Something that referred to these layers is gone: blocks that nobody needs any more are freed, in the background. */
+  reclaimSoon(layers: Iterable<string>): void;
   /** Hears of everything that happens to volumes. */
   events: Events;
 }
@@ -187,7 +189,7 @@ export class ManagedVolume {
    */
   end(force: boolean, markDeleting: () => Promise<void>): Promise<void> {
     return this.#turns.run(async () => {
-      this.#demandNoWriters(force);
+      this.demandNoWriters(force);
       this.#ending = true;
       try {
         await markDeleting();
@@ -203,12 +205,27 @@ export class ManagedVolume {
     });
   }
 
-  /** @throws UllageError `in-use` */
-  #demandNoWriters(force: boolean): void {
+  /** @throws UllageError `in-use` while somebody may write, unless `force` */
+  demandNoWriters(force: boolean): void {
     const writers = this.connections().filter(({ writable }) => writable).length;
     if (writers === 0 || force) return;
     throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
       hint: "disconnect them first, or use --force, which closes them",
+    });
+  }
+
+  /**
+   * The volume as it is now, for `work`: until that ends nobody opens or closes it. One that only a recovery can tell of is
+   * opened first, if that is possible; undefined: it is closed. When it is on its way out, nothing is done.
+   */
+  inspect<T>(work: (volume: Volume | undefined) => Promise<T>): Promise<T | undefined> {
+    return this.#turns.run(async () => {
+      if (this.record.state !== "ready") return undefined;
+      if (this.#opened === undefined && !this.#ending) {
+        const clean = await cleanCheckpoint(this.#host.env, this.record.id).catch(() => undefined);
+        if (clean === undefined) await this.#open().catch(() => undefined); // its state tells why
+      }
+      return work(this.#opened?.volume);
     });
   }
 
@@ -248,7 +265,7 @@ export class ManagedVolume {
   ): Promise<void> {
     return this.#turns.run(async () => {
       const device = (await this.#open()).volume;
-      this.#demandNoWriters(force);
+      this.demandNoWriters(force);
       await this.#disconnect(what);
       if (device.info().state !== "ok") throw new UllageError("not-ok", `volume '${this.record.name}' is not well`);
       await prepare(device);

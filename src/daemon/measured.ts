@@ -3,6 +3,7 @@ import type { VolumeInfo } from "../volume/types.ts";
 import type { Delay } from "./event-loop-delay.ts";
 import type { HealthCheck } from "./health.ts";
 import type { NbdFigures } from "./nbd-listeners.ts";
+import type { ReclaimFigures } from "./reclaimer.ts";
 import type { VolumeView } from "./views.ts";
 import type { VolumeMeter } from "./volume-meters.ts";
 
@@ -18,6 +19,7 @@ export interface Measured {
   /** by host */
   sources: SourceTraffic[];
   volumes: MeasuredVolume[];
+  reclaim: ReclaimFigures;
 }
 
 export interface ProcessFigures {

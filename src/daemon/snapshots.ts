@@ -45,6 +45,10 @@ export class Snapshots {
   readonly #rows = new Map<string, SnapshotRecord>();
   readonly #volume: (id: string) => ManagedVolume | undefined;
   readonly #views = new Map<string, Promise<OpenView>>();
+  /** Views that are being closed: reads of theirs may be under way. */
+  readonly #closingViews = new Map<string, Promise<void>>();
+  /** How often a volume came to begin with a frozen map, and a frozen map was removed: see reclaim.ts. */
+  readonly moves = { given: 0, removed: 0 };
   /** Whoever makes or takes away a reference to a frozen map or a layer of somebody else. */
   readonly references = new Turns();
   #dropping: Promise<void> = Promise.resolve();
@@ -109,16 +113,20 @@ export class Snapshots {
    */
   async remove(volume: ManagedVolume, name: string, force: boolean): Promise<void> {
     const row = this.get(volume, name);
-    const open = await this.#views.get(row.id);
-    if (open !== undefined && open.view.connections > 0 && !force) {
-      throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
-        hint: "disconnect them first, or use --force, which closes them",
-      });
-    }
+    await this.demandNoReaders(volume, row, force);
     await this.#closeView(row.id, "the snapshot is being removed");
     await this.references.run(async () => {
       if (await this.#isBase(row.id)) await this.#unname(row);
       else await this.#delete(row);
+    });
+  }
+
+  /** @throws UllageError `in-use` while clients read it, unless `force` */
+  async demandNoReaders(volume: ManagedVolume, { id, name }: SnapshotRecord, force: boolean): Promise<void> {
+    const open = await this.#views.get(id)?.catch(() => undefined);
+    if (open === undefined || open.view.connections === 0 || force) return;
+    throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
+      hint: "disconnect them first, or use --force, which closes them",
     });
   }
 
@@ -136,15 +144,18 @@ export class Snapshots {
   /** Runs in its turn of `references`. May be repeated after a crash. */
   async #delete(row: SnapshotRecord): Promise<void> {
     const { env, store } = this.#host;
+    this.moves.removed++;
     await this.#volume(row.volumeId)?.opened?.writeSnapshot(row.id); // so that its layers are known
     await store.updateSnapshot(row.id, { state: "deleting" });
     this.#rows.delete(row.id);
     await this.#host.targetGone(row.id);
+    await this.#closeView(row.id, "the snapshot is being removed"); // one that was opened meanwhile
     const dir = volumeDir(env.dataDir, row.volumeId);
     if (await env.fs.exists(dir)) await forgetSnapshot(env, dir, row.id);
     // What its volume still refers to stays; a map that was never written has nothing else.
+    let candidates = new Set<string>();
     if (await env.fs.exists(frozenMapPath(env.dataDir, row.id))) {
-      const candidates = await frozenReferences(env, row.id).catch((error: unknown) => {
+      candidates = await frozenReferences(env, row.id).catch((error: unknown) => {
         if (!(error instanceof CorruptionError)) throw error;
         env.log("warn", `layers of a snapshot stay, though they may be unused: ${error.message}`);
         return new Set<string>();
@@ -156,6 +167,7 @@ export class Snapshots {
     await env.fs.mkdir(mapsDir(env.dataDir));
     await env.fs.syncDirectory(mapsDir(env.dataDir));
     await store.deleteSnapshot(row.id);
+    this.#host.reclaimSoon(candidates);
   }
 
   #openLayers(volumeId: string): Set<string> | undefined {
@@ -249,6 +261,11 @@ export class Snapshots {
     let opening = this.#views.get(row.id);
     if (opening === undefined) {
       await this.#closeIdle();
+      await this.#closingViews.get(row.id);
+      opening = this.#views.get(row.id);
+    }
+    if (opening === undefined) {
+      if (!this.#rows.has(row.id)) throw new UllageError("not-found", `snapshot '${row.name ?? row.id}' is gone`);
       opening = this.#open(row);
       this.#views.set(row.id, opening);
       opening.catch(() => this.#views.delete(row.id));
@@ -284,8 +301,17 @@ export class Snapshots {
   }
 
   async #closeView(id: string, reason: string): Promise<void> {
-    const open = await this.#views.get(id)?.catch(() => undefined);
+    const opening = this.#views.get(id);
     this.#views.delete(id);
+    if (opening !== undefined) {
+      const closing = this.#closeOpened(opening, reason).finally(() => this.#closingViews.delete(id));
+      this.#closingViews.set(id, closing);
+    }
+    await this.#closingViews.get(id);
+  }
+
+  async #closeOpened(opening: Promise<OpenView>, reason: string): Promise<void> {
+    const open = await opening.catch(() => undefined);
     if (open === undefined) return;
     open.view.disconnectAll(reason);
     await open.view.close();

@@ -4,6 +4,7 @@ import { canonicalSource } from "../backend/open.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
+import { formatSize } from "../base/units.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -24,11 +25,12 @@ import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
 import { Images } from "./images.ts";
-import { Jobs } from "./jobs.ts";
+import { Jobs, type JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
 import { processFigures, type Measured, type MeasuredVolume } from "./measured.ts";
 import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
+import type { Reclaimed } from "./reclaim.ts";
 import { runtimeDirectory } from "./runtime-directory.ts";
 import { Sources } from "./sources.ts";
 import { sweepAtStart } from "./start-sweep.ts";
@@ -46,6 +48,7 @@ import type {
   HydrationView,
   ImageView,
   ListenerView,
+  ReclaimView,
   MapRunView,
   DiffRunView,
   SpaceView,
@@ -141,6 +144,7 @@ export class Ullage {
     this.#probe = parts.probe;
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
     const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
@@ -355,6 +359,32 @@ export class Ullage {
     return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
   }
 
+  /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
+  startReclaim(): JobView {
+    const running = this.jobs.list().find(({ kind, state }) => kind === "reclaim" && state === "running");
+    if (running !== undefined) return running;
+    const controller = new AbortController();
+    const begun = Promise.withResolvers<(done: number, total: number) => void>();
+    const onProgress = (done: number, total: number): void => void begun.promise.then((note) => note(done, total));
+    const work = begun.promise
+      .then(() => this.#volumes.reclaimer.now({ signal: controller.signal, onProgress }))
+      .then(reclaimView);
+    const about = { kind: "reclaim", target: null, progress: { done: 0, total: null, unit: "layers" } } as const;
+    const { view, progress } = this.jobs.start(about, controller, work);
+    begun.resolve(progress);
+    return view;
+  }
+
+  /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
+  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+    return reclaimView(await this.#volumes.reclaimer.now({ signal }));
+  }
+
+  #reclaimed(result: Reclaimed): void {
+    this.#log("info", `${formatSize(result.bytes)} that nothing needed were freed in ${result.layers} layers`);
+    this.events.publish({ name: "space-reclaimed", data: reclaimView(result) });
+  }
+
   /** A snapshot as a read-only disk. @throws UllageError `not-found` */
   getSnapshotDevice(volumeName: string, name: string): Promise<BlockDevice> {
     const { snapshots } = this.#volumes;
@@ -387,17 +417,16 @@ export class Ullage {
 
   /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
   listExports(after = "", limit = Infinity, volume?: string): ExportView[] {
-    const only = volume === undefined ? undefined : this.#volumes.get(volume);
-    return this.#exportNames
-      .all()
-      .filter((found) => found.name > after && (only === undefined || found.volume === only))
+    const names = this.#exportNames;
+    return (volume === undefined ? names.all() : names.of(this.#volumes.get(volume)))
+      .filter(({ name }) => name > after)
       .slice(0, limit)
       .map((found) => this.#exportView(found));
   }
 
   /** @throws UllageError `not-found` */
   showExport(name: string): ExportView {
-    const found = this.#exportNames.all().find((each) => each.name === name);
+    const found = this.#exportNames.find(name);
     if (found !== undefined) return this.#exportView(found);
     throw new UllageError("not-found", `there is no export '${name}'`, { hint: "`ullage export ls` lists them" });
   }
@@ -599,6 +628,7 @@ export class Ullage {
       space: this.#probe.space,
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
+      reclaim: this.#volumes.reclaimer.figures,
       volumes,
     };
   }
@@ -648,6 +678,10 @@ export class Ullage {
     if (failures.length === 0) return;
     throw new UllageError("close-failed", "not everything could be closed cleanly", { cause: failures[0] });
   }
+}
+
+function reclaimView({ bytes, ...rest }: Reclaimed): ReclaimView {
+  return { reclaimedBytes: bytes, ...rest };
 }
 
 const maxDiffRuns = 10_000;

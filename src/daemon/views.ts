@@ -165,6 +165,18 @@ export interface SpaceView {
   cachedBytes: number;
 }
 
+/** What reclaim did. */
+export interface ReclaimView {
+  /** freed on disk */
+  reclaimedBytes: number;
+  /** layers of which it is known now what they need */
+  layers: number;
+  /** layers that were left alone */
+  leftAlone: number;
+  /** why, the first ten */
+  reasons: string[];
+}
+
 /** Bytes that may differ. */
 export interface DiffRunView {
   offset: number;

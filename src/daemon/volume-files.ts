@@ -62,12 +62,13 @@ export async function hasBeenOpen(fs: FileSystem, dataDir: string, id: string): 
 /**
  * Removes everything that belongs to a volume and to nobody else; may be repeated. Durable when it resolves.
  * @param openLayers see `Leaving`
+ * @returns the layers that it referred to; some may have gone with it
  */
 export async function removeVolumeFiles(
   env: VolumeEnvironment,
   id: string,
   openLayers: Leaving["openLayers"] = () => undefined,
-): Promise<void> {
+): Promise<Set<string>> {
   const { fs, dataDir, runtimeDir } = env;
   const dir = volumeDir(dataDir, id);
   const layers = await layersOf(env, id);
@@ -84,6 +85,7 @@ export async function removeVolumeFiles(
   if (await fs.exists(dir)) await fs.rmdir(dir);
   await fs.syncDirectory(join(dataDir, "volumes"));
   if (runtimeDir !== undefined) await fs.unlink(runtimePoisonPath(runtimeDir, id));
+  return layers;
 }
 
 /** The layers that a volume refers to, and those that were made for it: its own files need not be whole. */

@@ -16,6 +16,8 @@ import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
 import { Exports, type RequestKey } from "./exports.ts";
 import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
+import type { ReclaimVolume } from "./reclaim.ts";
+import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
@@ -45,6 +47,7 @@ export interface CreateOptions {
 export class Volumes implements VolumeNames {
   readonly #host: VolumeHost;
   readonly snapshots: Snapshots;
+  readonly reclaimer: Reclaimer;
   readonly exports: Exports;
   readonly #byName = new Map<string, ManagedVolume>();
   readonly #byId = new Map<string, ManagedVolume>();
@@ -56,17 +59,25 @@ export class Volumes implements VolumeNames {
 
   /** @param records of what is complete, as the catalog has them after the sweep at start */
   constructor(
-    host: Omit<VolumeHost, "materialise" | "layersUnused" | "targetGone" | "originNow">,
+    host: Omit<VolumeHost, "materialise" | "layersUnused" | "reclaimSoon" | "targetGone" | "originNow">,
     records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[]; exports: ExportRecord[] },
   ) {
     this.#host = {
       ...host,
       materialise: (id) => this.snapshots.materialise(id),
       layersUnused: (layers) => this.snapshots.layersUnused(layers),
+      reclaimSoon: (layers) => this.reclaimer.soon(layers),
       targetGone: (id) => this.exports.targetGone(id),
       originNow: (origin) => this.#originNow(origin),
     };
     this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.byId(id));
+    this.reclaimer = new Reclaimer({
+      env: this.#host.env,
+      references: this.snapshots.references,
+      moves: () => ({ ...this.snapshots.moves }),
+      volumes: () => this.ready().map((volume) => reclaimVolume(volume)),
+      unsealedLayers: () => new Set(this.all().flatMap(({ opened }) => [...(opened?.unsealedLayerIds() ?? [])])),
+    });
     this.exports = new Exports(host, records.exports, {
       isVolume: (name) => this.#byName.has(name),
       idsOf: (target) => this.#idsOf(target),
@@ -207,6 +218,7 @@ export class Volumes implements VolumeNames {
     const { env, store } = this.#host;
     // From here until the clone's checkpoint names it, nobody may take the frozen map away.
     return this.snapshots.references.run(async () => {
+      this.snapshots.moves.given++;
       const row =
         "volume" in from ? await this.snapshots.create(parent, null) : this.snapshotNamed(from.snapshot).snapshot;
       const base = await this.snapshots.base(row);
@@ -274,10 +286,12 @@ export class Volumes implements VolumeNames {
         const volume = this.getReady(name);
         const { env } = this.#host;
         const { id } = this.snapshots.get(volume, snapshotName);
+        this.snapshots.moves.given++;
         await this.snapshots.materialise(id);
         const before = (await volume.device()).layerIds();
         await volume.rebase("the volume is being reverted", force, () => revertVolume(env, volume.record.id, id));
         await this.snapshots.dropLayers(before);
+        this.reclaimer.soon(before);
         return volume;
       }),
     );
@@ -314,6 +328,7 @@ export class Volumes implements VolumeNames {
       const rest = Math.min(closing.size, Math.ceil(size / blockBytes) * blockBytes) - size;
       if (rest > 0) await closing.zero(size, rest, { allocate: false, fast: false });
     });
+    this.reclaimer.soon((await volume.device()).layerIds());
     return volume;
   }
 
@@ -442,18 +457,24 @@ export class Volumes implements VolumeNames {
         hint: "remove them first, or use --snapshots, which removes them too; clones live on",
       });
     }
-    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, force);
+    // Asked of all before anything goes: a refusal changes nothing. Who connects from here on comes too late.
+    volume.demandNoWriters(force);
+    for (const snapshot of taken) await this.snapshots.demandNoReaders(volume, snapshot, force);
+    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, true);
     await this.snapshots.settle(volume);
-    await volume.end(force, async () => {
+    await volume.end(true, async () => {
       await store.updateVolume(id, { state: "deleting" });
     });
     this.#forget(volume);
     volume.news.removed();
     await this.exports.targetGone(id);
-    await this.snapshots.references.run(() => removeVolumeFiles(env, id, (other) => this.#openLayers(other)));
+    const layers = await this.snapshots.references.run(() =>
+      removeVolumeFiles(env, id, (other) => this.#openLayers(other)),
+    );
     await this.dropBlob(id, blobId);
     await store.deleteVolume(id);
     await this.snapshots.collect();
+    this.reclaimer.soon(layers);
   }
 
   #openLayers(id: string): Set<string> | undefined {
@@ -504,12 +525,20 @@ export class Volumes implements VolumeNames {
   async close(): Promise<void> {
     this.#stopping.abort(new UllageError("stopping", "Ullage is being stopped"));
     await Promise.allSettled(this.#underWay);
+    await this.reclaimer.close();
     await this.snapshots.close();
     const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
     await this.snapshots.settled();
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;
   }
+}
+
+function reclaimVolume(volume: ManagedVolume): ReclaimVolume {
+  return {
+    id: volume.record.id,
+    inspect: (work) => volume.inspect(work),
+  };
 }
 
 function explain(error: unknown, size: number): unknown {

@@ -57,6 +57,19 @@ export const processFamilies: readonly Family[] = [
     labels: [],
     samples: ({ space }) => (space === undefined ? [] : [{ labels: {}, value: space.total }]),
   },
+  single("ullage_reclaim_runs_total", "counter", "Looks for unused blocks of layers", ({ reclaim }) => reclaim.runs),
+  single(
+    "ullage_reclaim_failures_total",
+    "counter",
+    "Looks for unused blocks of layers that ended early",
+    ({ reclaim }) => reclaim.failures,
+  ),
+  single(
+    "ullage_reclaimed_bytes_total",
+    "counter",
+    "Bytes on disk that reclaim has freed inside layers",
+    ({ reclaim }) => reclaim.bytes,
+  ),
   single("ullage_nbd_connections", "gauge", "Open NBD connections", ({ nbd }) => nbd.connections),
   single("ullage_nbd_accepted_total", "counter", "NBD connections that were taken", ({ nbd }) => nbd.accepted),
   single(

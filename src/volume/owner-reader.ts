@@ -5,6 +5,7 @@ import type { Blob } from "../blob/blob.ts";
 import type { Head } from "./head.ts";
 import type { Layer } from "./layer.ts";
 import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
+import { ReadEpochs } from "./read-epochs.ts";
 import type { SealedLayers } from "./sealed-layers.ts";
 
 /*
@@ -20,6 +21,7 @@ export class OwnerReader {
   readonly #head: Head | undefined;
   readonly #layers: SealedLayers;
   readonly #blobs: ReadonlyMap<number, Blob>;
+  readonly #epochs = new ReadEpochs();
 
   /** @param head undefined: all layers are sealed, as in a snapshot */
   constructor(map: OwnerMap, head: Head | undefined, layers: SealedLayers, blobs: ReadonlyMap<number, Blob>) {
@@ -27,6 +29,11 @@ export class OwnerReader {
     this.#head = head;
     this.#layers = layers;
     this.#blobs = blobs;
+  }
+
+  /** Resolves when every read of a layer that has begun has ended; those on the calling thread end in their turn. */
+  readsEnded(): Promise<void> {
+    return this.#epochs.ended();
   }
 
   #layerOf(owner: number): Layer {
@@ -111,7 +118,12 @@ export class OwnerReader {
     const blob = this.#blobs.get(owner);
     if (blob === undefined) {
       const layer = this.#layerOf(owner);
-      await readFully(layer.file, buffer, at, length, layer.position(offset));
+      const epoch = this.#epochs.enter();
+      try {
+        await readFully(layer.file, buffer, at, length, layer.position(offset));
+      } finally {
+        this.#epochs.leave(epoch);
+      }
       return true;
     }
     const inside = Math.max(0, Math.min(length, blob.size - offset));

@@ -48,7 +48,7 @@ export class CrashingWorld {
   }
 
   #file(file: File): File {
-    const change = ["write", "datasync", "truncate"] as const;
+    const change = ["write", "datasync", "truncate", "punch", "unseal"] as const;
     return new Proxy(file, {
       get: (target, key) => {
         const value: unknown = Reflect.get(target, key, target);

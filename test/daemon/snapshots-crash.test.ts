@@ -7,6 +7,7 @@ import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts"
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
 import { CrashingWorld } from "./crashing-world.ts";
+import { demandNothingUseless } from "./layer-inspection.ts";
 import { temporaryDirectory } from "./support.ts";
 
 const block = 4096;
@@ -57,7 +58,13 @@ async function touch(dataDir: string): Promise<void> {
 /** Dies at step n of `work`, for every n; after each death what is there must be one of `allowed`, and nothing else. */
 async function dieEverywhere(
   t: TestContext,
-  options: { before: (ullage: Ullage) => Promise<void>; work: (ullage: Ullage) => Promise<unknown>; allowed: string[] },
+  options: {
+    before: (ullage: Ullage) => Promise<void>;
+    work: (ullage: Ullage) => Promise<unknown>;
+    allowed: string[];
+    /** What there must be after each death besides. */
+    demand?: (ullage: Ullage, dataDir: string) => Promise<void>;
+  },
 ): Promise<void> {
   const directory = await temporaryDirectory(t);
   const template = join(directory, "template");
@@ -87,6 +94,7 @@ async function dieEverywhere(
     const found = await contents(next).catch((error: unknown) => assert.fail(`${died}: ${String(error)}`));
     assert.ok(options.allowed.includes(found), `${died}: ${found}`);
     seen.add(found);
+    await options.demand?.(next, dataDir);
     for (const { name } of await next.listVolumes()) await next.removeVolume(name, { snapshots: true });
     await next.close();
     assert.deepEqual(await exportRows(dataDir), [], `${died}: an export of nothing`);
@@ -188,5 +196,40 @@ void test("durability rule 17: nor does one of removing a snapshot that a clone 
     },
     work: (ullage) => ullage.removeSnapshot("web", "s"),
     allowed: ["c=1 web=2 web@s=1 x->web y->web@s", "c=1 web=2 x->web"],
+  });
+});
+
+void test("durability rule 4: a kill at any step of reclaim costs nothing, and the next one frees the rest", async (t) => {
+  const needed = [1, 1, 2, 1];
+  await dieEverywhere(t, {
+    before: async (ullage) => {
+      await ullage.createVolume({ name: "web", size: 1 << 20 });
+      const device = await ullage.getDevice("web");
+      await device.write(0, 4 * block, IoBuffer.from(Buffer.alloc(4 * block, 1)), 0);
+      await ullage.createSnapshot("web", "s");
+      await device.write(2 * block, block, IoBuffer.from(Buffer.alloc(block, 2)), 0);
+      await ullage.createSnapshot("web", "t");
+      await ullage.createVolume({ name: "c", from: { snapshot: "web@t" } });
+      await ullage.removeSnapshot("web", "s");
+    },
+    work: async (ullage) => assert.notEqual((await ullage.reclaim()).reclaimedBytes, 0),
+    allowed: ["c=1 web=1 web@t=1"],
+    demand: async (ullage, dataDir) => {
+      await ullage.reclaim();
+      await demandNothingUseless(ullage, dataDir);
+      const devices = [
+        await ullage.getDevice("web"),
+        await ullage.getDevice("c"),
+        await ullage.getSnapshotDevice("web", "t"),
+      ];
+      for (const device of devices) {
+        const buffer = new IoBuffer(4 * block);
+        await device.read(0, 4 * block, buffer, 0);
+        assert.deepEqual(
+          needed.map((_, at) => buffer.bytes[at * block]),
+          needed,
+        );
+      }
+    },
   });
 });

@@ -55,6 +55,7 @@ function measured(volumes: MeasuredVolume[], sources = new SourceTraffics()): Me
     space: undefined,
     nbd: { connections: 0, accepted: 0, turnedAway: 0, inflight: 0, bufferBytes: 0 },
     sources: sources.all(),
+    reclaim: { runs: 0, failures: 0, bytes: 0 },
     volumes,
   };
 }
