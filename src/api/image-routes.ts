@@ -49,6 +49,8 @@ const blob = {
   users: { type: "integer", minimum: 0, description: "open volumes and snapshots that read it; 0: it is closed" },
   volumes: names("volumes that were made from it, clones included"),
   detached: names("volumes that are detached from the source: they can't do without it"),
+  kept: { type: "boolean", description: "somebody wants it to be kept, whether a volume needs it or not" },
+  usedAt: { ...time, type: ["string", "null"], description: "when it was opened or closed last; null: unknown" },
   sourceState: ref("SourceState"),
   createdAt: time,
 };

@@ -56,6 +56,9 @@ export interface Blob {
   isPinnedBy(volumeId: string): boolean;
 }
 
+/** In the place of a volume's id: somebody wants a blob to be kept, whether a volume needs it or not. */
+export const keptByUser = "0".repeat(32);
+
 export interface FetchOptions {
   background?: boolean;
   signal?: AbortSignal;

@@ -88,6 +88,12 @@ export class CacheSpace {
     return this.#alone(0);
   }
 
+  /** Evicts as much as asked for, too much or not, as far as it may go. Never rejects. @returns bytes freed */
+  async free(bytes: number): Promise<number> {
+    await this.#running; // whatever that was for
+    return this.#alone(bytes);
+  }
+
   /** @param atLeast bytes to be freed, too much or not */
   #alone(atLeast: number): Promise<number> {
     this.#running ??= this.#evict(atLeast)

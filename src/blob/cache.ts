@@ -371,6 +371,17 @@ export class BlobCache {
       .map(({ meta: { id } }) => id);
   }
 
+  /**
+   * Throws out a blob, or as much of it as volumes can do without.
+   * @returns bytes freed; undefined when none of it may go
+   */
+  async evict(id: string): Promise<number | undefined> {
+    const open = this.#thinnable().find((blob) => blob.id === id);
+    if (open !== undefined) return open.evict(open.size);
+    const freed = await this.#evictBlob(id);
+    return this.#known.has(id) ? undefined : freed;
+  }
+
   #thinnable(): CachedBlob[] {
     const needed = this.#needs?.needed();
     return this.opened().filter((blob) => blob.mayBeEvicted && needed?.get(blob.id) === true);

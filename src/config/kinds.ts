@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import { isAbsolute, resolve } from "node:path";
 import { sourcePolicy } from "../backend/source-guard.ts";
 import { describeError, UllageError } from "../base/errors.ts";
+import { parseSize } from "../base/units.ts";
 import { parseListenAddress } from "../export/listen-address.ts";
 
 /** What may stand behind a key of the configuration file. */
@@ -70,6 +71,26 @@ export const sourceEntries: Kind = {
       });
     }
     return entries;
+  },
+};
+
+export const byteSize: Kind = {
+  name: 'a size such as "100G"',
+  read(value) {
+    if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return value;
+    try {
+      return parseSize(text(value, 'a size such as "100G"'));
+    } catch (error) {
+      throw new Error(`must be a size such as "100G", not ${describe(value)}`, { cause: error });
+    }
+  },
+};
+
+export const percentage: Kind = {
+  name: "a percentage, 0 to 100",
+  read(value) {
+    if (typeof value === "number" && value >= 0 && value <= 100) return value;
+    throw new Error(`must be a percentage, 0 to 100, not ${describe(value)}`);
   },
 };
 

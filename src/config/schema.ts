@@ -1,4 +1,16 @@
-import { addresses, boolean, fileMode, group, hostNames, oneOf, path, sourceEntries, type Kind } from "./kinds.ts";
+import {
+  addresses,
+  boolean,
+  byteSize,
+  percentage,
+  fileMode,
+  group,
+  hostNames,
+  oneOf,
+  path,
+  sourceEntries,
+  type Kind,
+} from "./kinds.ts";
 
 /** A key of the configuration file. */
 export interface ConfigKey {
@@ -116,6 +128,21 @@ export const configKeys: readonly ConfigKey[] = [
     option: "allowSources",
     fallback: '["public"]',
     meaning: "which sources may be named over TCP, see below; over the unix socket any may",
+  },
+  {
+    key: "cache.capacity",
+    kind: byteSize,
+    option: "cacheCapacity",
+    flag: "--cache-capacity",
+    fallback: "what the file system has, less the reserve",
+    meaning: "bytes on disk that the cache may take; what no volume needs goes first, least recently used",
+  },
+  {
+    key: "cache.reserve",
+    kind: percentage,
+    option: "cacheReserve",
+    fallback: "5",
+    meaning: "percentage of the file system that the cache leaves free",
   },
   {
     key: "log.level",

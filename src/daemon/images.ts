@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { UllageError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import type { BlobLook } from "../blob/blob-look.ts";
+import { keptByUser } from "../blob/blob.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import type { BlobCache } from "../blob/cache.ts";
 import type { VolumeRecord } from "../catalog/metadata-store.ts";
@@ -135,7 +136,12 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
     backgroundBytes: stats.backgroundBytes,
     users,
     volumes: all.filter(({ blobId }) => blobId === id).map(({ name }) => name),
-    detached: pins.map((pin) => names.get(pin) ?? pin).sort(),
+    detached: pins
+      .filter((pin) => pin !== keptByUser)
+      .map((pin) => names.get(pin) ?? pin)
+      .sort(),
+    kept: pins.includes(keptByUser),
+    usedAt: look.usedAt === 0 ? null : new Date(look.usedAt).toISOString(),
     sourceState: sourceState(look),
     createdAt,
   };

@@ -12,10 +12,12 @@ import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
 import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import type { CacheLimits } from "../blob/cache-space.ts";
+import type { SocketAccess } from "../export/listen-address.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./blob-listener.ts";
+import { CacheControl } from "./cache-control.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
@@ -107,6 +109,8 @@ export class Ullage {
   readonly #sources: Sources;
   readonly #volumes: Volumes;
   readonly #images: Images;
+  /** What people do with the cache. */
+  readonly cache: CacheControl;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
   #blobs: BlobListener | undefined;
@@ -144,6 +148,7 @@ export class Ullage {
     this.#probe = parts.probe;
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    this.cache = new CacheControl({ sources: parts.sources, images: this.#images, jobs: this.jobs });
     parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
@@ -524,12 +529,13 @@ export class Ullage {
    * Offers the cache to other processes of this host, on <data>/blobd.sock.
    * @throws UllageError `listen-in-use`, `listen`
    */
-  async serveBlobs(): Promise<void> {
+  async serveBlobs(access: SocketAccess): Promise<void> {
     this.#blobs = await BlobListener.open({
       path: this.#directory.below("blobd.sock"),
       dataDir: this.#directory.path,
       store: this.#sources.cache,
       log: this.#log,
+      access,
     });
     this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
   }
@@ -629,6 +635,7 @@ export class Ullage {
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
       reclaim: this.#volumes.reclaimer.figures,
+      cache: this.cache.view(),
       volumes,
     };
   }
