@@ -183,6 +183,8 @@ void test("whatever a server answers on a walk through all operations is what th
   await walk({ id: "getCache", status: 200 });
   await walk({ id: "changeCache", body: { capacityBytes: null, reserve: 0 }, status: 200 });
   await walk({ id: "evict", body: {}, status: 200 });
+  await walk({ id: "changeSourceLimits", body: { bytesPerSecond: 50_000_000 }, status: 200 });
+  await walk({ id: "getSourceLimits", status: 200 });
   await walk({ id: "getStats", status: 200 });
   await walk({ id: "getTraffic", status: 200 });
   await walk({ id: "getHealth", status: 200 });
