@@ -104,9 +104,7 @@ export class SimScheduler {
 
   #runOne(): void {
     let index = this.random.below(this.#ready.length);
-    const { slow } = this;
-    for (let again = this.slowness; slow !== undefined && again > 0; again--) {
-      if (!this.#ready[index].label.includes(slow) || !this.random.chance(this.slowness > 1 ? 0.99 : 0.9)) break;
+    for (let again = this.slowness; again > 0 && this.#comesLate(this.#ready[index]); again--) {
       index = this.random.below(this.#ready.length);
     }
     const task = this.#ready[index];
@@ -114,6 +112,11 @@ export class SimScheduler {
     if (task !== last) this.#ready[index] = last;
     this.steps++;
     task.run();
+  }
+
+  #comesLate({ label }: Task): boolean {
+    if (this.slow === undefined || !label.includes(this.slow)) return false;
+    return this.random.chance(this.slowness > 1 ? 0.99 : 0.9);
   }
 
   #fireTimer(): boolean {
