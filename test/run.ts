@@ -27,7 +27,7 @@ const groups: Record<"tests" | "vm" | "soak", Group> = {
     testTimeoutMs: 3 * minute,
     totalMs: 19 * minute,
   },
-  vm: { files: ["test/vm/**/*.test.ts"], without: [], tools: "vm", testTimeoutMs: 10 * minute, totalMs: 12 * minute },
+  vm: { files: ["test/vm/**/*.test.ts"], without: [], tools: "vm", testTimeoutMs: 10 * minute, totalMs: 17 * minute },
   soak: {
     files: ["test/soak/**/*.test.ts"],
     without: [],

@@ -21,7 +21,9 @@ import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts
 import { requestIdOf } from "./request-id.ts";
 import { schemas } from "./schemas.ts";
 import { declareScopes } from "./scopes.ts";
+import { lazySerializers } from "./serializers.ts";
 import { addServerRoutes } from "./server-routes.ts";
+import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
@@ -74,6 +76,7 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   (app, { ullage }) => addExportRoutes(app, ullage),
   (app, { ullage }) => addImageRoutes(app, ullage),
+  (app, { ullage }) => addSourceRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
@@ -97,6 +100,7 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
     bodyLimit: maxBodyBytes,
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     schemaErrorFormatter: (errors, part) => new Error(describeInvalid(errors[0], part)),
+    schemaController: { compilersFactory: { buildSerializer: lazySerializers } },
     routerOptions: { maxParamLength: maxParameterLength },
   });
   app.removeContentTypeParser("text/plain"); // bodies are JSON, and say so

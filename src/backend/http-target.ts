@@ -17,8 +17,12 @@ export function parseTarget(address: string): Target {
   url.password = "";
   url.hash = "";
   if (username === "" && password === "") return { url, authorization: undefined };
-  const pair = `${decode(username)}:${decode(password)}`;
-  return { url, authorization: `Basic ${Buffer.from(pair, "utf8").toString("base64")}` };
+  return { url, authorization: basic(decode(username), decode(password)) };
+}
+
+/** The value of an Authorization header (RFC 7617). */
+export function basic(username: string, password: string): string {
+  return `Basic ${Buffer.from(`${username}:${password}`, "utf8").toString("base64")}`;
 }
 
 /**

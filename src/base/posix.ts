@@ -332,6 +332,19 @@ export function streamSocket(family: number): number {
   return socketCall(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) as number;
 }
 
+/** The same, but it blocks: for whoever reads in the thread pool. */
+export function blockingStreamSocket(family: number): number {
+  return socketCall(family, SOCK_STREAM | SOCK_CLOEXEC, 0) as number;
+}
+
+/** A close-on-exec socket to the kernel's generic netlink, which blocks; -1 with `errno`. */
+export function genericNetlinkSocket(): number {
+  const AF_NETLINK = 16;
+  const SOCK_RAW = 3;
+  const NETLINK_GENERIC = 16;
+  return socketCall(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC) as number;
+}
+
 /** @param address a sockaddr, in memory of its own (`Buffer.allocUnsafeSlow`) @returns 0, or -1 with `errno` */
 export function bind(fd: number, address: Buffer): number {
   return bindCall(fd, addressOf(address), address.length) as number;

@@ -4,7 +4,7 @@ import type { Clock } from "../base/clock.ts";
 import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
-import { createBlobFiles, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
+import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
@@ -230,13 +230,42 @@ export class CachedBlob implements Blob {
 
   // ---- bytes from the source ---------------------------------------------------------------------------------------
 
-  #transfer(request: Transfer): Promise<boolean> {
-    const offset = request.first * this.unitBytes;
-    const length = this.#map.bytesOf(request.first, request.end);
-    return this.#receive(request, async (sink, options) => {
-      const reader = await this.#source();
-      await reader.read(offset, length, sink, options);
+  async #transfer(request: Transfer): Promise<boolean> {
+    const source = this.#source();
+    const first = await this.#skipZeros(request, source);
+    if (first === undefined) return false;
+    if (first >= request.end) return true;
+    const offset = first * this.unitBytes;
+    const length = this.#map.bytesOf(first, request.end);
+    const { end, lane, signal } = request;
+    return this.#receive({ first, end, lane, signal }, async (sink, options) => {
+      await (await source).read(offset, length, sink, options);
     });
+  }
+
+  /**
+   * What the image's tables say is zeros becomes ready without being read or written, however much it is: beyond what is
+   * asked for as well. It is punched all the same, for a request that failed may have left something there, in this life
+   * or in an earlier one; a flight that brings some of it meanwhile brings zeros, too. A sync that covers the units covers
+   * the holes (durability rule 12).
+   * @returns the first unit of the request that is not known to be zeros; undefined when a sync failed meanwhile
+   */
+  async #skipZeros(request: Transfer, source: Promise<ImageReader>): Promise<number | undefined> {
+    const reader = await source.catch(() => undefined); // the read that follows meets the failure, and counts it
+    if (reader?.zeroRun === undefined) return request.first;
+    const failedSyncs = this.#failedSyncs;
+    const offset = request.first * this.unitBytes;
+    const options = { signal: request.signal, background: request.lane !== "foreground" };
+    const zeros = await reader.zeroRun(offset, this.size - offset, options).catch(() => 0); // likewise
+    const end = offset + zeros === this.size ? this.#map.units : Math.floor((offset + zeros) / this.unitBytes);
+    if (end <= request.first) return request.first;
+    // The file is longer than the blob: behind its end, up to the next block, are zeros as well.
+    const bytes = end === this.#map.units ? dataFileBytes(this.meta) - offset : end * this.unitBytes - offset;
+    if (!(await this.file.punch(offset, bytes))) return request.first;
+    if (failedSyncs !== this.#failedSyncs) return undefined;
+    this.#map.addRun(request.first, end);
+    this.#noteUnsynced(0);
+    return end;
   }
 
   /** @returns false when a sync of the data failed meanwhile: some of the bytes may be lost */

@@ -11,12 +11,19 @@ export const helpTopics: readonly HelpTopic[] = [
   {
     name: "sources",
     summary: "where images come from, and what happens to their bytes",
-    text: () => `A source is what a volume is made from: an absolute or relative path, or an http(s) address.
+    text: () => `A source is what a volume is made from:
+
+  ./debian.raw, file:///images/debian.raw       a file or block device of the host
+  https://example.org/debian.raw                a web server
+  s3://bucket/key, s3://bucket/key?versionId=V  S3, Ceph, MinIO, …
+  oss://bucket/key                              Alibaba Cloud OSS
+  oci://registry.example.org/team/disk:v1       an artifact in a registry; #TITLE behind it names one of several blobs
 
   $ ullage volume create web1 --from https://example.org/debian.raw
   $ ullage volume create web2 --from ./debian.raw --size 40G
 
-Its format is told by its first bytes; --format raw overrides that. A disk larger than its image reads as zeros behind it.
+Its format is told by its first bytes: raw, qcow2, vmdk, vhd, vhdx, and any of them in a tar archive (tar+qcow2). --format
+overrides that; --format raw serves the bytes as they are. All about formats: docs/SOURCES.md. A disk larger than its image reads as zeros behind it.
 
 Bytes are fetched when they are first read, into a cache that all volumes of the same image share, and the rest in
 the background: the volume is then 'detached', and the source may vanish. Until then it must stay as it is: a source that
@@ -28,7 +35,13 @@ What is here of which image:  ullage image ls, ullage image show SOURCE, ullage 
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
   --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
 
-Over the API's unix socket any source may be named; over TCP those that sources.allow lets in (ullage help config).`,
+Credentials come from where the provider's own tools find them (AWS_…, ~/.aws, OSS_…, ~/.docker/config.json), or from what
+[[sources.match]] in the configuration file refers to, together with endpoints, mirrors, proxies. They are read again when they
+change. ullage source limit RATE bounds what all sources together deliver.
+
+Over the API's unix socket any source may be named; over TCP those that sources.allow lets in (ullage help config).
+
+All of it, and the quirks of providers: docs/SOURCES.md.`,
   },
   {
     name: "durability",

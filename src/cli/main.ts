@@ -19,6 +19,7 @@ import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
 import { addSnapshotCommand } from "./commands/snapshot.ts";
+import { addSourceCommand } from "./commands/source.ts";
 import { addTokenCommand } from "./commands/token.ts";
 import { addVolumeCommand } from "./commands/volume.ts";
 
@@ -53,6 +54,7 @@ addImageCommand(program);
 addCacheCommand(program);
 addAttachCommand(program);
 addDetachCommand(program);
+addSourceCommand(program);
 addTokenCommand(program);
 addConfigCommand(program);
 addHealthCommand(program);

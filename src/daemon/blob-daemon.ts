@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { join, resolve } from "node:path";
+import { Backends } from "../backend/backends.ts";
 import { defaultSourceEntries, sourcePolicy } from "../backend/source-guard.ts";
 import { systemClock } from "../base/clock.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
@@ -39,7 +40,10 @@ export class BlobDaemon {
     const { log, socket = join(dataDir, "blobd.sock"), access, allowedUsers = [] } = options;
     await realFileSystem.mkdir(dataDir);
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries);
-    const sources = await Sources.open({ fs: realFileSystem, clock: systemClock, dataDir, randomBytes, log }, policy);
+    const sources = await Sources.open(
+      { fs: realFileSystem, clock: systemClock, dataDir, randomBytes, log },
+      new Backends({ policy }),
+    );
     try {
       const listener = await BlobListener.open({
         store: sources.cache,

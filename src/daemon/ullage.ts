@@ -1,7 +1,9 @@
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { canonicalSource } from "../backend/open.ts";
+import { Backends } from "../backend/backends.ts";
+import { canonicalSource } from "../backend/source-address.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
+import type { SourceSettings } from "../backend/source-settings.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
@@ -52,6 +54,7 @@ import type {
   DiffRunView,
   SpaceView,
   SnapshotView,
+  SourceLimitsView,
   StatsView,
   VolumeChangeRequest,
   VolumeView,
@@ -71,6 +74,10 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
   allowSources?: readonly string[];
+  /** How sources are reached, by prefix (backend/source-settings.ts). */
+  sourceSettings?: readonly SourceSettings[];
+  /** What all sources together may deliver; null, the default: no limit. Local files are not counted. */
+  sourceBytesPerSecond?: number | null;
   /** Default: nothing is logged. */
   log?: Log;
   /** The world, for tests that inject faults. */
@@ -181,7 +188,13 @@ export class Ullage {
         log,
       };
       const swept = await sweepAtStart(env, store);
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
+      const backends = new Backends({
+        clock,
+        policy,
+        settings: options.sourceSettings ?? [],
+        bytesPerSecond: options.sourceBytesPerSecond ?? null,
+      });
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, backends);
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },
@@ -215,6 +228,23 @@ export class Ullage {
       for (const step of undo.toReversed()) await step().catch(() => undefined); // the first error is the one that counts
       throw error;
     }
+  }
+
+  // ---- sources -----------------------------------------------------------------------------------------------------
+
+  /** What all sources together may deliver; holds until the process ends. */
+  sourceLimits(change: Partial<SourceLimitsView> = {}): SourceLimitsView {
+    const { rateLimit } = this.#sources.backends;
+    if (change.bytesPerSecond !== undefined) {
+      rateLimit.bytesPerSecond = change.bytesPerSecond;
+      this.#log("info", `sources may deliver ${change.bytesPerSecond ?? "any number of"} bytes per second`);
+    }
+    return { bytesPerSecond: rateLimit.bytesPerSecond };
+  }
+
+  /** What the credentials of sources refer to is read again before their next requests. */
+  refreshCredentials(): void {
+    this.#sources.backends.refresh();
   }
 
   // ---- volumes -----------------------------------------------------------------------------------------------------

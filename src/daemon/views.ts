@@ -194,6 +194,12 @@ export interface SnapshotView {
   createdAt: string;
 }
 
+/** What all sources of the host together may do. */
+export interface SourceLimitsView {
+  /** null: no limit */
+  bytesPerSecond: number | null;
+}
+
 /**
  * How the source of a blob is, by the last request to it.
  * - notNeeded: everything is here

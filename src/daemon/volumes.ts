@@ -193,7 +193,7 @@ export class Volumes implements VolumeNames {
     try {
       const size = volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
-      const image = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
+      const image = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
       volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
     } catch (error) {
       await found?.backend.close();

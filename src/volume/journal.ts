@@ -346,7 +346,10 @@ export class Journal {
    */
   async finish(): Promise<void> {
     await this.settled();
-    if (!this.#untouched || this.#log.length > 0 || this.strays) return this.checkpoint(true);
+    if (!this.#untouched || this.#log.length > 0 || this.strays) {
+      await this.#log.shed();
+      return this.checkpoint(true);
+    }
     await this.flush(); // what was overwritten in place
     // Whoever came too late must not believe that it was logged.
     this.#failure = new IoError("ESHUTDOWN", "the journal is closed");

@@ -15,7 +15,7 @@ const answering = ["api", "backend", "blob", "catalog", "daemon", "image", "volu
 
 /** What those parts say to others than clients of the API: at start, in the log, or to each other. */
 const elsewhere = new Set(
-  `aborted closed interrupted cancelled stream-dropped close-failed api-auth sources-allow tokens-version
+  `aborted closed interrupted cancelled stream-dropped close-failed api-auth sources-allow credentials tokens-version
   catalog-damaged catalog-foreign catalog-lost catalog-version
   nothing-left data-file-system data-foreign data-in-use data-missing data-unwritable`.split(/\s+/),
 );

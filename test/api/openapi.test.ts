@@ -171,6 +171,8 @@ void test("whatever a server answers on a walk through all operations is what th
   await walk({ id: "getImage", parameters: { id: images[0].id }, status: 200 });
   const { blobs } = await walk<{ blobs: BlobView[] }>({ id: "listBlobs", status: 200 });
   await walk({ id: "getBlob", parameters: { id: blobs[0].id }, status: 200 });
+  await walk({ id: "changeSourceLimits", body: { bytesPerSecond: 50_000_000 }, status: 200 });
+  await walk({ id: "getSourceLimits", status: 200 });
   await walk({ id: "getStats", status: 200 });
   await walk({ id: "getTraffic", status: 200 });
   await walk({ id: "getHealth", status: 200 });

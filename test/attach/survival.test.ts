@@ -26,7 +26,7 @@ void test("fio --verify sees pauses and no error while the daemon is restarted a
     "--direct=1",
     "--fsync=50",
   ];
-  const verify = ["--verify=crc32c", "--verify_fatal=1", "--rate_iops=1000"];
+  const verify = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--rate_iops=1000"];
   let ended = false;
   const fio = run("fio", ["--name=v", `--directory=${mount}`, ...work, ...verify], 240_000);
   void fio.then(() => (ended = true));
@@ -81,6 +81,7 @@ void test("files of processes that have ended, even with their numbers in use ag
     const status = {
       helper: self,
       nbdfuse: self,
+      served: true,
       state: "connected",
       reason: "",
       size: 1,

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { IoError } from "../../src/base/errors.ts";
 import { volumeDir } from "../../src/volume/paths.ts";
 import {
   blockBytes,
@@ -66,6 +67,32 @@ void test("one record is enough for a checkpoint at the end", async (t) => {
   await volume.close();
   assert.ok(mapNumbers(lives.env, lives.id)[0] > number);
   pretendPowerCut(lives.env, lives.id);
+  const next = await lives.open();
+  await expectFilled(next, 0, blockBytes, 0);
+  await next.close();
+});
+
+void test("rule 22: the zeros written ahead in a log are not written to the disk at the end, and it still takes its last records", async (t) => {
+  const lives = await closed(t);
+  const volume = await lives.open();
+  const writer = await volume.attach({
+    protocol: "nbd",
+    address: "unix",
+    remote: false,
+    writable: true,
+    close: () => undefined,
+  });
+  await volume.trim(0, blockBytes);
+  writer.release(true);
+  const synced: number[] = [];
+  lives.faulty.before = (call) => {
+    if (call.name === "datasync" && ofLog(call)) synced.push(statSync(call.path).size);
+    // Nothing that would need space may be written to the old log.
+    if (call.name === "write" && ofLog(call) && call.length > 4096) throw new IoError("ENOSPC", "the disk is full");
+    return undefined;
+  };
+  await volume.close();
+  assert.ok(synced.length >= 2 && synced.every((bytes) => bytes <= 4 * blockBytes), synced.join());
   const next = await lives.open();
   await expectFilled(next, 0, blockBytes, 0);
   await next.close();

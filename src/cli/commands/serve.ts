@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import { Option, type Command } from "commander";
 import type { ApiAuth } from "../../api/connection-access.ts";
+import type { SourceSettings } from "../../backend/source-settings.ts";
 import { UllageError } from "../../base/errors.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
@@ -17,6 +18,8 @@ interface Options extends LogOptions, TlsFlags, SocketOptions {
   apiHost?: string[];
   /** Only the configuration file says it. */
   allowSources?: string[];
+  sourceSettings?: SourceSettings[];
+  sourceLimit?: number;
   nbd?: string[];
   unsafeFileSystem?: boolean;
   json?: boolean;
@@ -46,7 +49,8 @@ async function serve(options: Options): Promise<void> {
   const tls = await loadTlsOptions(options);
   const api = apiOptions(options);
   const { stopSignal, aborted } = await import("../signals.ts");
-  const stop = stopSignal();
+  const reload = new EventTarget();
+  const stop = stopSignal(() => reload.dispatchEvent(new Event("reload")));
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { notifyServiceManager } = await import("../service-manager.ts");
   const { chooseAddresses } = await import("../addresses.ts");
@@ -62,6 +66,8 @@ async function serve(options: Options): Promise<void> {
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
+    sourceSettings: options.sourceSettings ?? [],
+    sourceBytesPerSecond: options.sourceLimit ?? null,
     log,
   });
   const library = import("../server.ts"); // a tenth of a second, while the disk and the catalog's thread are at work
@@ -71,6 +77,10 @@ async function serve(options: Options): Promise<void> {
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
   announce(ullage, options.json === true, link);
+  reload.addEventListener("reload", () => {
+    ullage.refreshCredentials();
+    log("info", "credentials of sources are read again");
+  });
   notifyServiceManager("READY=1", log);
   await aborted(stop);
   notifyServiceManager("STOPPING=1", log);
@@ -103,7 +113,7 @@ function announce(ullage: Ullage, json: boolean, dashboard: string | undefined):
   API  ${api.join("  ")}
 ${dashboard === undefined ? "" : `  Dashboard  ${dashboard}\n`}
 Next, in another terminal:
-  ${program} volume create web1 --from SOURCE      a writable disk from an image: a path or an http(s) address
+  ${program} volume create web1 --from SOURCE      a writable disk from an image: a path or an address
   ${program} volume ls
   nbdinfo ${exportUri(uris[0], "web1")}
 Ctrl-C stops it; the volumes stay in ${dataDirectory}.`);
