@@ -5,7 +5,7 @@ import { IoError, UllageError } from "./errors.ts";
 import type { DirectoryLock, File, FileBinding, FileSystem } from "./file-system.ts";
 import type { IoBuffer } from "./io-buffer.ts";
 import * as posix from "./posix.ts";
-import { syncSlots } from "./sync-slots.ts";
+import { syncSlots } from "./pool-slots.ts";
 
 /*
  * Files by system calls. Reads that the page cache can answer and writes into it run on the calling thread; the rest in

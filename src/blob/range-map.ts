@@ -48,6 +48,25 @@ export class RangeMap {
     this.#missing--;
   }
 
+  remove(unit: number): void {
+    if (!this.has(unit)) return;
+    this.#bits[unit >> 3] &= ~(1 << (unit & 7));
+    this.#missing++;
+  }
+
+  /** Adds the units [first, end). */
+  addRun(first: number, end: number): void {
+    for (let unit = first; unit < end;) {
+      if ((unit & 7) !== 0 || end - unit < 8) {
+        this.add(unit++);
+        continue;
+      }
+      this.#missing -= 8 - countBits(this.#bits.subarray(unit >> 3, (unit >> 3) + 1));
+      this.#bits[unit >> 3] = 0xff;
+      unit += 8;
+    }
+  }
+
   /** The unit that holds the byte at `offset`. */
   unitAt(offset: number): number {
     return Math.floor(offset / this.unitBytes);

@@ -6,8 +6,10 @@ import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
-import { detectFormat, detectHeadBytes } from "../image/detect.ts";
-import type { ImageFormat, ImageReader } from "../image/image-format.ts";
+import { detectHeadBytes } from "../image/detect.ts";
+import type { ImageReader } from "../image/image-format.ts";
+import { objectReader } from "../image/object-reader.ts";
+import { openImage } from "../image/open-image.ts";
 import { Turns } from "./turns.ts";
 import type { SourceRequest } from "./views.ts";
 
@@ -15,7 +17,8 @@ import type { SourceRequest } from "./views.ts";
 export interface FoundSource {
   /** canonical, without credentials */
   url: string;
-  format: ImageFormat;
+  /** of the image: a chain, see `OpenedImage` */
+  format: string;
   identity: Identity;
   /** of the disk, in bytes */
   size: number;
@@ -62,7 +65,10 @@ export class Sources {
   /** @param backends closed with this */
   static async open(options: Omit<BlobCacheOptions, "openSource">, backends: Backends): Promise<Sources> {
     const opened = new Map<string, Backend>();
-    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends, opened) });
+    const cache = await BlobCache.open({
+      ...options,
+      openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
+    });
     return new Sources(options, backends, cache, opened);
   }
 
@@ -77,10 +83,10 @@ export class Sources {
     const backend = this.backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
-      const format = detectFormat(head, identity.size, wanted);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const reader = await format.open(backend, identity);
+      const context = signal === undefined ? {} : { signal };
+      const { format, reader } = await openImage(objectReader(backend, identity), wanted, context, head);
       if (reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
       return { url, format, identity, size: reader.size, backend, reader, download, guarded };
     } catch (error) {
@@ -101,7 +107,9 @@ export class Sources {
       if (!found.download || blob.readyBytes === blob.size) return blob;
       await options.onBlob?.(blob.id);
       options.onProgress?.(0);
-      await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
+      if (found.format === "raw") {
+        await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
+      } else await fetchAll(blob, options);
       await blob.sync();
       return blob;
     } catch (error) {
@@ -113,10 +121,10 @@ export class Sources {
   }
 
   async #findOrMake({ url, format, identity, size, backend, reader, guarded }: FoundSource): Promise<CachedBlob> {
-    const known = this.cache.find(url, format.name, identity);
+    const known = this.cache.find(url, format, identity);
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format.name, identity, size, guarded }, reader)
+        ? await this.cache.create({ url, imageFormat: format, identity, size, guarded }, reader)
         : await this.cache.open(known.id);
     if (!this.#opened.has(blob.id)) {
       this.#opened.set(blob.id, backend);
@@ -148,6 +156,16 @@ export class Sources {
     return this.cache.list().some(({ id }) => id === blobId);
   }
 
+  /**
+   * No volume refers to the blob any more. It stays in the cache for the next one, until its space is wanted, unless
+   * nothing of it is here or it could not be found again.
+   */
+  async giveUp(blobId: string): Promise<void> {
+    const look = await this.cache.look(blobId);
+    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    await this.remove(blobId);
+  }
+
   /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
   async remove(blobId: string): Promise<void> {
     await this.#turns.run(async () => {
@@ -170,14 +188,29 @@ export class Sources {
   }
 }
 
-/** Costs no round trip: every read is bound to the identity by itself. */
-async function reopenSource(meta: BlobMeta, backends: Backends, opened: Map<string, Backend>): Promise<ImageReader> {
+/** For images that are read in ranges all the same. */
+async function fetchAll(blob: CachedBlob, { signal, onProgress }: FillOptions): Promise<void> {
+  const step = 32 * 1024 * 1024;
+  for (let at = 0; at < blob.size; at += step) {
+    await blob.fetch(at, step, signal === undefined ? {} : { signal });
+    onProgress?.(blob.readyBytes);
+  }
+}
+
+/** Costs no probe: every read is bound to the identity by itself. */
+async function reopenSource(
+  meta: BlobMeta,
+  signal: AbortSignal,
+  backends: Backends,
+  opened: Map<string, Backend>,
+): Promise<ImageReader> {
   let backend = opened.get(meta.id);
   if (backend === undefined) {
     backend = backends.open(meta.url, meta.guarded === true);
     opened.set(meta.id, backend);
   }
-  return detectFormat(Buffer.alloc(0), meta.identity.size, meta.imageFormat).open(backend, meta.identity);
+  const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
+  return reader;
 }
 
 function noRanges(url: string): SourceError {

@@ -193,7 +193,7 @@ export class Volumes implements VolumeNames {
     try {
       const size = volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
-      const image = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
+      const image = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
       volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
     } catch (error) {
       await found?.backend.close();
@@ -481,12 +481,22 @@ export class Volumes implements VolumeNames {
     return this.#byId.get(id)?.opened?.layerIds();
   }
 
-  /** A volume is gone: its blob goes too, unless another volume was made from it. */
+  /** The blobs that volumes were made from, and whether all volumes of one want only what they read. */
+  neededBlobs(): Map<string, boolean> {
+    const needed = new Map<string, boolean>();
+    for (const { record } of this.all()) {
+      const { blobId, hydration } = record;
+      if (blobId !== null) needed.set(blobId, !hydration.wanted && needed.get(blobId) !== false);
+    }
+    return needed;
+  }
+
+  /** A volume is gone: its blob is given up, unless another volume was made from it. */
   async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
     if (blobId === null) return;
     const { sources } = this.#host;
     await sources.unpin(blobId, volumeId);
-    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
+    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.giveUp(blobId);
   }
 
   /**
