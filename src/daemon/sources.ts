@@ -156,6 +156,16 @@ export class Sources {
     return this.cache.list().some(({ id }) => id === blobId);
   }
 
+  /**
+   * No volume refers to the blob any more. It stays in the cache for the next one, until its space is wanted, unless
+   * nothing of it is here or it could not be found again.
+   */
+  async giveUp(blobId: string): Promise<void> {
+    const look = await this.cache.look(blobId);
+    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    await this.remove(blobId);
+  }
+
   /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
   async remove(blobId: string): Promise<void> {
     await this.#turns.run(async () => {

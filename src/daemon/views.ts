@@ -1,3 +1,4 @@
+import type { CacheLimits } from "../blob/cache-space.ts";
 import type { Settings } from "../catalog/metadata-store.ts";
 import type { HealthCheck, HealthStatus, Warning } from "./health.ts";
 
@@ -246,8 +247,9 @@ export interface BlobView {
   readyBytes: number;
   /** that the cache file takes on disk, as `du` counts them */
   diskBytes: number;
-  /** received because somebody waited for them, and ahead; both since the blob was opened */
+  /** received because somebody waited for them, by readahead, and by hydration, since it was made */
   foregroundBytes: number;
+  readaheadBytes: number;
   backgroundBytes: number;
   /** Open volumes and snapshots that read it; 0: it is closed. */
   users: number;
@@ -255,8 +257,33 @@ export interface BlobView {
   volumes: string[];
   /** names of volumes that are detached from the source: they can't do without it */
   detached: string[];
+  /** somebody wants it to be kept, whether a volume needs it or not */
+  kept: boolean;
+  /** when it was opened or closed last; null: unknown */
+  usedAt: string | null;
   sourceState: SourceStateView;
   createdAt: string;
+}
+
+/** The cache that all volumes share. */
+export interface CacheView extends CacheLimits {
+  /** versions of images in it */
+  blobs: number;
+  /** on disk */
+  diskBytes: number;
+  /** since the process started */
+  evictedBytes: number;
+}
+
+/** What is left out stays. */
+export type CacheChange = Partial<CacheLimits>;
+
+/** What to throw out; nothing named: all that no volume needs. */
+export interface EvictRequest {
+  /** id */
+  blob?: string;
+  /** at least, as far as there is so much */
+  bytes?: number;
 }
 
 /** A source that something was fetched from. What differs between versions is that of the newest. */

@@ -494,12 +494,22 @@ export class Volumes implements VolumeNames {
     return this.#byId.get(id)?.opened?.layerIds();
   }
 
-  /** A volume is gone: its blob goes too, unless another volume was made from it. */
+  /** The blobs that volumes were made from, and whether all volumes of one want only what they read. */
+  neededBlobs(): Map<string, boolean> {
+    const needed = new Map<string, boolean>();
+    for (const { record } of this.all()) {
+      const { blobId, hydration } = record;
+      if (blobId !== null) needed.set(blobId, !hydration.wanted && needed.get(blobId) !== false);
+    }
+    return needed;
+  }
+
+  /** A volume is gone: its blob is given up, unless another volume was made from it. */
   async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
     if (blobId === null) return;
     const { sources } = this.#host;
     await sources.unpin(blobId, volumeId);
-    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
+    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.giveUp(blobId);
   }
 
   /**

@@ -171,6 +171,18 @@ void test("whatever a server answers on a walk through all operations is what th
   await walk({ id: "getImage", parameters: { id: images[0].id }, status: 200 });
   const { blobs } = await walk<{ blobs: BlobView[] }>({ id: "listBlobs", status: 200 });
   await walk({ id: "getBlob", parameters: { id: blobs[0].id }, status: 200 });
+  const blob = { id: blobs[0].id };
+  await walk({ id: "pinBlob", parameters: blob, status: 200 });
+  await walk({ id: "evict", body: { blob: blob.id }, status: 409 });
+  await walk({ id: "unpinBlob", parameters: blob, status: 200 });
+  const pull = await walk<JobObject>({ id: "pullImage", body: { source: api.image }, status: 202 });
+  while ((await walk<JobObject>({ id: "getJob", parameters: { id: pull.id }, status: 200 })).state === "running");
+  const all = await walk<{ images: ImageView[] }>({ id: "listImages", status: 200 });
+  const pulled = all.images.find(({ volumes }) => volumes.length === 0)!;
+  await walk({ id: "removeImage", parameters: { id: pulled.id }, status: 204 });
+  await walk({ id: "getCache", status: 200 });
+  await walk({ id: "changeCache", body: { capacityBytes: null, reserve: 0 }, status: 200 });
+  await walk({ id: "evict", body: {}, status: 200 });
   await walk({ id: "changeSourceLimits", body: { bytesPerSecond: 50_000_000 }, status: 200 });
   await walk({ id: "getSourceLimits", status: 200 });
   await walk({ id: "getStats", status: 200 });
