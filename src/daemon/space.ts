@@ -31,7 +31,8 @@ export interface SpaceHost {
 }
 
 /** Who needs which layers, from the owner tables of all maps: nothing is counted in advance, so nothing is counted wrong. */
-async function users({ env, openLayers, ownerOf }: SpaceHost): Promise<Map<string, Set<string>>> {
+async function users(host: SpaceHost): Promise<Map<string, Set<string>>> {
+  const { env } = host;
   const found = new Map<string, Set<string>>();
   const note = (layers: Iterable<string>, volumes: Iterable<string>): void => {
     for (const layer of layers) {
@@ -45,13 +46,13 @@ async function users({ env, openLayers, ownerOf }: SpaceHost): Promise<Map<strin
   // Volumes first: see dropLayers.
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
     if (!/^[0-9a-f]{32}$/.test(id)) continue;
-    const open = openLayers(id);
+    const open = host.openLayers(id);
     note(open ?? (await volumeReferences(env, id)), [id]);
     const base = open === undefined ? await baseOf(env, id) : undefined;
     if (base !== undefined) begun.set(base, [...(begun.get(base) ?? []), id]);
   }
   for (const id of await frozenMaps(env)) {
-    const owner = ownerOf(id);
+    const owner = host.ownerOf(id);
     note(await frozenReferences(env, id), [...(begun.get(id) ?? []), ...(owner === undefined ? [] : [owner])]);
   }
   return found;
