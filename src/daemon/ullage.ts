@@ -42,6 +42,7 @@ import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
+  AllSpaceView,
   AddExportRequest,
   BlobView,
   ConnectionView,
@@ -388,10 +389,13 @@ export class Ullage {
   }
 
   /** Where a volume's bytes are on this host. @throws UllageError `not-found`, `creating` */
-  async spaceOf(name: string): Promise<SpaceView> {
-    const volume = this.#volumes.getReady(name);
-    const layers = await this.#volumes.snapshots.space(volume);
-    return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
+  spaceOf(name: string): Promise<SpaceView> {
+    return this.#volumes.spaceOf(name);
+  }
+
+  /** Where the bytes of the data directory are. */
+  space(): Promise<AllSpaceView> {
+    return this.#volumes.space();
   }
 
   /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
@@ -411,7 +415,7 @@ export class Ullage {
   }
 
   /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
-  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+  async reclaim(signal: AbortSignal = new AbortController().signal): Promise<ReclaimView> {
     return reclaimView(await this.#volumes.reclaimer.now({ signal }));
   }
 

@@ -186,6 +186,7 @@ void test("whatever a server answers on a walk through all operations is what th
   await walk({ id: "changeSourceLimits", body: { bytesPerSecond: 50_000_000 }, status: 200 });
   await walk({ id: "getSourceLimits", status: 200 });
   await walk({ id: "getStats", status: 200 });
+  await walk({ id: "getAllSpace", status: 200 });
   await walk({ id: "getTraffic", status: 200 });
   await walk({ id: "getHealth", status: 200 });
   await walk({ id: "createToken", body: { name: "t", scope: "read", expiresInSeconds: 60 }, status: 201 });
