@@ -29,7 +29,8 @@ export class ReadaheadFetcher {
     const ahead = this.#readahead;
     if (ahead.note(offset, length)) this.#want(ahead.offset, ahead.length);
     const stride = this.#strides.note(offset, length);
-    for (let each = 1; stride !== 0 && each <= STRIDES_AHEAD; each++) this.#want(offset + each * stride, length);
+    if (stride === 0) return;
+    for (let each = 1; each <= STRIDES_AHEAD; each++) this.#want(offset + each * stride, length);
   }
 
   #want(offset: number, length: number): void {
