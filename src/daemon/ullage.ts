@@ -415,7 +415,7 @@ export class Ullage {
   }
 
   /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
-  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+  async reclaim(signal: AbortSignal = new AbortController().signal): Promise<ReclaimView> {
     return reclaimView(await this.#volumes.reclaimer.now({ signal }));
   }
 
