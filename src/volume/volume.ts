@@ -554,7 +554,7 @@ export class Volume implements BlockDevice {
       state: this.#volumeState,
       reason: this.#reason,
       lineage: this.lineage,
-      writtenBytes: this.#head.layer.writtenBytes,
+      writtenBytes: this.#map.writtenBlocks * blockBytes,
       logBytes: this.#journal.logBytes,
       mapBytes: this.#journal.mapBytes,
       connections: this.#attachments.clients().map(({ protocol, address, remote, writable }) => ({
