@@ -187,7 +187,7 @@ export const configKeys: readonly ConfigKey[] = [
     key: "sources.match[].pathStyle",
     kind: boolean,
     option: "sourceSettings",
-    fallback: "true for s3 with an endpoint, else false",
+    fallback: "true for s3 with an endpoint and for oss at an address, else false",
     meaning: "the bucket in the path, not in front of the host",
   },
   {

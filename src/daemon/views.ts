@@ -31,7 +31,7 @@ export interface VolumeView {
   origin: OriginView | null;
   /** of the source, in the local cache */
   fetchedBytes: number;
-  /** in blocks that were written here */
+  /** in blocks of 4096 that were written here, or in what it was cloned from, and were not trimmed since */
   writtenBytes: number;
   hydration: HydrationView;
   settings: Settings;
@@ -156,13 +156,25 @@ export interface VolumeChangeRequest {
   settings?: Partial<Settings>;
 }
 
+/** Bytes on disk, in all of the data directory: what `du` says of the files in layers/ and of the caches in blobs/. */
+export interface AllSpaceView {
+  /** in layers that one volume, with its snapshots, needs: the sum over all volumes */
+  exclusiveBytes: number;
+  /** in layers that several volumes need, each counted once */
+  sharedBytes: number;
+  /** in layers that nothing needs: about to be removed, or left by a removal that failed */
+  unusedBytes: number;
+  /** of images, each counted once */
+  cachedBytes: number;
+}
+
 /** Bytes on disk. What several volumes use is in the figures of each of them. */
 export interface SpaceView {
   /** in layers that only this volume and its snapshots need */
   exclusiveBytes: number;
   /** in layers that other volumes need as well */
   sharedBytes: number;
-  /** of the image, in the cache that all volumes made from it share */
+  /** in the cache of the image that it was made from, which all volumes made from that share */
   cachedBytes: number;
 }
 

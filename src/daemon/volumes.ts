@@ -20,9 +20,10 @@ import type { ReclaimVolume } from "./reclaim.ts";
 import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
+import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { volumeSize } from "./volume-size.ts";
-import type { CloneRequest, CreateVolumeRequest, OriginView } from "./views.ts";
+import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, SpaceView } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
 const openingAtOnce = 2;
@@ -417,6 +418,7 @@ export class Volumes implements VolumeNames {
       volume.download = undefined;
       // It is complete and stays, whatever opening says: its state tells why it can't be opened.
       await volume.deviceForReader().catch(() => undefined);
+      if (blob !== undefined) await volume.recordTrace().catch(() => undefined);
       volume.news.changed();
     } finally {
       if (blob !== undefined) await sources.cache.release(blob.id);
@@ -475,6 +477,18 @@ export class Volumes implements VolumeNames {
     await store.deleteVolume(id);
     await this.snapshots.collect();
     this.reclaimer.soon(layers);
+  }
+
+  /** @throws UllageError `not-found`, `creating` */
+  async spaceOf(name: string): Promise<SpaceView> {
+    const volume = this.getReady(name);
+    const { blobId } = volume.record;
+    const cachedBytes = blobId === null ? 0 : await blobSpace(this.#host.env, blobId);
+    return { ...(await this.snapshots.space(volume)), cachedBytes };
+  }
+
+  async space(): Promise<AllSpaceView> {
+    return { ...(await this.snapshots.allSpace()), cachedBytes: await allBlobSpace(this.#host.env) };
   }
 
   #openLayers(id: string): Set<string> | undefined {
