@@ -6,6 +6,7 @@ import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
 import { namePattern, nameRule } from "../catalog/names.ts";
+import { addCacheRoutes } from "./cache-routes.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
 import { addEventRoutes } from "./event-routes.ts";
 import { addExportRoutes } from "./export-routes.ts";
@@ -27,6 +28,7 @@ import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
+import { addTraceRoutes } from "./trace-routes.ts";
 import { addTrafficRoutes } from "./traffic-routes.ts";
 import { Tokens } from "./tokens.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
@@ -79,6 +81,8 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addSourceRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
+  (app, { ullage }) => addCacheRoutes(app, ullage),
+  (app, { ullage }) => addTraceRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
   (app, { ullage }) => addEventRoutes(app, ullage),
   addHealthRoutes,

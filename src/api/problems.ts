@@ -19,6 +19,7 @@ const statusOf: Record<string, number> = {
   "bad-name": 400,
   "bad-size": 400,
   "bad-cursor": 400,
+  "bad-trace": 400,
   "source-forbidden": 403,
   "no-token": 401,
   "bad-token": 401,

@@ -68,6 +68,10 @@ export class Sources {
     const cache = await BlobCache.open({
       ...options,
       openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
+      onRemoved: (id) => {
+        void opened.get(id)?.close();
+        opened.delete(id);
+      },
     });
     return new Sources(options, backends, cache, opened);
   }
@@ -156,6 +160,16 @@ export class Sources {
     return this.cache.list().some(({ id }) => id === blobId);
   }
 
+  /**
+   * No volume refers to the blob any more. It stays in the cache for the next one, until its space is wanted, unless
+   * nothing of it is here or it could not be found again.
+   */
+  async giveUp(blobId: string): Promise<void> {
+    const look = await this.cache.look(blobId);
+    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    await this.remove(blobId);
+  }
+
   /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
   async remove(blobId: string): Promise<void> {
     await this.#turns.run(async () => {
@@ -166,8 +180,6 @@ export class Sources {
         if (error instanceof UllageError && error.code === "in-use") return;
         throw error;
       }
-      await this.#opened.get(blobId)?.close();
-      this.#opened.delete(blobId);
     });
   }
 

@@ -30,8 +30,9 @@ void test("a list after a start shows volumes as they were when they were closed
   await first.createVolume({ name: "empty", size: 2 ** 20 });
   await first.createVolume({ name: "image", from: { source: join(directory, "image.raw") } });
   await first.createVolume({ name: "off", from: { source: source.url }, settings: { hydrate: "off" } });
-  await first.createVolume({ name: "paused", from: { source: source.url } });
+  await first.createVolume({ name: "paused", from: { source: source.url }, settings: { hydrate: "off" } });
   await first.steerHydration("paused", { state: "paused", limitBytesPerSecond: 1000, priority: 3 });
+  await first.changeVolume("paused", { settings: { hydrate: "auto" } });
   await write(first, "off", true);
   await first.createVolume({ name: "clone", from: { volume: "empty" } });
   while ((await first.showVolume("image")).hydration.state !== "detached") await systemClock.sleep(10);
