@@ -12,6 +12,10 @@
 export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
 export type { CreateOptions, RequestKey } from "./daemon/volumes.ts";
 export type { MadeVolume } from "./daemon/volume-jobs.ts";
+export type { ContentFormat, ContentReader, DataRuns, VolumeContent } from "./daemon/contents.ts";
+export type { ImportContent } from "./daemon/volume-import.ts";
+export type { Piece } from "./image/sparse-stream.ts";
+export type { Run } from "./base/zero-blocks.ts";
 export type { JobProgress, Jobs, JobState, JobView } from "./daemon/jobs.ts";
 export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.ts";
 export type { Measured } from "./daemon/measured.ts";

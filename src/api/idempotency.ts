@@ -1,4 +1,6 @@
-import type { FastifyInstance } from "fastify";
+import { createHash } from "node:crypto";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import type { RequestKey } from "../daemon/volumes.ts";
 import { describeCaller } from "./caller.ts";
 
 /**
@@ -12,4 +14,11 @@ export function bindIdempotencyKeys(app: FastifyInstance): void {
       raw.headers["idempotency-key"] = `${describeCaller(caller)}/${key}`;
     }
   });
+}
+
+/** What recognises a repeated request: the client's key, and a digest of what it asks for. */
+export function requestKeyOf({ headers }: FastifyRequest, asked: unknown): RequestKey | undefined {
+  const key = headers["idempotency-key"];
+  if (typeof key !== "string") return undefined;
+  return { key, digest: createHash("sha256").update(JSON.stringify(asked)).digest("hex") };
 }

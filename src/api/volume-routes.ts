@@ -1,8 +1,8 @@
-import { createHash } from "node:crypto";
-import type { FastifyInstance, FastifyRequest } from "fastify";
+import type { FastifyInstance } from "fastify";
 import { UllageError } from "../base/errors.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "../daemon/views.ts";
+import { requestKeyOf } from "./idempotency.ts";
 import { jobObject } from "./job-object.ts";
 import { problemResponse, ref } from "./schemas.ts";
 
@@ -67,7 +67,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     },
     handler: async (request, reply) => {
       const guarded = request.caller.kind !== "unix";
-      const made = await ullage.createVolumeOrJob(request.body, requestKeyOf(request), { guarded });
+      const made = await ullage.createVolumeOrJob(request.body, requestKeyOf(request, request.body), { guarded });
       if (made.kind === "job") {
         return reply.code(202).header("location", `/v1/jobs/${made.job.id}`).send(jobObject(made.job));
       }
@@ -205,11 +205,4 @@ function decodeCursor(cursor: string): string {
   const name = Buffer.from(cursor, "base64url").toString();
   if (encodeCursor(name) !== cursor) throw new UllageError("bad-cursor", `'${cursor}' is no cursor of this API`);
   return name;
-}
-
-/** What recognises a repeated request: the client's key, and a digest of what it asked for. */
-function requestKeyOf(request: FastifyRequest): { key: string; digest: string } | undefined {
-  const key = request.headers["idempotency-key"];
-  if (typeof key !== "string") return undefined;
-  return { key, digest: createHash("sha256").update(JSON.stringify(request.body)).digest("hex") };
 }

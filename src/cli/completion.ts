@@ -35,7 +35,10 @@ const topics: readonly Candidate[] = helpTopics.map(({ name, summary }) => candi
 /** Placeholders in usages: `<dir>`, `<file>`, … */
 const fileNames = new Set(["file", "source"]);
 const directoryNames = new Set(["dir", "data"]);
-const volumeNames = new Set(["name", "volume"]);
+const volumeOrSnapshot = "name|vol@snap";
+const volumeNames = new Set(["name", "volume", volumeOrSnapshot]);
+/** Commands whose `<name>` is made up by whoever types it. */
+const makers = new Set(["create", "import"]);
 /** Below these, `<name>` is the name of a volume. */
 const volumeCommands = new Set(["volume", "attach", "detach"]);
 
@@ -108,9 +111,10 @@ async function completeValue(
   if (fileNames.has(placeholder)) return { kind: "files", candidates: [] };
   if (directoryNames.has(placeholder)) return { kind: "directories", candidates: [] };
   if (placeholder === "topic") return matching([...topics, ...subcommands(command.parent!)], typed);
-  if (placeholder === "vol@snap") return completeSnapshot(command, typed, source);
+  const snapshot = placeholder === "vol@snap" || (placeholder === volumeOrSnapshot && typed.includes("@"));
+  if (snapshot) return completeSnapshot(command, typed, source);
   if (!volumeNames.has(placeholder)) return nothing;
-  if (placeholder === "name" && (command.name() === "create" || !volumeCommands.has(path(command)[0]))) return nothing;
+  if (placeholder === "name" && (makers.has(command.name()) || !volumeCommands.has(path(command)[0]))) return nothing;
   return matching(
     (await source.volumes()).map((name) => candidate(name)),
     typed,

@@ -12,6 +12,8 @@ const maxBytes = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % sectorByte
 export function volumeSize(imageBytes: number | undefined, wanted: number | undefined): number {
   const least = imageBytes === undefined ? sectorBytes : roundUp(imageBytes);
   if (wanted === undefined) {
+    if (imageBytes === 0)
+      throw new UllageError("bad-size", "0 bytes make no disk", { hint: "look at where the image comes from" });
     if (imageBytes !== undefined) return least;
     throw new UllageError("bad-size", "an empty volume needs a size", { hint: "give a size, or a source" });
   }

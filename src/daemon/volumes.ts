@@ -12,6 +12,7 @@ import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
+import { fillVolume, firstImportBytes, type ImportContent, type Imported } from "./volume-import.ts";
 import { volumeSize } from "./volume-size.ts";
 import type { CloneRequest, CreateVolumeRequest } from "./views.ts";
 
@@ -23,6 +24,12 @@ export interface RequestKey {
   key: string;
   /** of the request's content */
   digest: string;
+}
+
+/** A volume that was made from a content that was sent; `imported` is undefined when a repeated request found it. */
+export interface ImportedVolume {
+  volume: ManagedVolume;
+  imported: Imported | undefined;
 }
 
 /** How a volume is made, beside what it is made from. */
@@ -40,6 +47,7 @@ export interface CreateOptions {
  * that a crash between any two leaves something that the next start understands (durability rule 17):
  *
  *     create   row `creating` -> files and directories -> row `ready` -> answered
+ *     import   row `creating` -> files, content written to the volume -> flushed -> row `ready` -> answered
  *     remove   row `deleting` -> files -> row gone -> answered
  */
 export class Volumes implements VolumeNames {
@@ -105,11 +113,26 @@ export class Volumes implements VolumeNames {
    * @throws UllageError `bad-name`, `bad-size`, `name-taken`, `request-key-reused`, `too-large`; SourceError
    */
   create(request: CreateVolumeRequest, requestKey?: RequestKey, options: CreateOptions = {}): Promise<ManagedVolume> {
-    return this.#track(
-      requestKey === undefined
-        ? this.#create(request, undefined, options)
-        : this.#createOnce(request, requestKey, options),
-    );
+    return this.#once(requestKey, () => this.#create(request, requestKey, options));
+  }
+
+  /**
+   * Makes a volume with a content that somebody sends. When anything goes wrong, nothing of it is left: now, or, after a
+   * kill, at the next start.
+   * @throws UllageError `bad-name`, `name-taken`, `request-key-reused`, `too-large`; see `fillVolume`
+   */
+  import(name: string, content: ImportContent, requestKey?: RequestKey): Promise<ImportedVolume> {
+    let imported: Imported | undefined;
+    const make = async (): Promise<ManagedVolume> => {
+      const { volume, ...rest } = await this.#import(name, content, requestKey);
+      imported = rest;
+      return volume;
+    };
+    return this.#once(requestKey, make).then((volume) => ({ volume, imported }));
+  }
+
+  #once(requestKey: RequestKey | undefined, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
+    return this.#track(requestKey === undefined ? make() : this.#madeOnce(requestKey, make));
   }
 
   async #track<T>(work: Promise<T>): Promise<T> {
@@ -121,11 +144,7 @@ export class Volumes implements VolumeNames {
     }
   }
 
-  async #createOnce(
-    request: CreateVolumeRequest,
-    requestKey: RequestKey,
-    options: CreateOptions,
-  ): Promise<ManagedVolume> {
+  async #madeOnce(requestKey: RequestKey, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
     const before = this.#earlier(requestKey.key);
     if (before !== undefined) {
       if (before.digest === requestKey.digest) return before.made;
@@ -133,7 +152,7 @@ export class Volumes implements VolumeNames {
         hint: "use a new Idempotency-Key for a new request",
       });
     }
-    const made = this.#create(request, requestKey, options);
+    const made = make();
     this.#requests.set(requestKey.key, { digest: requestKey.digest, made });
     try {
       return await made;
@@ -178,6 +197,41 @@ export class Volumes implements VolumeNames {
       throw explain(error, volume.record.size);
     }
     return volume;
+  }
+
+  async #import(
+    name: string,
+    content: ImportContent,
+    requestKey: RequestKey | undefined,
+  ): Promise<Imported & { volume: ManagedVolume }> {
+    const { env, store } = this.#host;
+    this.#demandFree(name);
+    const first = volumeSize(content.size ?? firstImportBytes, undefined);
+    const volume = this.#reserve({ name }, first, { source: null, format: null, blobId: null }, requestKey);
+    try {
+      await store.insertVolume(volume.record);
+      const { id, settings, createdAt } = volume.record;
+      const details = { source: null, format: null, settings, createdAt, blobId: null };
+      await Volume.create(env, { id, name, size: first, details });
+      const device = await volume.device();
+      const grow = (size: number): Promise<void> => volume.grow(size);
+      const imported = await fillVolume(content, this.#stopping.signal, { device, grow });
+      const size = volumeSize(imported.size, undefined);
+      await device.flush();
+      if (size < device.size) {
+        await volume.rebase("its size is known", false, async () => {
+          await shrinkVolume(env, id, size);
+          return size;
+        });
+      }
+      await store.updateVolume(id, { state: "ready" });
+      volume.record = { ...volume.record, state: "ready" };
+      volume.news.changed();
+      return { volume, ...imported };
+    } catch (error) {
+      await this.#giveUp(volume, undefined);
+      throw explain(error, volume.record.size);
+    }
   }
 
   /** @throws UllageError `not-found`, `bad-size`, … */
@@ -376,7 +430,7 @@ export class Volumes implements VolumeNames {
     const { env, store } = this.#host;
     const { id, name } = volume.record;
     try {
-      await volume.stop();
+      await volume.stop().catch(() => undefined); // a full disk takes no checkpoint, and nobody needs this one
       await removeVolumeFiles(env, id);
       await this.dropBlob(id, blobId ?? null);
       await store.deleteVolume(id);
@@ -406,6 +460,7 @@ export class Volumes implements VolumeNames {
       });
     }
     for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, force);
+    await this.snapshots.releaseOf(id);
     await this.snapshots.settle(volume);
     await volume.end(force, async () => {
       await store.updateVolume(id, { state: "deleting" });
