@@ -75,7 +75,7 @@ A snapshot is the disk as after a power cut at that moment: a file system on it 
   nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock
 
   $ nbdinfo nbd://127.0.0.1/web1
-  $ nbdcopy --flush image.raw nbd://127.0.0.1/web1
+  $ nbdcopy --flush image.raw nbd://127.0.0.1/web1      (a new volume: ullage volume import)
   $ qemu-system-x86_64 -drive file=nbd://127.0.0.1/web1,format=raw,if=virtio,discard=unmap
   $ ullage attach web1 --mount /mnt/web1
 
@@ -102,7 +102,8 @@ An example, and more on sockets and sources: docs/CONFIG.md.`,
     text: () => `restart     SIGTERM answers what has arrived, flushes and closes. Clients that reconnect (QEMU with reconnect-delay,
             nbd-client -persist, ullage attach) see a pause and no error.
 upgrade     install the new version, restart. Older data is opened; newer data is refused, naming both versions.
-backup      of one disk:  ullage snapshot create web1@b; nbdcopy nbd://127.0.0.1/web1@b web1.raw
+backup      of one disk, in use or not, as it is now:  ullage volume export web1 web1.qcow2 --format qcow2
+            back, as another one:  ullage volume import web2 web1.raw    (raw only; qemu-img convert makes it so)
             of the data directory: stop Ullage and copy it (cp -a --sparse=always, rsync -aS), or take an atomic snapshot
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states

@@ -237,11 +237,9 @@ export class Ullage {
    */
   async importVolume(name: string, content: ImportContent, requestKey?: RequestKey): Promise<VolumeView> {
     try {
-      const { volume, imported } = await this.#volumes.import(name, content, requestKey);
-      if (imported !== undefined) {
-        this.#meters.of(volume.record.id).importedBytes += imported.dataBytes;
-        this.#log("info", `volume '${name}' is imported`, { volume: name, volumeId: volume.record.id });
-      }
+      const { volume, dataBytes } = await this.#volumes.import(name, content, requestKey);
+      this.#meters.of(volume.record.id).importedBytes += dataBytes;
+      this.#log("info", `volume '${name}' is ready`, { volume: name, volumeId: volume.record.id });
       return volume.view();
     } catch (error) {
       this.#forgetGoneVolumes();

@@ -1,9 +1,9 @@
 import { UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
-import { dataRuns } from "../base/zero-blocks.ts";
+import { dataRuns, zeroBlockBytes } from "../base/zero-blocks.ts";
 import { detectFormat, detectHeadBytes } from "../image/detect.ts";
 import type { Piece } from "../image/sparse-stream.ts";
-import type { Volume } from "../volume/volume.ts";
+import type { NewDisk } from "../volume/new-disk.ts";
 
 /** What a new volume is filled with, as it comes. */
 export interface ImportContent {
@@ -18,32 +18,22 @@ export interface ImportContent {
   pieces(signal: AbortSignal): AsyncIterable<Piece>;
 }
 
-/** How far it came. */
-export interface Imported {
-  /** bytes of the content */
-  size: number;
-  /** of them, other than zeros */
-  dataBytes: number;
-}
-
-/** Size of a volume whose content's size is not known yet; it then doubles, or grows by the step if that is less. */
-export const firstImportBytes = 1024 ** 3;
-const growStepBytes = 64 * 1024 ** 3;
-
 /** Written at a time; whole blocks. */
 const windowBytes = 256 * 1024;
 
 /**
- * Writes a content to a volume that has nothing in it and that nobody else uses; grows it when that is needed. Zeros are not
- * written. One window is in memory, and the sender waits while it is written. Nothing is durable yet when it resolves.
+ * Writes a content to a new disk, without its zeros. One window is in memory, and the sender waits while it is written.
+ * @param onProgress hears how far it has come, in bytes of the content
+ * @returns bytes of the content, and how many of them were written
  * @throws UllageError `format-unsupported`, `transfer-cut`, `transfer-damaged`; IoError
  */
-export async function fillVolume(
+export async function fillDisk(
   content: ImportContent,
   signal: AbortSignal,
-  volume: { device: Volume; grow(size: number): Promise<void> },
-): Promise<Imported> {
-  const window = new Window(content.format, volume);
+  disk: NewDisk,
+  onProgress: (bytes: number) => void,
+): Promise<{ size: number; dataBytes: number }> {
+  const window = new Window(content.format, disk);
   let size = 0;
   for await (const { offset, bytes } of content.pieces(signal)) {
     signal.throwIfAborted();
@@ -51,12 +41,13 @@ export async function fillVolume(
     size = offset + bytes.length;
     if (content.size !== undefined && size > content.size) break;
     await window.put(offset, bytes);
+    onProgress(size);
   }
   signal.throwIfAborted();
   if (content.size !== undefined && size !== content.size) {
     throw new UllageError("transfer-cut", `${size} bytes came of ${content.size}`);
   }
-  await window.end(size);
+  await window.write();
   return { size, dataBytes: window.dataBytes };
 }
 
@@ -65,14 +56,14 @@ class Window {
   dataBytes = 0;
   readonly #buffer = new IoBuffer(windowBytes);
   readonly #format: string;
-  readonly #volume: { device: Volume; grow(size: number): Promise<void> };
+  readonly #disk: NewDisk;
   #offset = 0;
-  /** Bytes that were put in, counted from the window's beginning. */
+  /** Bytes that were put in, counted from the window's beginning; behind them are zeros. */
   #filled = 0;
 
-  constructor(format: string, volume: { device: Volume; grow(size: number): Promise<void> }) {
+  constructor(format: string, disk: NewDisk) {
     this.#format = format;
-    this.#volume = volume;
+    this.#disk = disk;
     this.#buffer.bytes.fill(0);
   }
 
@@ -80,7 +71,7 @@ class Window {
     for (let at = 0; at < bytes.length;) {
       const position = offset + at;
       if (position >= this.#offset + windowBytes) {
-        await this.#write();
+        await this.write();
         this.#offset = position - (position % windowBytes);
       }
       const inside = position - this.#offset;
@@ -91,37 +82,15 @@ class Window {
     }
   }
 
-  /** @param size bytes of the content */
-  async end(size: number): Promise<void> {
-    await this.#write();
-    await this.#demand(size);
-  }
-
-  async #write(): Promise<void> {
+  async write(): Promise<void> {
     const { bytes } = this.#buffer;
     if (this.#offset === 0) detectFormat(bytes.subarray(0, detectHeadBytes), windowBytes, this.#format);
-    await this.#demand(this.#offset + this.#filled);
-    for (const { offset, length } of dataRuns(bytes, 0, this.#filled)) {
-      const { device } = this.#volume;
-      if (!device.tryWrite(this.#offset + offset, length, this.#buffer, offset)) {
-        await device.write(this.#offset + offset, this.#inVolume(offset, length), this.#buffer, offset);
-      }
-      this.dataBytes += length;
+    const length = Math.ceil(this.#filled / zeroBlockBytes) * zeroBlockBytes;
+    for (const run of dataRuns(bytes, 0, length)) {
+      await this.#disk.write(this.#offset + run.offset, run.length, this.#buffer, run.offset);
+      this.dataBytes += run.length;
     }
-    bytes.fill(0, 0, this.#filled);
+    bytes.fill(0, 0, length);
     this.#filled = 0;
-  }
-
-  /** The volume ends with a sector: what is behind the content's end in it are zeros. */
-  #inVolume(offset: number, length: number): number {
-    return Math.min(Math.ceil(length / 512) * 512, this.#volume.device.size - this.#offset - offset);
-  }
-
-  async #demand(size: number): Promise<void> {
-    for (;;) {
-      const now = this.#volume.device.size;
-      if (size <= now) return;
-      await this.#volume.grow(now + Math.min(now, growStepBytes));
-    }
   }
 }

@@ -1,7 +1,7 @@
 import { UllageError } from "../base/errors.ts";
 import { formatExactSize } from "../base/units.ts";
 
-const sectorBytes = 512;
+export const sectorBytes = 512;
 const maxBytes = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % sectorBytes);
 
 /**

@@ -12,8 +12,8 @@ import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
-import { fillVolume, firstImportBytes, type ImportContent, type Imported } from "./volume-import.ts";
-import { volumeSize } from "./volume-size.ts";
+import { fillDisk, type ImportContent } from "./volume-import.ts";
+import { sectorBytes, volumeSize } from "./volume-size.ts";
 import type { CloneRequest, CreateVolumeRequest } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
@@ -26,10 +26,10 @@ export interface RequestKey {
   digest: string;
 }
 
-/** A volume that was made from a content that was sent; `imported` is undefined when a repeated request found it. */
+/** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
 export interface ImportedVolume {
   volume: ManagedVolume;
-  imported: Imported | undefined;
+  dataBytes: number;
 }
 
 /** How a volume is made, beside what it is made from. */
@@ -47,7 +47,7 @@ export interface CreateOptions {
  * that a crash between any two leaves something that the next start understands (durability rule 17):
  *
  *     create   row `creating` -> files and directories -> row `ready` -> answered
- *     import   row `creating` -> files, content written to the volume -> flushed -> row `ready` -> answered
+ *     import   the same; the first checkpoint, which makes the files a volume, comes behind the last byte of its content
  *     remove   row `deleting` -> files -> row gone -> answered
  */
 export class Volumes implements VolumeNames {
@@ -119,16 +119,16 @@ export class Volumes implements VolumeNames {
   /**
    * Makes a volume with a content that somebody sends. When anything goes wrong, nothing of it is left: now, or, after a
    * kill, at the next start.
-   * @throws UllageError `bad-name`, `name-taken`, `request-key-reused`, `too-large`; see `fillVolume`
+   * @throws UllageError `bad-name`, `name-taken`, `request-key-reused`, `too-large`; see `fillDisk`
    */
   import(name: string, content: ImportContent, requestKey?: RequestKey): Promise<ImportedVolume> {
-    let imported: Imported | undefined;
+    let dataBytes = 0;
     const make = async (): Promise<ManagedVolume> => {
-      const { volume, ...rest } = await this.#import(name, content, requestKey);
-      imported = rest;
-      return volume;
+      const made = await this.#import(name, content, requestKey);
+      dataBytes = made.dataBytes;
+      return made.volume;
     };
-    return this.#once(requestKey, make).then((volume) => ({ volume, imported }));
+    return this.#once(requestKey, make).then((volume) => ({ volume, dataBytes }));
   }
 
   #once(requestKey: RequestKey | undefined, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
@@ -199,38 +199,40 @@ export class Volumes implements VolumeNames {
     return volume;
   }
 
-  async #import(
-    name: string,
-    content: ImportContent,
-    requestKey: RequestKey | undefined,
-  ): Promise<Imported & { volume: ManagedVolume }> {
+  async #import(name: string, content: ImportContent, requestKey: RequestKey | undefined): Promise<ImportedVolume> {
     const { env, store } = this.#host;
     this.#demandFree(name);
-    const first = volumeSize(content.size ?? firstImportBytes, undefined);
-    const volume = this.#reserve({ name }, first, { source: null, format: null, blobId: null }, requestKey);
+    const announced = content.size === undefined ? sectorBytes : volumeSize(content.size, undefined);
+    const volume = this.#reserve({ name }, announced, { source: null, format: null, blobId: null }, requestKey);
+    let size = announced;
+    let dataBytes = 0;
     try {
       await store.insertVolume(volume.record);
       const { id, settings, createdAt } = volume.record;
-      const details = { source: null, format: null, settings, createdAt, blobId: null };
-      await Volume.create(env, { id, name, size: first, details });
-      const device = await volume.device();
-      const grow = (size: number): Promise<void> => volume.grow(size);
-      const imported = await fillVolume(content, this.#stopping.signal, { device, grow });
-      const size = volumeSize(imported.size, undefined);
-      await device.flush();
-      if (size < device.size) {
-        await volume.rebase("its size is known", false, async () => {
-          await shrinkVolume(env, id, size);
-          return size;
-        });
-      }
-      await store.updateVolume(id, { state: "ready" });
-      volume.record = { ...volume.record, state: "ready" };
+      await Volume.create(env, {
+        id,
+        name,
+        size,
+        content: async (disk) => {
+          const filled = await fillDisk(content, this.#stopping.signal, disk, (bytes) => {
+            size = Math.max(size, bytes);
+            volume.download = { bytes, total: Math.max(bytes, content.size ?? 0) };
+            volume.news.progress();
+          });
+          dataBytes = filled.dataBytes;
+          return (size = volumeSize(filled.size, undefined));
+        },
+        details: { source: null, format: null, settings, createdAt, blobId: null },
+      });
+      await store.updateVolume(id, { state: "ready", size });
+      volume.record = { ...volume.record, state: "ready", size };
+      volume.download = undefined;
+      await volume.deviceForReader().catch(() => undefined); // as for any other new volume
       volume.news.changed();
-      return { volume, ...imported };
+      return { volume, dataBytes };
     } catch (error) {
       await this.#giveUp(volume, undefined);
-      throw explain(error, volume.record.size);
+      throw explain(error, size);
     }
   }
 
@@ -430,7 +432,7 @@ export class Volumes implements VolumeNames {
     const { env, store } = this.#host;
     const { id, name } = volume.record;
     try {
-      await volume.stop().catch(() => undefined); // a full disk takes no checkpoint, and nobody needs this one
+      await volume.stop();
       await removeVolumeFiles(env, id);
       await this.dropBlob(id, blobId ?? null);
       await store.deleteVolume(id);

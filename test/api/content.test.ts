@@ -414,6 +414,23 @@ void test("a client that goes away, or is silent, in the middle of an upload lea
   );
 });
 
+void test("uploads that break off at the same time are all cleared away", patience, async (t) => {
+  const api = await startTcpApi(t);
+  const secret = await api.token("write");
+  const sockets = Array.from({ length: 30 }, (_, n) => {
+    const socket = connect(api.port, "127.0.0.1");
+    socket.on("error", () => undefined);
+    const head = `PUT /v1/volumes/v${n}/content HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${secret}\r\n`;
+    socket.write(`${head}Content-Type: application/octet-stream\r\nContent-Length: ${1 << 20}\r\n\r\n`);
+    socket.write(randomBytes(300_000));
+    return socket;
+  });
+  await until("all are being made", async () => (await api.ullage.listVolumes()).length === sockets.length);
+  for (const socket of sockets) socket.destroy();
+  await until("none is left", async () => (await api.ullage.listVolumes()).length === 0);
+  assert.deepEqual(await readdir(join(api.ullage.health().dataDirectory, "layers")), []);
+});
+
 void test("a repeated upload with its key makes no second volume", patience, async (t) => {
   if (!requireTool(t, "curl")) return;
   const api = await startApi(t);

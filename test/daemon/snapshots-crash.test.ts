@@ -5,6 +5,7 @@ import { test, type TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
+import { describedSnapshots } from "../../src/volume/snapshot-files.ts";
 import { CrashingWorld } from "./crashing-world.ts";
 import { temporaryDirectory } from "./support.ts";
 
@@ -45,7 +46,13 @@ async function touch(dataDir: string): Promise<void> {
 /** Dies at step n of `work`, for every n; after each death what is there must be one of `allowed`, and nothing else. */
 async function dieEverywhere(
   t: TestContext,
-  options: { before: (ullage: Ullage) => Promise<void>; work: (ullage: Ullage) => Promise<unknown>; allowed: string[] },
+  options: {
+    before: (ullage: Ullage) => Promise<void>;
+    work: (ullage: Ullage) => Promise<unknown>;
+    allowed: string[];
+    /** Nobody has a snapshot without a name: there is no clone. */
+    allNamed?: boolean;
+  },
 ): Promise<void> {
   const directory = await temporaryDirectory(t);
   const template = join(directory, "template");
@@ -75,6 +82,10 @@ async function dieEverywhere(
     const found = await contents(next).catch((error: unknown) => assert.fail(`${died}: ${String(error)}`));
     assert.ok(options.allowed.includes(found), `${died}: ${found}`);
     seen.add(found);
+    for (const id of options.allNamed === true ? await readdir(join(dataDir, "volumes")) : []) {
+      const described = describedSnapshots(await readdir(join(dataDir, "volumes", id)));
+      assert.equal(described.length, next.listSnapshots().length, `${died}: a snapshot that nobody sees`);
+    }
     for (const { name } of await next.listVolumes()) await next.removeVolume(name, { snapshots: true });
     await next.close();
     for (const folder of ["layers", "maps", "volumes", "orphans"]) {
@@ -97,6 +108,19 @@ void test("durability rules 3 and 17: a kill at any step of taking a snapshot le
     before: prepare,
     work: (ullage) => ullage.createSnapshot("web", "t"),
     allowed: ["web=2 web@s=1", "web=2 web@s=1 web@t=2"],
+  });
+});
+
+void test("durability rule 17: a kill at any step of an export leaves nothing that its volume was frozen with", async (t) => {
+  await dieEverywhere(t, {
+    before: prepare,
+    work: async (ullage) => {
+      const disk = await ullage.openContent("web", undefined, "qcow2", { address: "test", remote: false });
+      await disk.read(0, block, new IoBuffer(block), 0);
+      await disk.close();
+    },
+    allowed: ["web=2 web@s=1"],
+    allNamed: true,
   });
 });
 
