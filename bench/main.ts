@@ -12,13 +12,14 @@ import { describeMachine } from "./machine.ts";
 import { killChildren } from "./process.ts";
 import { type Table, targetsToMarkdown, toMarkdown } from "./report.ts";
 import { cold } from "./tables/cold.ts";
+import { control } from "./tables/control.ts";
 import { hydration } from "./tables/hydration.ts";
 import { lazy } from "./tables/lazy.ts";
 import { scale } from "./tables/scale.ts";
 import { snapshots } from "./tables/snapshots.ts";
 import { steady } from "./tables/steady.ts";
 
-const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale, snapshots];
+const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale, snapshots, control];
 export const tableNames = benchmarks.map(({ name }) => name);
 
 export async function runBenchmarks(options: BenchOptions): Promise<void> {

@@ -11,6 +11,8 @@ const replyAck = 1;
 const requestMagic = 0x25609513;
 const simpleReplyMagic = 0x67446698;
 const commandRead = 0;
+const commandWrite = 1;
+const commandFlush = 3;
 
 export class NbdClient {
   readonly #socket: Socket;
@@ -51,16 +53,30 @@ export class NbdClient {
   }
 
   async read(offset: number, length: number): Promise<Buffer> {
-    const request = Buffer.alloc(28);
-    request.writeUInt32BE(requestMagic, 0);
-    request.writeUInt16BE(commandRead, 6);
-    request.writeBigUInt64BE(BigInt(offset), 16);
-    request.writeUInt32BE(length, 24);
-    this.#socket.write(request);
+    await this.#request(commandRead, offset, length, []);
+    return this.#take(length);
+  }
+
+  async write(offset: number, bytes: Buffer): Promise<void> {
+    await this.#request(commandWrite, offset, bytes.length, [bytes]);
+  }
+
+  async flush(): Promise<void> {
+    await this.#request(commandFlush, 0, 0, []);
+  }
+
+  /** @returns behind the header of the reply */
+  async #request(command: number, offset: number, length: number, payload: readonly Buffer[]): Promise<void> {
+    const header = Buffer.alloc(28);
+    header.writeUInt32BE(requestMagic, 0);
+    header.writeUInt16BE(command, 6);
+    header.writeBigUInt64BE(BigInt(offset), 16);
+    header.writeUInt32BE(length, 24);
+    this.#socket.write(Buffer.concat([header, ...payload]));
     const reply = await this.#take(16);
     if (reply.readUInt32BE(0) !== simpleReplyMagic) throw new Error(`not a simple reply: ${reply.toString("hex")}`);
-    if (reply.readUInt32BE(4) !== 0) throw new Error(`read of ${length} at ${offset}: errno ${reply.readUInt32BE(4)}`);
-    return this.#take(length);
+    if (reply.readUInt32BE(4) === 0) return;
+    throw new Error(`command ${command} of ${length} at ${offset}: errno ${reply.readUInt32BE(4)}`);
   }
 
   close(): void {

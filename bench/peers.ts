@@ -23,10 +23,16 @@ export async function nbdkitCurl(folder: string, url: string): Promise<DiskServe
   });
 }
 
-export async function qemuNbd(folder: string, file: string, format: "raw" | "qcow2"): Promise<DiskServer> {
+/** @param readOnly so that several may serve files with one below them all */
+export async function qemuNbd(
+  folder: string,
+  file: string,
+  format: "raw" | "qcow2",
+  readOnly = false,
+): Promise<DiskServer> {
   return diskServer(`qemu-nbd ${format}`, folder, (socket) => {
-    const caching = ["--cache=writeback", "--discard=unmap"];
-    return ["qemu-nbd", "-f", format, "-k", socket, "-t", "-e", "16", ...caching, file];
+    const how = ["--cache=writeback", "--discard=unmap", ...(readOnly ? ["-r"] : [])];
+    return ["qemu-nbd", "-f", format, "-k", socket, "-t", "-e", "16", ...how, file];
   });
 }
 

@@ -11,7 +11,7 @@ const pollMs = 10;
 export interface VolumeCreation {
   name: string;
   size?: number;
-  from?: { source: string };
+  from?: { source: string } | { snapshot: string };
   settings?: { hydrate: "auto" | "off" };
 }
 
@@ -78,6 +78,21 @@ export class UllageServer {
       });
       call.on("error", reject);
       call.end(body === undefined ? undefined : JSON.stringify(body));
+    });
+  }
+
+  /** Reads the stream of events, as a dashboard does, until `signal`. @throws Error when it ends by itself */
+  events(signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const headers = { accept: "text/event-stream" };
+      const options = { socketPath: this.#apiSocket, path: "/v1/events", headers, signal };
+      const call = request(options, (response) => {
+        response.resume();
+        response.on("close", () => (signal.aborted ? resolve() : reject(new Error("the stream of events ended"))));
+        response.on("error", () => undefined); // how an abort shows; `close` follows
+      });
+      call.on("error", (error) => (signal.aborted ? resolve() : reject(error)));
+      call.end();
     });
   }
 

@@ -5,11 +5,15 @@ import type { Log } from "../daemon/log.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
+import { namePattern, nameRule } from "../catalog/names.ts";
+import { addCacheRoutes } from "./cache-routes.ts";
 import { addContentRoutes } from "./content-routes.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
 import { addEventRoutes } from "./event-routes.ts";
+import { addExportRoutes } from "./export-routes.ts";
 import { addHealthRoutes } from "./health-routes.ts";
 import { bindIdempotencyKeys } from "./idempotency.ts";
+import { addImageRoutes } from "./image-routes.ts";
 import { addJobRoutes } from "./job-routes.ts";
 import { loggablePath } from "./loggable.ts";
 import { addMetricsRoutes } from "./metrics-routes.ts";
@@ -19,7 +23,9 @@ import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts
 import { requestIdOf } from "./request-id.ts";
 import { schemas } from "./schemas.ts";
 import { declareScopes } from "./scopes.ts";
+import { lazySerializers } from "./serializers.ts";
 import { addServerRoutes } from "./server-routes.ts";
+import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
@@ -72,8 +78,12 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
   addContentRoutes,
+  (app, { ullage }) => addExportRoutes(app, ullage),
+  (app, { ullage }) => addImageRoutes(app, ullage),
+  (app, { ullage }) => addSourceRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
+  (app, { ullage }) => addCacheRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
   (app, { ullage }) => addEventRoutes(app, ullage),
   addHealthRoutes,
@@ -95,8 +105,11 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
     bodyLimit: maxBodyBytes,
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     schemaErrorFormatter: (errors, part) => new Error(describeInvalid(errors[0], part)),
-    routerOptions: { querystringParser: parseQuery, maxParamLength: maxParameterLength },
+    schemaController: { compilersFactory: { buildSerializer: lazySerializers } },
+    routerOptions: { maxParamLength: maxParameterLength },
   });
+  app.removeContentTypeParser("text/plain"); // bodies are JSON, and say so
+  readQueriesBySchema(app);
   await app.register(swagger, {
     openapi: {
       openapi: "3.1.0",
@@ -124,11 +137,17 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
     request.problemCode = code;
     return reply.code(answer.status).type(problemContentType).send(answer);
   });
+  const methodsOf = methodsByPath(app);
   app.setNotFoundHandler((request, reply) => {
     const path = request.url.split("?")[0];
-    const answer = problem(404, "no-such-path", `there is no ${request.method} ${path}`, "GET /openapi.json lists all");
+    const methods = methodsOf(path).join(", ");
+    if (methods !== "") reply.header("allow", methods);
+    const answer =
+      methods === ""
+        ? problem(404, "no-such-path", `there is no ${request.method} ${path}`, "GET /openapi.json lists all")
+        : problem(405, "wrong-method", `${path} does not take ${request.method}`, `it takes ${methods}`);
     request.problemCode = answer.code;
-    return reply.code(404).type(problemContentType).send(answer);
+    return reply.code(answer.status).type(problemContentType).send(answer);
   });
 
   declareScopes(app);
@@ -163,14 +182,39 @@ function describeInvalid(error: Invalid | undefined, part: string): string {
   if (error === undefined) return `${part} is not valid`;
   const where = `${part}${error.instancePath}`;
   const unknown = error.params["additionalProperty"];
-  return typeof unknown === "string" ? `${where}: there is no key '${unknown}'` : `${where} ${error.message}`;
+  if (typeof unknown === "string") return `${where}: there is no key '${unknown}'`;
+  if (error.params["pattern"] === namePattern) return `${where}: ${nameRule}`;
+  const allowed = error.params["allowedValues"];
+  return `${where} ${Array.isArray(allowed) ? `must be ${allowed.join(" or ")}` : error.message}`;
 }
 
-/** `limit=10&force=true` as numbers and booleans, since nothing is coerced: a body must have the right types already. */
-function parseQuery(query: string): Record<string, unknown> {
-  const typed = (value: string): unknown => {
-    if (/^(0|[1-9]\d{0,15})$/.test(value)) return Number(value);
-    return value === "true" || value === "false" ? value === "true" : value;
-  };
-  return Object.fromEntries([...new URLSearchParams(query)].map(([key, value]) => [key, typed(value)]));
+/**
+ * Text of a query becomes a number or a boolean where the route's schema says so and it is written like one; nothing else
+ * is coerced: a body must have the right types already. What is given twice counts as it was given last.
+ */
+function readQueriesBySchema(app: FastifyInstance): void {
+  app.addHook("preValidation", async (request) => {
+    const schema = request.routeOptions.schema?.querystring as
+      { properties: Record<string, { type: string }> } | undefined;
+    if (schema === undefined) return;
+    const read = ([key, given]: [string, unknown]): [string, unknown] => {
+      const text: unknown = Array.isArray(given) ? given.at(-1) : given;
+      const type = Object.hasOwn(schema.properties, key) ? schema.properties[key].type : undefined;
+      if (type === "integer" && /^(0|[1-9]\d{0,15})$/.test(String(text))) return [key, Number(text)];
+      if (type === "boolean" && (text === "true" || text === "false")) return [key, text === "true"];
+      return [key, text];
+    };
+    request.query = Object.fromEntries(Object.entries(request.query as object).map(read));
+  });
+}
+
+/** @returns a function that tells which methods a path takes; none for one that does not exist, or stands for files */
+function methodsByPath(app: FastifyInstance): (path: string) => string[] {
+  const routes: { path: RegExp; methods: string[] }[] = [];
+  app.addHook("onRoute", ({ url, method }) => {
+    if (url.includes("*")) return;
+    const pattern = url.replaceAll(".", "\\.").replaceAll(/:\w+/g, "[^/]+");
+    routes.push({ path: new RegExp(`^${pattern}$`), methods: [method].flat() });
+  });
+  return (path) => [...new Set(routes.flatMap((route) => (route.path.test(path) ? route.methods : [])))];
 }

@@ -8,8 +8,8 @@ import type { ApiContext } from "./app.ts";
 import { namesTag, parseRange, type ByteRange } from "./byte-range.ts";
 import { describeCaller } from "./caller.ts";
 import { contentStream, sparseContentStream } from "./content-stream.ts";
-import { requestKeyOf } from "./idempotency.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
+import { problemResponse, problemResponses, ref } from "./schemas.ts";
 
 const plainType = "application/octet-stream";
 /** How long a client that was refused may go on sending, so that it can read why. */
@@ -84,7 +84,7 @@ export async function addContentRoutes(app: FastifyInstance, { ullage, log, tran
         response: {
           200: { description: "all of it", content: { [plainType]: anyBytes, [sparseContentType]: anyBytes } },
           ...answers,
-          default: problemResponse,
+          ...problemResponses,
         },
       },
       handler: (request, reply) => download(request, reply),
@@ -172,19 +172,9 @@ ${sparseDescription.replace("With `Accept:", "With `Content-Type:").replace("are
             },
           },
         },
-        headers: {
-          type: "object",
-          properties: {
-            "idempotency-key": {
-              type: "string",
-              minLength: 1,
-              maxLength: 255,
-              description: "repeating a request with the same key makes no second volume, and reads no body",
-            },
-          },
-        },
+        headers: idempotencyHeaders("volume"),
         body: { content: { [plainType]: { schema: {} }, [sparseContentType]: { schema: {} } } },
-        response: { 201: { ...ref("Volume"), description: "it can be used" }, default: problemResponse },
+        response: { 201: { ...ref("Volume"), description: "it can be used" }, ...problemResponses },
       },
       handler: async (request, reply) => {
         const { params, query } = request;

@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import { docsPage, type OpenApiDocument } from "./docs-page.ts";
 import { readStaticFiles, type StaticFile } from "../dashboard/static-files.ts";
 
 /** Nothing from elsewhere, nothing inline, in nobody's frame: a script that got into a page could not run or report. */
@@ -13,7 +14,17 @@ const contentSecurityPolicy = [
   "frame-ancestors 'none'",
 ].join("; ");
 
-/** The dashboard: a page at `/`, and its files below `/dashboard/`. They hold no secrets; what they show needs a token. */
+const pageHeaders = {
+  "content-security-policy": contentSecurityPolicy,
+  "x-content-type-options": "nosniff",
+  "referrer-policy": "no-referrer",
+  "cache-control": "no-cache",
+};
+
+/**
+ * The dashboard: a page at `/`, and its files below `/dashboard/`; and the API's description at `/docs`. They hold no
+ * secrets; what the dashboard shows needs a token.
+ */
 export function addDashboardRoutes(app: FastifyInstance): void {
   let files: Map<string, StaticFile> | undefined;
 
@@ -24,13 +35,7 @@ export function addDashboardRoutes(app: FastifyInstance): void {
       reply.callNotFound();
       return reply;
     }
-    reply.headers({
-      "content-security-policy": contentSecurityPolicy,
-      "x-content-type-options": "nosniff",
-      "referrer-policy": "no-referrer",
-      "cache-control": "no-cache",
-      etag: file.etag,
-    });
+    reply.headers({ ...pageHeaders, etag: file.etag });
     if (request.headers["if-none-match"] === file.etag) return reply.code(304).send();
     return reply.type(file.type).send(file.body);
   };
@@ -48,5 +53,16 @@ export function addDashboardRoutes(app: FastifyInstance): void {
     schema: { hide: true },
     config: { scope: "public" },
     handler: (request, reply) => send(`dashboard/${request.params["*"]}`, request, reply),
+  });
+  let docs: string | undefined;
+  app.route({
+    method: "GET",
+    url: "/docs",
+    schema: { hide: true },
+    config: { scope: "public" },
+    handler: (_request, reply) => {
+      docs ??= docsPage(app.swagger() as unknown as OpenApiDocument);
+      return reply.headers(pageHeaders).type("text/html; charset=utf-8").send(docs);
+    },
   });
 }

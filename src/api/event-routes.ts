@@ -1,9 +1,9 @@
 import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import { EventStreams } from "./event-stream.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
-/** What the data of events is, beside Volume, Snapshot, Job and Warning. */
+/** What the data of events is, beside Volume, Snapshot, Export, Job and Warning. */
 const eventSchemas = [
   {
     $id: "ConnectionEvent",
@@ -32,8 +32,10 @@ const description = `Server-sent events. Each has an id, a name, and as data the
 | \`volume-removed\` | Volume | it is not in lists any more |
 | \`hydration\` | Volume | more of it is here; twice a second at most |
 | \`snapshot-created\`, \`snapshot-removed\` | Snapshot | one was taken or removed; those of a removed volume go with it |
+| \`export-added\`, \`export-removed\` | Export | a name was added or removed; those of a removed volume or snapshot go with it |
 | \`connection-opened\`, \`connection-closed\` | ConnectionEvent | a client came or went |
 | \`job\` | Job | its state, or its progress, the latter twice a second at most |
+| \`space-reclaimed\` | Reclaimed | blocks that nothing needed any more were freed |
 | \`warning\` | Warning | something that an operator should know |
 | \`reset\` | ResetEvent | events were missed: ask for the objects anew, then go on listening |
 
@@ -61,7 +63,7 @@ export function addEventRoutes(app: FastifyInstance, { events }: Ullage): void {
       },
       response: {
         200: { description: "events without end", content: { "text/event-stream": { schema: { type: "string" } } } },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: (request, reply) =>

@@ -1,7 +1,7 @@
 import type { FastifyInstance } from "fastify";
 import { checkNames } from "../daemon/health.ts";
 import type { ApiContext } from "./app.ts";
-import { ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const text = { type: "string" } as const;
 const status = {
@@ -53,7 +53,11 @@ export function addHealthRoutes(app: FastifyInstance, { ullage }: ApiContext): v
     schema: {
       operationId: "getHealth",
       summary: "Whether all is well",
-      response: { 200: ref("Health"), 503: { ...ref("Health"), description: "something fails" } },
+      response: {
+        200: ref("Health"),
+        ...problemResponses,
+        503: { ...ref("Health"), description: "something fails" },
+      },
     },
     handler: async (_request, reply) => {
       const answer = await ullage.checkHealth();

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import type { FastifyInstance, FastifyRequest } from "fastify";
-import type { RequestKey } from "../daemon/volumes.ts";
+import type { RequestKey } from "../daemon/exports.ts";
 import { describeCaller } from "./caller.ts";
 
 /**
@@ -16,9 +16,24 @@ export function bindIdempotencyKeys(app: FastifyInstance): void {
   });
 }
 
-/** What recognises a repeated request: the client's key, and a digest of what it asks for. */
-export function requestKeyOf({ headers }: FastifyRequest, asked: unknown): RequestKey | undefined {
-  const key = headers["idempotency-key"];
+/** Of routes that make something. @param what it is */
+export function idempotencyHeaders(what: string): object {
+  return {
+    type: "object",
+    properties: {
+      "idempotency-key": {
+        type: "string",
+        minLength: 1,
+        maxLength: 255,
+        description: `repeating a request with the same key makes no second ${what}`,
+      },
+    },
+  };
+}
+
+/** What recognises a repeated request: the client's key, and a digest of what it asked for; by default, the body. */
+export function requestKeyOf(request: FastifyRequest, asked: unknown = request.body): RequestKey | undefined {
+  const key = request.headers["idempotency-key"];
   if (typeof key !== "string") return undefined;
   return { key, digest: createHash("sha256").update(JSON.stringify(asked)).digest("hex") };
 }

@@ -2,7 +2,7 @@ import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import { jobObject } from "./job-object.ts";
 import { jobSchemas } from "./job-schemas.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const byId = {
   type: "object",
@@ -13,7 +13,8 @@ const byId = {
 type Identified = { Params: { id: string } };
 
 /** /v1/jobs: work that is answered with 202 and goes on by itself */
-export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
+export function addJobRoutes(app: FastifyInstance, ullage: Ullage): void {
+  const { jobs } = ullage;
   for (const schema of jobSchemas) app.addSchema(schema);
 
   app.route({
@@ -22,9 +23,26 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
     schema: {
       operationId: "listJobs",
       summary: "Jobs, in the order of their beginning; ended ones are remembered for a day, the last 100 at most",
-      response: { 200: ref("JobList"), default: problemResponse },
+      response: { 200: ref("JobList"), ...problemResponses },
     },
     handler: () => ({ jobs: jobs.list().map(jobObject), next: null }),
+  });
+
+  app.route({
+    method: "POST",
+    url: "/v1/reclaim",
+    schema: {
+      operationId: "reclaim",
+      summary: "Free the blocks of snapshots, clones and volumes that are gone; one run at a time",
+      response: {
+        202: { ...ref("Job"), description: "it is under way, this one or one that somebody began before" },
+        ...problemResponses,
+      },
+    },
+    handler: (_request, reply) => {
+      const job = ullage.startReclaim();
+      return reply.code(202).header("location", `/v1/jobs/${job.id}`).send(jobObject(job));
+    },
   });
 
   app.route<Identified>({
@@ -34,7 +52,7 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
       operationId: "getJob",
       summary: "One job",
       params: byId,
-      response: { 200: ref("Job"), default: problemResponse },
+      response: { 200: ref("Job"), ...problemResponses },
     },
     handler: (request) => jobObject(jobs.get(request.params.id)),
   });
@@ -48,7 +66,7 @@ export function addJobRoutes(app: FastifyInstance, { jobs }: Ullage): void {
       params: byId,
       response: {
         200: { ...ref("Job"), description: "as it ended: `cancelled`, or `done` when it was quicker" },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: async (request) => jobObject(await jobs.cancel(request.params.id)),

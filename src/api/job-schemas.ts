@@ -16,7 +16,7 @@ export const jobSchemas = [
     properties: {
       done: count,
       total: { ...count, type: ["integer", "null"], description: "null: nobody knows" },
-      unit: { enum: ["bytes"] },
+      unit: { enum: ["bytes", "layers"] },
     },
   },
   {
@@ -27,17 +27,36 @@ export const jobSchemas = [
     required: ["id", "kind", "target", "state", "progress", "result", "error", "createdAt", "endedAt"],
     properties: {
       id: text,
-      kind: { enum: ["volume-create"], description: "what it does" },
-      target: { ...text, description: "name of the volume that it is about" },
+      kind: { enum: ["volume-create", "reclaim", "image-pull"], description: "what it does" },
+      target: {
+        ...orNull(text),
+        description: "name of the volume, or the source, that it is about; null: the whole data directory",
+      },
       state: {
         enum: ["running", "done", "failed", "cancelled"],
-        description: "of one that failed or was cancelled nothing is left",
+        description: "of one that failed or was cancelled nothing is left; what reclaim has freed by then stays free",
       },
       progress: ref("JobProgress"),
-      result: { ...orNull(ref("Volume")), description: "what it made, once it is done" },
+      result: {
+        anyOf: [ref("Volume"), ref("Reclaimed"), ref("Image"), { type: "null" }],
+        description: "what it made, once it is done",
+      },
       error: { ...orNull(ref("Problem")), description: "why it failed" },
       createdAt: time,
       endedAt: orNull(time),
+    },
+  },
+  {
+    $id: "Reclaimed",
+    type: "object",
+    description: "what reclaim did",
+    additionalProperties: false,
+    required: ["reclaimedBytes", "layers", "leftAlone", "reasons"],
+    properties: {
+      reclaimedBytes: { ...count, description: "freed on disk" },
+      layers: { ...count, description: "layers of which it is known now what they need" },
+      leftAlone: { ...count, description: "layers that were left alone" },
+      reasons: { type: "array", items: text, description: "why, the first ten" },
     },
   },
   {

@@ -2,6 +2,7 @@ import { Readable } from "node:stream";
 import type { FastifyInstance } from "fastify";
 import { Metrics } from "../metrics/metrics.ts";
 import type { ApiContext } from "./app.ts";
+import { problemResponses } from "./schemas.ts";
 
 /** GET /metrics, for Prometheus; and every request to the API is counted, and logged at level debug. */
 export function addMetricsRoutes(app: FastifyInstance, { ullage, log }: ApiContext): void {
@@ -26,7 +27,10 @@ export function addMetricsRoutes(app: FastifyInstance, { ullage, log }: ApiConte
     schema: {
       operationId: "getMetrics",
       summary: "Metrics, for Prometheus",
-      response: { 200: { description: "its text format", content: { "text/plain": { schema: { type: "string" } } } } },
+      response: {
+        200: { description: "its text format", content: { "text/plain": { schema: { type: "string" } } } },
+        ...problemResponses,
+      },
     },
     handler: async (_request, reply) => {
       const text = metrics.text(await ullage.measure());

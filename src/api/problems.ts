@@ -13,12 +13,11 @@ export interface Problem {
 
 export const problemContentType = "application/problem+json";
 
-/** Errors that say what was wrong with the request, or why it can't be done now. */
+/** Errors that say what was wrong with the request, or why it can't be done now. docs/API.md has all codes. */
 const statusOf: Record<string, number> = {
   "bad-request": 400,
   "bad-name": 400,
   "bad-size": 400,
-  "bad-source": 400,
   "bad-cursor": 400,
   "transfer-cut": 400,
   "transfer-damaged": 400,
@@ -30,12 +29,16 @@ const statusOf: Record<string, number> = {
   "foreign-origin": 403,
   "not-found": 404,
   "name-taken": 409,
+  "own-name": 409,
+  "export-limit": 409,
   "in-use": 409,
   creating: 409,
   "has-snapshots": 409,
+  "base-missing": 409,
   shrinks: 409,
   "not-empty": 409,
   "not-ok": 409,
+  poisoned: 409,
   "no-source": 409,
   "loss-not-accepted": 409,
   "token-limit": 409,
@@ -47,8 +50,10 @@ const statusOf: Record<string, number> = {
   "rate-limited": 429,
   "catalog-read-only": 503,
   "catalog-busy": 503,
+  "reclaim-busy": 503,
   "catalog-closed": 503,
   stopping: 503,
+  "volume-closed": 503,
   "too-many-jobs": 503,
   "too-many-streams": 503,
 };
@@ -57,7 +62,9 @@ export function problemOf(error: unknown): Problem {
   if (error instanceof UllageError) return problem(statusFor(error), error.code, describeError(error), error.hint);
   const { statusCode, code, message } = error as Error & { statusCode?: number; code?: string };
   if (statusCode !== undefined && statusCode < 500)
-    return problem(statusCode, frameworkCode(statusCode, code), message);
+    return statusCode === 415
+      ? problem(415, "not-json", "the body is no JSON", "send JSON, with the header `Content-Type: application/json`")
+      : problem(statusCode, frameworkCode(statusCode, code), message);
   return problem(500, "internal", describeError(error), "this is a defect of Ullage: please report it with the log");
 }
 
@@ -75,7 +82,7 @@ function frameworkCode(status: number, code: string | undefined): string {
   if (code === "FST_ERR_VALIDATION") return "bad-request";
   if (status === 404) return "not-found";
   if (status === 413) return "too-large-request";
-  if (status === 415) return "not-json";
+  if (status === 414) return "too-long-path";
   return "bad-request";
 }
 

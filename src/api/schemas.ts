@@ -63,14 +63,23 @@ export const schemas = [
     ["state", "limitBytesPerSecond", "priority"],
   ),
 
+  object("Origin", "what a clone began as; a volume that is there no more has the name that it had then", {
+    volume: text,
+    snapshot: { ...nullableText, description: "null: the volume as it was at that moment" },
+    removed: { type: "boolean", description: "the snapshot, or the volume, is there no more" },
+  }),
   object("Volume", "a writable disk", {
     id: text,
     name: text,
     size: bytes,
     state: { enum: ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] },
     reason: { ...nullableText, description: "why the state is not ok" },
-    source: { ...nullableText, description: "null: made empty" },
+    source: { ...nullableText, description: "without the query of an address, which may be secret; null: made empty" },
     format: nullableText,
+    origin: {
+      oneOf: [ref("Origin"), { type: "null" }],
+      description: "what a clone began as; null: it is none, or was made by a version that did not note it",
+    },
     fetchedBytes: { ...bytes, description: "bytes of the source in the local cache" },
     writtenBytes: { ...bytes, description: "bytes in blocks that were written here" },
     hydration: ref("Hydration"),
@@ -107,7 +116,7 @@ export const schemas = [
     "a volume to make: from a source, or empty with a size",
     {
       name: { type: "string", pattern: namePattern },
-      size: { ...bytes, minimum: 512 },
+      size: bytes,
       from: {
         oneOf: [ref("VolumeSource"), ref("VolumeFromSnapshot"), ref("VolumeFromVolume")],
         description: "an image, a snapshot, or another volume as it is now",
@@ -121,7 +130,7 @@ export const schemas = [
     "what to change on a volume; what is left out stays",
     {
       name: { type: "string", pattern: namePattern },
-      size: { ...bytes, minimum: 512, description: "bytes; new connections see it. Less than now needs `force`" },
+      size: { ...bytes, description: "bytes; new connections see it. Less than now needs `force`" },
       force: { type: "boolean", description: "close read-write connections when shrinking needs it" },
       settings: ref("SettingsChange"),
     },
@@ -154,7 +163,7 @@ export const schemas = [
 
   object("Warning", "something that an operator should know", { code: text, message: text }),
   object("Listener", "an address that is listened on", {
-    protocol: { enum: ["api", "nbd"] },
+    protocol: { enum: ["api", "nbd", "blobs"] },
     address: text,
     uri: { ...nullableText, description: "NBD: of the default export" },
   }),
@@ -182,8 +191,10 @@ export const schemas = [
   ),
 ];
 
-/** For every route: what an error looks like. */
 export const problemResponse = {
   description: "an error",
   content: { "application/problem+json": { schema: ref("Problem") } },
 };
+
+/** For every route: what errors look like. Not `default`, which code generators take for something that may succeed. */
+export const problemResponses = { "4XX": problemResponse, "5XX": problemResponse };

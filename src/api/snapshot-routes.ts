@@ -1,6 +1,8 @@
 import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import type { SnapshotView } from "../daemon/views.ts";
+import { badCursor, decodeCursor, encodeCursor } from "./cursor.ts";
+import { problemResponses, ref } from "./schemas.ts";
 import { snapshotSchemas } from "./snapshot-schemas.ts";
 
 const byVolume = {
@@ -38,14 +40,15 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
           limit: { type: "integer", minimum: 1, maximum: maxPage, default: maxPage },
         },
       },
-      response: { 200: ref("SnapshotList"), default: problemResponse },
+      response: { 200: ref("SnapshotList"), ...problemResponses },
     },
     handler: (request) => {
       const { volume, cursor, limit } = request.query;
       const all = ullage.listSnapshots(volume);
-      const from = cursor === undefined ? 0 : all.findIndex(({ id }) => id === cursor) + 1;
+      const from = cursor === undefined ? 0 : behind(all, placeOf(cursor));
       const snapshots = all.slice(from, from + limit);
-      return { snapshots, next: from + limit < all.length ? snapshots[snapshots.length - 1].id : null };
+      const last = from + limit < all.length ? snapshots.at(-1) : undefined;
+      return { snapshots, next: last === undefined ? null : encodeCursor(placeIn(last)) };
     },
   });
 
@@ -57,7 +60,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Take a snapshot; it is there, durably, when the answer comes",
       params: byVolume,
       body: ref("SnapshotCreate"),
-      response: { 201: ref("Snapshot"), default: problemResponse },
+      response: { 201: ref("Snapshot"), ...problemResponses },
     },
     handler: async (request, reply) => {
       const snapshot = await ullage.createSnapshot(request.params.name, request.body.name);
@@ -73,7 +76,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listVolumeSnapshots",
       summary: "Snapshots of a volume, oldest first",
       params: byVolume,
-      response: { 200: ref("SnapshotList"), default: problemResponse },
+      response: { 200: ref("SnapshotList"), ...problemResponses },
     },
     handler: (request) => ({ snapshots: ullage.listSnapshots(request.params.name), next: null }),
   });
@@ -85,7 +88,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getSnapshot",
       summary: "One snapshot",
       params: bySnapshot,
-      response: { 200: ref("Snapshot"), default: problemResponse },
+      response: { 200: ref("Snapshot"), ...problemResponses },
     },
     handler: (request) => ullage.showSnapshot(request.params.name, request.params.snapshot),
   });
@@ -102,7 +105,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
         additionalProperties: false,
         properties: { force: { type: "boolean", default: false, description: "close its connections first" } },
       },
-      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+      response: { 204: { type: "null", description: "it is gone" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       await ullage.removeSnapshot(request.params.name, request.params.snapshot, request.query);
@@ -117,7 +120,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getSpace",
       summary: "Where a volume's bytes are on this host",
       params: byVolume,
-      response: { 200: ref("Space"), default: problemResponse },
+      response: { 200: ref("Space"), ...problemResponses },
     },
     handler: (request) => ullage.spaceOf(request.params.name),
   });
@@ -138,7 +141,7 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
           limit: { type: "integer", minimum: 1, maximum: maxDiffRuns, default: maxPage },
         },
       },
-      response: { 200: ref("SnapshotDiff"), default: problemResponse },
+      response: { 200: ref("SnapshotDiff"), ...problemResponses },
     },
     handler: (request) => ullage.diffSnapshot(request.params.name, request.params.snapshot, request.query),
   });
@@ -151,11 +154,29 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Make a volume what one of its snapshots is",
       params: byVolume,
       body: ref("Revert"),
-      response: { 200: ref("Volume"), default: problemResponse },
+      response: { 200: ref("Volume"), ...problemResponses },
     },
     handler: (request) => {
       const { snapshot, force = false } = request.body;
       return ullage.revertVolume(request.params.name, snapshot, { force });
     },
   });
+}
+
+/** Where a snapshot stands in the list of all, whether or not it is still there. */
+function placeIn({ volume, createdAt, id }: SnapshotView): string {
+  return [volume, createdAt, id].join("\n");
+}
+
+/** @throws UllageError `bad-cursor` */
+function placeOf(cursor: string): string {
+  const place = decodeCursor(cursor);
+  if (place.split("\n").length === 3) return place;
+  throw badCursor(cursor);
+}
+
+/** The index of the first one behind a place. Names and times have no character below the one that parts them. */
+function behind(all: readonly SnapshotView[], place: string): number {
+  const index = all.findIndex((snapshot) => placeIn(snapshot) > place);
+  return index === -1 ? all.length : index;
 }

@@ -1,6 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import { namePattern } from "../catalog/names.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 import { scopes, type Scope } from "./scopes.ts";
 import type { Tokens } from "./tokens.ts";
 
@@ -86,7 +86,7 @@ export function addTokenRoutes(app: FastifyInstance, tokens: Tokens): void {
     schema: {
       operationId: "listTokens",
       summary: "Who may use the API over TCP",
-      response: { 200: ref("TokenList"), default: problemResponse },
+      response: { 200: ref("TokenList"), ...problemResponses },
     },
     handler: () => ({ tokens: tokens.list(), next: null }),
   });
@@ -99,7 +99,7 @@ export function addTokenRoutes(app: FastifyInstance, tokens: Tokens): void {
       operationId: "createToken",
       summary: "Make a token; its secret is in this answer and nowhere else",
       body: ref("TokenCreate"),
-      response: { 201: ref("NewToken"), default: problemResponse },
+      response: { 201: ref("NewToken"), ...problemResponses },
     },
     handler: async (request, reply) => {
       const { body } = request;
@@ -116,7 +116,7 @@ export function addTokenRoutes(app: FastifyInstance, tokens: Tokens): void {
       operationId: "removeToken",
       summary: "Remove a token: it opens nothing any more",
       params: { type: "object", properties: { name: text }, required: ["name"] },
-      response: { 204: { type: "null", description: "it is void" }, default: problemResponse },
+      response: { 204: { type: "null", description: "it is void" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       await tokens.remove(request.params.name);

@@ -1,6 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
-import { ref } from "./schemas.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const count = { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER } as const;
 const bytes = { ...count, description: "bytes" } as const;
@@ -43,7 +43,7 @@ export function addTrafficRoutes(app: FastifyInstance, ullage: Ullage): void {
     schema: {
       operationId: "getTraffic",
       summary: "Counters of what clients did with volumes; ask twice for rates",
-      response: { 200: ref("TrafficList") },
+      response: { 200: ref("TrafficList"), ...problemResponses },
     },
     handler: () => ({ traffic: ullage.traffic(), next: null }),
   });

@@ -1,10 +1,10 @@
 import type { FastifyInstance } from "fastify";
-import { UllageError } from "../base/errors.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { CreateVolumeRequest, HydrationChange, VolumeChangeRequest } from "../daemon/views.ts";
-import { requestKeyOf } from "./idempotency.ts";
+import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
 import { jobObject } from "./job-object.ts";
-import { problemResponse, ref } from "./schemas.ts";
+import { cursor, nextCursor, page, placeOf } from "./paging.ts";
+import { problemResponses, ref } from "./schemas.ts";
 
 const maxPageVolumes = 1000;
 const maxPageRuns = 10_000;
@@ -14,7 +14,7 @@ const byName = {
   properties: { name: { type: "string", description: "the volume's name" } },
   required: ["name"],
 } as const;
-const volumeAnswer = { 200: ref("Volume"), default: problemResponse };
+const volumeAnswer = { 200: ref("Volume"), ...problemResponses };
 
 type Named = { Params: { name: string } };
 
@@ -26,15 +26,14 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     schema: {
       operationId: "listVolumes",
       summary: "Volumes, ordered by name",
-      querystring: page(maxPageVolumes, { type: "string", description: "`next` of the page before" }),
-      response: { 200: ref("VolumeList"), default: problemResponse },
+      querystring: page(maxPageVolumes, { cursor }),
+      response: { 200: ref("VolumeList"), ...problemResponses },
     },
     handler: async (request) => {
-      const { cursor, limit } = request.query;
-      const after = cursor === undefined ? "" : decodeCursor(cursor);
+      const { limit } = request.query;
+      const after = placeOf(request.query.cursor);
       const volumes = await ullage.listVolumes(after, limit);
-      const last = volumes.length === limit ? volumes.at(-1) : undefined;
-      return { volumes, next: last === undefined ? null : encodeCursor(last.name) };
+      return { volumes, next: nextCursor(volumes, limit, ({ name }) => name) };
     },
   });
 
@@ -44,17 +43,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     schema: {
       operationId: "createVolume",
       summary: "Make a volume; it can be used when the answer comes, unless its image is downloaded first",
-      headers: {
-        type: "object",
-        properties: {
-          "idempotency-key": {
-            type: "string",
-            minLength: 1,
-            maxLength: 255,
-            description: "repeating a request with the same key makes no second volume",
-          },
-        },
-      },
+      headers: idempotencyHeaders("volume"),
       body: ref("VolumeCreate"),
       response: {
         201: { ...ref("Volume"), description: "it can be used" },
@@ -62,12 +51,12 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
           ...ref("Job"),
           description: "its image is being downloaded (`download`); the job's result is the volume",
         },
-        default: problemResponse,
+        ...problemResponses,
       },
     },
     handler: async (request, reply) => {
       const guarded = request.caller.kind !== "unix";
-      const made = await ullage.createVolumeOrJob(request.body, requestKeyOf(request, request.body), { guarded });
+      const made = await ullage.createVolumeOrJob(request.body, requestKeyOf(request), { guarded });
       if (made.kind === "job") {
         return reply.code(202).header("location", `/v1/jobs/${made.job.id}`).send(jobObject(made.job));
       }
@@ -111,7 +100,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
           snapshots: { type: "boolean", default: false, description: "remove its snapshots too; clones live on" },
         },
       },
-      response: { 204: { type: "null", description: "it is gone" }, default: problemResponse },
+      response: { 204: { type: "null", description: "it is gone" }, ...problemResponses },
     },
     handler: async (request, reply) => {
       await ullage.removeVolume(request.params.name, request.query);
@@ -126,7 +115,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getHydration",
       summary: "How far the local cache is filled",
       params: byName,
-      response: { 200: ref("Hydration"), default: problemResponse },
+      response: { 200: ref("Hydration"), ...problemResponses },
     },
     handler: async (request) => (await ullage.showVolume(request.params.name)).hydration,
   });
@@ -139,7 +128,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       summary: "Start, pause, resume, limit or prefer the filling of the local cache",
       params: byName,
       body: ref("HydrationChange"),
-      response: { 200: ref("Hydration"), default: problemResponse },
+      response: { 200: ref("Hydration"), ...problemResponses },
     },
     handler: (request) => ullage.steerHydration(request.params.name, request.body),
   });
@@ -151,10 +140,10 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "getMap",
       summary: "Which ranges are local, remote, written or zero",
       params: byName,
-      querystring: page(maxPageRuns, undefined, {
+      querystring: page(maxPageRuns, {
         offset: { type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 },
       }),
-      response: { 200: ref("VolumeMap"), default: problemResponse },
+      response: { 200: ref("VolumeMap"), ...problemResponses },
     },
     handler: (request) => ullage.mapVolume(request.params.name, request.query.offset, request.query.limit),
   });
@@ -166,7 +155,7 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "listConnections",
       summary: "Who is connected",
       params: byName,
-      response: { 200: ref("ConnectionList"), default: problemResponse },
+      response: { 200: ref("ConnectionList"), ...problemResponses },
     },
     handler: (request) => ({ connections: ullage.connections(request.params.name), next: null }),
   });
@@ -183,26 +172,4 @@ export function addVolumeRoutes(app: FastifyInstance, ullage: Ullage): void {
     },
     handler: (request) => ullage.reopenVolume(request.params.name, request.body.acceptLoss === true),
   });
-}
-
-function page(max: number, cursor?: object, more: Record<string, object> = {}): object {
-  return {
-    type: "object",
-    additionalProperties: false,
-    properties: {
-      ...(cursor === undefined ? {} : { cursor }),
-      ...more,
-      limit: { type: "integer", minimum: 1, maximum: max, default: Math.min(max, 1000) },
-    },
-  };
-}
-
-function encodeCursor(name: string): string {
-  return Buffer.from(name).toString("base64url");
-}
-
-function decodeCursor(cursor: string): string {
-  const name = Buffer.from(cursor, "base64url").toString();
-  if (encodeCursor(name) !== cursor) throw new UllageError("bad-cursor", `'${cursor}' is no cursor of this API`);
-  return name;
 }

@@ -1,4 +1,3 @@
-import { existsSync } from "node:fs";
 import { realpath, stat } from "node:fs/promises";
 import { describeError, UllageError } from "../base/errors.ts";
 import type { ListenAddress } from "../export/listen-address.ts";
@@ -6,20 +5,25 @@ import { makeFileSystem, mountDevice, type NewFileSystem } from "./file-system.t
 import { inspect, viewOf } from "./inspection.ts";
 import { listMounts } from "./mounts.ts";
 import { attachRoot, Place } from "./place.ts";
-import { commandExists, runCommand } from "./run-command.ts";
+import { runCommand } from "./run-command.ts";
 import { refuseSelfHosting } from "./self-hosting.ts";
 import { startHelper } from "./start-helper.ts";
-import type { AttachmentView } from "./state.ts";
+import type { AttachmentView, Via } from "./state.ts";
 import { tearDown } from "./tear-down.ts";
+import { chooseWay } from "./way.ts";
 
 export interface AttachRequest {
-  /** the volume's name: the export's */
+  /** the volume's name, or that of another export: the attachment's name from here on */
   name: string;
+  /** the same for the daemon, so that it finds it after a rename too */
+  exportName: string;
   /** absolute; null: don't mount */
   mount: string | null;
   /** null: use what is there */
   mkfs: NewFileSystem | null;
   readOnly: boolean;
+  /** null: the kernel's NBD client where it can be used, else nbdfuse */
+  via: Via | null;
   /** How long requests wait for a daemon that is away. */
   timeoutMs: number;
   /** Where the daemon, on this machine, serves it, and what from. */
@@ -31,18 +35,17 @@ export interface AttachRequest {
  * Makes a volume a block device of this host (for whom may not: a file), and mounts it if asked to. What was begun is
  * taken back when a step fails. Asked again for what is there already, it says so.
  * @throws UllageError `attach-tools`, `attach-root`, `mount-point`, `self-hosted`, `mount-hides-data`, `attach-busy`,
- *   `already-attached`, `attach-broken`, `nbd-refused`, `nbd-unreachable`, `nbdfuse-failed`, `not-empty`,
- *   `not-writable`, `no-file-system`, `mount-failed`
+ *   `already-attached`, `attach-broken`, `nbd-refused`, `nbd-unreachable`, `nbdfuse-failed`, `kernel-nbd-failed`,
+ *   `not-empty`, `not-writable`, `no-file-system`, `mount-failed`
  */
 export async function attach(request: AttachRequest): Promise<AttachmentView> {
-  const withDevice = checkMachine(request);
   const mount = request.mount === null ? null : await mountPoint(request.mount);
   refuseSelfHosting(request.dataDirectory, mount);
   const place = new Place(attachRoot(), request.name);
   const lock = place.lock();
   try {
     const existing = current(place);
-    if (existing === undefined) await begin(place, { ...request, mount }, withDevice);
+    if (existing === undefined) await begin(place, { ...request, mount });
     else await complete(place, { ...request, mount }, existing);
     return current(place)!;
   } finally {
@@ -54,17 +57,17 @@ function current(place: Place): AttachmentView | undefined {
   return viewOf(place, inspect(place));
 }
 
-async function begin(place: Place, request: AttachRequest, withDevice: boolean): Promise<void> {
-  const { name, dataDirectory, address, readOnly, timeoutMs } = request;
+async function begin(place: Place, request: AttachRequest): Promise<void> {
+  const { name, exportName, dataDirectory, address, readOnly, timeoutMs } = request;
   place.clear(); // what a reboot or a kill has left
-  place.writeRecord({ name, dataDirectory, address, readOnly, timeoutMs, since: new Date().toISOString() });
   try {
+    const { via, withDevice } = await chooseWay(request);
+    const since = new Date().toISOString();
+    place.writeRecord({ name, exportName, dataDirectory, address, readOnly, timeoutMs, via, since });
     await startHelper(place);
     if (!withDevice) return;
-    const { readOnly: unwritable } = current(place)!;
-    const options = ["--find", "--show", "--partscan", "--direct-io=on", ...(unwritable ? ["--read-only"] : [])];
-    const device = await runCommand("losetup", ...options, place.file);
-    await use(request, device, unwritable);
+    const { readOnly: unwritable, device } = current(place)!;
+    await use(request, device ?? (await loopDevice(place.file, unwritable)), unwritable);
   } catch (error) {
     const losses = await tearDown(place).catch((failure: unknown) => [describeError(failure)]);
     if (losses.length === 0 || !(error instanceof UllageError)) throw error;
@@ -73,6 +76,11 @@ async function begin(place: Place, request: AttachRequest, withDevice: boolean):
       cause: error.cause,
     });
   }
+}
+
+function loopDevice(file: string, readOnly: boolean): Promise<string> {
+  const options = ["--find", "--show", "--partscan", "--direct-io=on", ...(readOnly ? ["--read-only"] : [])];
+  return runCommand("losetup", ...options, file);
 }
 
 /** It is attached: what was asked for must be the same, and a mount may still be missing. */
@@ -93,6 +101,7 @@ async function complete(place: Place, request: AttachRequest, existing: Attachme
 function difference(request: AttachRequest, existing: AttachmentView, readOnly: boolean): string | undefined {
   const { mounts, dataDirectory } = existing;
   if (dataDirectory !== request.dataDirectory) return `from the daemon of ${dataDirectory}`;
+  if (request.via !== null && request.via !== existing.via) return `through ${existing.via}`;
   if (readOnly !== request.readOnly) return readOnly ? "read-only" : "read-write";
   if (request.mount === null || mounts.length === 0 || mounts.includes(request.mount)) return undefined;
   return `and mounted at ${mounts.join(", ")}`;
@@ -111,31 +120,6 @@ async function use({ name, mkfs, mount }: AttachRequest, device: string, readOnl
   if (mkfs !== null) await makeFileSystem(device, mkfs);
   if (mount !== null) await mountDevice(device, mount, readOnly);
 }
-
-/** @returns whether there will be a device, and not just a file @throws UllageError `attach-tools`, `attach-root` */
-function checkMachine({ mount, mkfs }: AttachRequest): boolean {
-  if (!existsSync("/dev/fuse")) {
-    throw new UllageError("attach-tools", "there is no FUSE here: /dev/fuse is missing", {
-      hint: "modprobe fuse; a container needs --device /dev/fuse and CAP_SYS_ADMIN",
-    });
-  }
-  const packages = { nbdfuse: "libnbd-bin", fusermount3: "fuse3", ...(mkfs === null ? {} : mkfsPackages[mkfs]) };
-  for (const [command, name] of Object.entries(packages)) {
-    if (commandExists(command)) continue;
-    throw new UllageError("attach-tools", `${command} is missing`, { hint: `apt install ${name}` });
-  }
-  const lacking = process.getuid?.() !== 0 ? "root" : existsSync("/dev/loop-control") ? undefined : "loop devices";
-  if (lacking === undefined) return true;
-  if (mount === null && mkfs === null) return false;
-  throw new UllageError("attach-root", `${mount === null ? "--mkfs" : "--mount"} needs ${lacking}`, {
-    hint: "without it the volume becomes a file, which needs neither root nor loop devices",
-  });
-}
-
-const mkfsPackages = {
-  ext4: { "mkfs.ext4": "e2fsprogs" },
-  xfs: { "mkfs.xfs": "xfsprogs" },
-} satisfies Record<NewFileSystem, Record<string, string>>;
 
 /** @returns the real path, as the kernel lists mounts @throws UllageError `mount-point` */
 async function mountPoint(path: string): Promise<string> {

@@ -3,21 +3,27 @@ import type { ExportDirectory } from "../export/block-device.ts";
 import { NbdServer } from "../export/nbd/nbd-server.ts";
 import { BoundedLog } from "./bounded-log.ts";
 import { NbdClient } from "./nbd-client/client.ts";
+import { exportAsItIsNow } from "./nbd-client/probe.ts";
+import { nbdDevicesOf } from "./block-devices.ts";
+import { connectKernel, disconnectKernel } from "./kernel-nbd.ts";
 import { startNbdfuse } from "./nbdfuse.ts";
 import type { Place } from "./place.ts";
 import { identify } from "./processes.ts";
 import { RemoteDevice } from "./remote-device.ts";
 import type { AttachRecord, HelperStatus } from "./state.ts";
+import { startWatcher } from "./watcher.ts";
 
-/** How long nbdfuse's connections may take to end once it is gone. */
+/** How long connections may take to end once nbdfuse, or the kernel's device, is gone. */
 const STOP_GRACE_MS = 1_000;
 
 /**
  * The process behind an attachment:
  *
- *     kernel (file system, loop) -> nbdfuse -> nbd.sock: NbdServer -> RemoteDevice -> NbdClient -> the daemon
+ *     kernel (file system, nbd) -------------> nbd.sock: NbdServer -> RemoteDevice -> NbdClient -> the daemon
+ *     kernel (file system, loop) -> nbdfuse ->
  *
- * nbdfuse would fail for good when the daemon restarts, the client here does not. The helper lives as long as nbdfuse.
+ * The kernel and nbdfuse would fail for good when the daemon restarts, the client here does not. The helper lives until the
+ * kernel has disconnected, or nbdfuse has ended.
  */
 export class Helper {
   readonly #place: Place;
@@ -32,6 +38,7 @@ export class Helper {
     this.#status = {
       helper: identify(process.pid)!,
       nbdfuse: null,
+      served: false,
       state: "connected",
       reason: "",
       since: new Date().toISOString(),
@@ -42,7 +49,7 @@ export class Helper {
     };
   }
 
-  /** Calls `onReady` when the file is there; resolves when nbdfuse has gone and all is put away. */
+  /** Calls `onReady` when the device or the file is there; resolves when it has gone and all is put away. */
   async run(onReady: () => void): Promise<void> {
     this.#publish({});
     const client = await this.#connect();
@@ -58,10 +65,10 @@ export class Helper {
   }
 
   async #connect(): Promise<NbdClient> {
-    const { name, address, timeoutMs } = this.#record;
+    const { name, exportName, address, timeoutMs } = this.#record;
     const client = await NbdClient.connect({
       address,
-      exportName: name,
+      exportName,
       timeoutMs,
       onState: (state, reason) => {
         this.#log.line(`${state}${reason === "" ? "" : `: ${reason}`}`);
@@ -75,23 +82,49 @@ export class Helper {
   }
 
   async #serve(client: NbdClient, onReady: () => void): Promise<void> {
+    let kernelEnded = (): void => undefined;
+    const kernelEnds = new Promise<void>((resolve) => (kernelEnded = resolve));
     const server = new NbdServer({
-      exports: onlyExport(new RemoteDevice(client), this.#status.readOnly),
+      exports: onlyExport(client, this.#status.readOnly),
       log: (level, message) => {
         if (level !== "info") this.#log.line(`${level} ${message}`);
+      },
+      watch: (what, exportName) => {
+        if (what === "closed" && exportName === "") kernelEnded();
       },
     });
     await server.listen({ kind: "unix", path: this.#place.socket });
     try {
-      const nbdfuse = await startNbdfuse(this.#place, this.#status.readOnly, (line) => this.#log.line(line));
-      const gone = new Promise((resolve) => nbdfuse.once("close", resolve));
-      this.#publish({ nbdfuse: identify(nbdfuse.pid!) ?? null });
-      onReady();
-      await gone;
-      this.#log.line("nbdfuse has ended");
+      if (this.#record.via === "kernel") await this.#throughKernel(kernelEnds, onReady);
+      else await this.#throughNbdfuse(onReady);
     } finally {
       await server.stop(STOP_GRACE_MS);
     }
+  }
+
+  async #throughKernel(ends: Promise<void>, onReady: () => void): Promise<void> {
+    const endWatcher = startWatcher(this.#place);
+    try {
+      const name = await connectKernel(this.#place.socket, this.#place.backend);
+      this.#log.line(`it is /dev/${name}`);
+      this.#publish({ served: true });
+      onReady();
+      await ends;
+      this.#log.line("the kernel's connection has ended");
+      // It was `detach`, or the connection broke: what was not answered must not hang in the kernel.
+      for (const device of nbdDevicesOf(this.#place.backend)) await disconnectKernel(device.name);
+    } finally {
+      await endWatcher();
+    }
+  }
+
+  async #throughNbdfuse(onReady: () => void): Promise<void> {
+    const nbdfuse = await startNbdfuse(this.#place, this.#status.readOnly, (line) => this.#log.line(line));
+    const ends = new Promise<void>((resolve) => nbdfuse.once("close", () => resolve()));
+    this.#publish({ nbdfuse: identify(nbdfuse.pid!) ?? null, served: true });
+    onReady();
+    await ends;
+    this.#log.line("nbdfuse has ended");
   }
 
   #publish(change: Partial<HelperStatus>): void {
@@ -105,13 +138,20 @@ export class Helper {
   }
 }
 
-function onlyExport(device: RemoteDevice, readOnly: boolean): ExportDirectory {
+/** One export under two names: "", and `exportAsItIsNow`, for which its size is found out first. */
+function onlyExport(client: NbdClient, readOnly: boolean): ExportDirectory {
+  const device = new RemoteDevice(client);
   return {
     list: () => [{ name: "" }],
-    lookup: (name) =>
-      Promise.resolve(
-        name === "" ? { kind: "device", name, device, readOnly } : { kind: "none", reason: "there is one export, ''" },
-      ),
+    async lookup(name) {
+      if (name === exportAsItIsNow) {
+        const failure = await client.refresh().catch(describeError);
+        if (failure !== undefined) return { kind: "none", reason: failure };
+      } else if (name !== "") {
+        return { kind: "none", reason: "there is one export, ''" };
+      }
+      return { kind: "device", name, device, readOnly };
+    },
   };
 }
 

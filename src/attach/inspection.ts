@@ -1,28 +1,31 @@
-import { existsSync } from "node:fs";
-import { type LoopDevice, loopDevicesOf, mountsOf } from "./loop-devices.ts";
+import { type AttachedDevice, loopDevicesOf, mountsOf, nbdDevicesOf } from "./block-devices.ts";
 import { listMounts, type Mount } from "./mounts.ts";
 import type { Place } from "./place.ts";
 import { isAlive } from "./processes.ts";
-import type { AttachmentState, AttachmentView, AttachRecord, HelperStatus } from "./state.ts";
+import type { AttachmentState, AttachmentView, AttachRecord, HelperStatus, Via } from "./state.ts";
 
 /** An attachment as it really is: its files say what should be there, the kernel what is. */
 export interface Inspection {
+  via: Via;
   record: AttachRecord | undefined;
   status: HelperStatus | undefined;
   helperAlive: boolean;
   nbdfuseAlive: boolean;
   fuseMounted: boolean;
-  devices: LoopDevice[];
+  devices: AttachedDevice[];
   /** of the devices */
   mounts: Mount[];
 }
 
 export function inspect(place: Place): Inspection {
+  const record = place.readRecord();
   const status = place.readStatus();
   const mounts = listMounts();
-  const devices = existsSync("/sys/class/block") ? loopDevicesOf(place.file) : [];
+  const kernels = nbdDevicesOf(place.backend);
+  const devices = [...kernels, ...loopDevicesOf(place.file)];
   return {
-    record: place.readRecord(),
+    via: record?.via ?? (kernels.length > 0 ? "kernel" : "fuse"),
+    record,
     status,
     helperAlive: status !== undefined && isAlive(status.helper),
     nbdfuseAlive: status?.nbdfuse !== undefined && status.nbdfuse !== null && isAlive(status.nbdfuse),
@@ -50,10 +53,11 @@ export function viewOf(place: Place, found: Inspection): AttachmentView | undefi
     name: record?.name ?? place.name,
     state,
     reason,
+    via: found.via,
     device: found.devices[0]?.path ?? null,
-    file: place.file,
+    file: found.via === "fuse" ? place.file : null,
     mounts: found.mounts.map(({ path }) => path),
-    size: status?.size ?? 0,
+    size: found.devices[0]?.size ?? status?.size ?? 0,
     readOnly: isReadOnly(found),
     since: record?.since ?? status?.since ?? "",
     dataDirectory: record?.dataDirectory ?? "",
@@ -63,9 +67,14 @@ export function viewOf(place: Place, found: Inspection): AttachmentView | undefi
 
 /** @returns what serves it, as a whole */
 export function stateOf(found: Inspection): { state: AttachmentState; reason: string | null } {
-  const { status, helperAlive, nbdfuseAlive, fuseMounted } = found;
+  const { via, status, helperAlive, nbdfuseAlive, fuseMounted, devices } = found;
   if (!helperAlive && status?.state !== "closed") return { state: "broken", reason: "the helper process is gone" };
-  if (!helperAlive || !nbdfuseAlive || !fuseMounted) return { state: "broken", reason: "nbdfuse is gone" };
+  if (via === "kernel" && (!helperAlive || devices.length === 0)) {
+    return { state: "broken", reason: "the kernel's connection to the helper process is gone" };
+  }
+  if (via === "fuse" && (!helperAlive || !nbdfuseAlive || !fuseMounted)) {
+    return { state: "broken", reason: "nbdfuse is gone" };
+  }
   const { state, reason } = status!;
   if (state === "connected") return { state: "attached", reason: null };
   return state === "closed" ? { state: "broken", reason: "the helper process is ending" } : { state, reason };

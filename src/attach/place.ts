@@ -49,16 +49,22 @@ function rootFor(env: NodeJS.ProcessEnv): string {
  *     record.json .... what was asked for; written by `attach` before anything else happens
  *     status.json .... how the helper is doing; written by the helper
  *     log ............ the helper's and nbdfuse's messages
- *     nbd.sock ....... the helper's NBD server, for nbdfuse
- *     fuse/disk ...... the volume as a file
+ *     nbd.sock ....... the helper's NBD server, for the kernel or nbdfuse
+ *     fuse/disk ...... nbdfuse: the volume as a file
  *
- * What else belongs to it (loop devices, mounts, processes) is asked of the kernel each time.
+ * What else belongs to it (devices, mounts, processes) is asked of the kernel each time.
  */
 export class Place {
   readonly name: string;
   readonly path: string;
 
+  /** @throws UllageError `attach-name` when it would be a directory elsewhere */
   constructor(root: string, name: string) {
+    if (name === "" || name === "." || name === ".." || name.includes("/")) {
+      throw new UllageError("attach-name", `'${name}' is no name of a volume`, {
+        hint: "`ullage attach` lists what is attached",
+      });
+    }
     this.name = name;
     this.path = join(root, directoryName(name));
   }
@@ -79,6 +85,11 @@ export class Place {
 
   get file(): string {
     return join(this.fuse, "disk");
+  }
+
+  /** How devices of the kernel's NBD client are recognised as ours. */
+  get backend(): string {
+    return `ullage:${this.name} ${this.path}`;
   }
 
   get log(): string {

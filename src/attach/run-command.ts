@@ -1,6 +1,7 @@
 import { execFile } from "node:child_process";
 import { accessSync, constants } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { UllageError } from "../base/errors.ts";
 
 /** System programs are found for users whose PATH lacks the sbin folders too. */
@@ -20,6 +21,12 @@ export function commandExists(name: string): boolean {
       return false;
     }
   });
+}
+
+/** A program of ours in the folder of the module with that URL, which has its extension: .ts in a checkout, .js in the package. */
+export function programBeside(name: string, moduleUrl: string): string {
+  const extension = moduleUrl.slice(moduleUrl.lastIndexOf("."));
+  return fileURLToPath(new URL(`./${name}${extension}`, moduleUrl));
 }
 
 export interface CommandResult {

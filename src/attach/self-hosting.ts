@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { UllageError } from "../base/errors.ts";
-import { backingFile } from "./loop-devices.ts";
+import { backingFile, nbdBackend } from "./block-devices.ts";
 import { listMounts, type Mount } from "./mounts.ts";
 
 /** Loop devices over files on loop devices …: deeper than anybody stacks them. */
@@ -45,12 +45,15 @@ function servedBy(path: string, mounts: readonly Mount[], depth: number): string
 function deviceServedBy(device: string, mounts: readonly Mount[], depth: number): string | undefined {
   if (depth > MAX_DEPTH) return undefined;
   if (existsSync(join(device, "partition"))) return deviceServedBy(dirname(device), mounts, depth + 1);
-  const behind = backingFile(device.slice(device.lastIndexOf("/") + 1));
+  const name = device.slice(device.lastIndexOf("/") + 1);
+  const backend = nbdBackend(name);
+  if (backend?.startsWith("ullage:") === true) return backend.split(" ")[0];
+  const behind = backingFile(name);
   if (behind !== undefined) return servedBy(behind, mounts, depth + 1);
   const slaves = join(device, "slaves");
   if (!existsSync(slaves)) return undefined;
-  for (const name of readdirSync(slaves)) {
-    const served = deviceServedBy(realpathSync(join(slaves, name)), mounts, depth + 1);
+  for (const slave of readdirSync(slaves)) {
+    const served = deviceServedBy(realpathSync(join(slaves, slave)), mounts, depth + 1);
     if (served !== undefined) return served;
   }
   return undefined;

@@ -1,10 +1,9 @@
 import { fork } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
 import { dirname } from "node:path";
-import { fileURLToPath } from "node:url";
 import { UllageError } from "../base/errors.ts";
 import type { Place } from "./place.ts";
-import { commandEnvironment } from "./run-command.ts";
+import { commandEnvironment, programBeside } from "./run-command.ts";
 import type { HelperMessage } from "./state.ts";
 
 /**
@@ -12,11 +11,8 @@ import type { HelperMessage } from "./state.ts";
  * @throws UllageError as the helper met it
  */
 export async function startHelper(place: Place): Promise<void> {
-  // The extension is the one this file runs with: .ts in a checkout, .js in the package.
-  const extension = import.meta.url.slice(import.meta.url.lastIndexOf("."));
-  const main = fileURLToPath(new URL(`./helper-main${extension}`, import.meta.url));
   const log = openSync(place.log, "a", 0o600);
-  const helper = fork(main, [dirname(place.path), place.name], {
+  const helper = fork(programBeside("helper-main", import.meta.url), [dirname(place.path), place.name], {
     cwd: "/",
     env: commandEnvironment,
     detached: true,

@@ -46,13 +46,15 @@ export interface Probe {
   head: Buffer;
   /** False when the source can't serve ranges: it must be streamed whole into the cache (`--download`). */
   ranges: boolean;
+  /** The object's media type, where who keeps the object says so with authority (a registry's manifest). */
+  mediaType?: string;
 }
 
 /** What pins an object's content. Two equal identities mean equal bytes, unless `strong` is false. */
 export interface Identity {
   /** Bytes of the object. */
   size: number;
-  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:dev:ino:mtimeNs:ctimeNs`; "" when the source offers nothing */
+  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:dev:ino:mtimeNs:ctimeNs`, `digest:sha256:…`; "" when the source offers nothing */
   version: string;
   /** False: a change could go unnoticed (no validator, or a weak one); needs `--unpinned`. */
   strong: boolean;

@@ -77,10 +77,21 @@ export function pinsOf(version: string): { etag: string | undefined; lastModifie
   return { lastModified: match?.[1], etag: match?.[2] };
 }
 
-/** A strong ETag vouches for the bytes by itself; any other pin needs a look after the last byte (durability rule 31). */
+/** A digest or a strong ETag vouches for the bytes; any other pin needs a look after the last byte (durability rule 31). */
 export function needsCheckAfterwards(identity: Identity): boolean {
+  if (digestOf(identity) !== undefined) return false;
   const { etag } = pinsOf(identity.version);
   return identity.version !== "" && !(etag !== undefined && isStrongEtag(etag));
+}
+
+/** What pins an object that is called by the digest of its bytes: `sha256:…`. */
+export function digestIdentity(digest: string, size: number): Identity {
+  return { size, version: `digest:${digest}`, strong: true };
+}
+
+/** The digest in an identity; undefined when something else pins it. */
+export function digestOf({ version }: Identity): string | undefined {
+  return /^digest:((?:sha256:[0-9a-f]{64})|(?:sha512:[0-9a-f]{128}))$/.exec(version)?.[1];
 }
 
 /** The request headers that make a server refuse (412) to answer from another version. */
@@ -156,7 +167,7 @@ export function statusError(where: string, head: ResponseHead): SourceError {
   const { status } = head;
   const message = `${where} answered ${status}`;
   if (status === 401 || status === 403 || status === 407) {
-    const hint = "check the address and its credentials (https://user:password@host/…)";
+    const hint = "check the address and its credentials (`ullage help sources` says how they are given)";
     return new SourceError("source-denied", message, { transient: false, hint });
   }
   if (status === 404 || status === 410) {
@@ -188,7 +199,7 @@ function lastModified(headers: Headers): string | undefined {
 }
 
 /** Retry-After (RFC 9110 section 10.2.3) in milliseconds; a date is measured against the server's own clock. */
-function retryAfterMs(headers: Headers): number | undefined {
+export function retryAfterMs(headers: Headers): number | undefined {
   const value = header(headers, "retry-after");
   if (value === undefined) return undefined;
   if (/^\d{1,9}$/.test(value)) return Number(value) * 1000;

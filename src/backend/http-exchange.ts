@@ -11,6 +11,8 @@ const discardLimitBytes = 64 * 1024;
 export interface ExchangeRequest {
   target: Target;
   headers: Record<string, string>;
+  /** A form to be posted; absent: GET. */
+  body?: string;
   /** Bytes that the answer should carry: sets how long it may take in all. */
   length: number;
   signal: AbortSignal | undefined;
@@ -52,7 +54,8 @@ export async function exchange(
     {
       origin: target.url.origin,
       path: target.url.pathname + target.url.search,
-      method: "GET",
+      method: request.body === undefined ? "GET" : "POST",
+      body: request.body ?? null,
       headers: target.authorization === undefined ? headers : { ...headers, authorization: target.authorization },
       // Exchange has its own clocks: these tick in whole seconds and cannot see who is slow.
       headersTimeout: 0,

@@ -17,8 +17,12 @@ export function parseTarget(address: string): Target {
   url.password = "";
   url.hash = "";
   if (username === "" && password === "") return { url, authorization: undefined };
-  const pair = `${decode(username)}:${decode(password)}`;
-  return { url, authorization: `Basic ${Buffer.from(pair, "utf8").toString("base64")}` };
+  return { url, authorization: basic(decode(username), decode(password)) };
+}
+
+/** The value of an Authorization header (RFC 7617). */
+export function basic(username: string, password: string): string {
+  return `Basic ${Buffer.from(`${username}:${password}`, "utf8").toString("base64")}`;
 }
 
 /**
@@ -44,9 +48,9 @@ export function shown(url: URL): string {
   return `${url.origin}${url.pathname}${url.search === "" ? "" : "?…"}`;
 }
 
-/** What a malformed address may be quoted as: everything before the last `@` is cut out. */
+/** What a malformed address may be quoted as: everything before the last `@`, and behind the first `?`, is cut out. */
 function withoutCredentials(address: string): string {
-  return address.replace(/^([a-z]+:\/\/).*@/i, "$1");
+  return address.replace(/^([a-z]+:\/\/).*@/is, "$1").replace(/\?.*/s, "?…");
 }
 
 function decode(text: string): string {

@@ -1,6 +1,7 @@
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
+import { RetryBudget } from "./retry-budget.ts";
 import { SourceBusyError, backendClosed } from "./source-errors.ts";
 
 export interface RetryPolicy {
@@ -19,23 +20,22 @@ export interface RetryOptions {
   /** Reads that a client waits for: long enough to outlive a server's restart, because a guest takes EIO to heart. */
   foreground?: RetryPolicy;
   background?: RetryPolicy;
-  /**
-   * Retries that all reads of the source together may send: a bucket that holds `burst` and gains `perSecond`. The
-   * lower half of it is for the foreground only.
-   */
-  budget?: { burst: number; perSecond: number };
+  /** Shared by all that use the same connections; default: one of its own. */
+  budget?: RetryBudget;
 }
 
-const defaults: Required<RetryOptions> = {
+/** The longest time for which a source may tell the background to leave it alone. */
+const longestAloneMs = 60_000;
+
+const defaults: Required<Omit<RetryOptions, "budget">> = {
   probe: { attempts: 3, baseMs: 100, capMs: 1000, timeLimitMs: 3_000 },
   foreground: { attempts: 40, baseMs: 50, capMs: 2_000, timeLimitMs: 30_000 },
   background: { attempts: 8, baseMs: 500, capMs: 15_000, timeLimitMs: 60_000 },
-  budget: { burst: 32, perSecond: 16 },
 };
 
 /**
  * Tries transient failures again, with exponential back-off, full jitter and a shared budget, and at least as late as
- * the source's Retry-After asks.
+ * the source's Retry-After asks. Until then the background leaves the source alone altogether.
  *
  * A retried read goes on behind the last byte that the sink has seen: both parts are of the same pinned version, so the
  * sink sees every byte once and in order. A failure that casts doubt on bytes already delivered (`source-bad-answer`)
@@ -46,20 +46,18 @@ export class RetryBackend implements Backend {
   readonly #inner: Backend;
   readonly #clock: Clock;
   readonly #random: () => number;
-  readonly #policies: Required<RetryOptions>;
+  readonly #policies: Required<Omit<RetryOptions, "budget">>;
+  readonly #budget: RetryBudget;
   readonly #closing = new AbortController();
-  #tokens: number;
-  #refilledAt: number;
 
   constructor(inner: Backend, options: RetryOptions & { clock: Clock; random: () => number }) {
-    const { clock, random, ...policies } = options;
+    const { clock, random, budget = new RetryBudget(clock), ...policies } = options;
     this.url = inner.url;
     this.#inner = inner;
     this.#clock = clock;
     this.#random = random;
     this.#policies = { ...defaults, ...policies };
-    this.#tokens = this.#policies.budget.burst;
-    this.#refilledAt = clock.now();
+    this.#budget = budget;
   }
 
   probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
@@ -97,9 +95,11 @@ export class RetryBackend implements Backend {
     const { policy } = operation;
     const deadline = this.#clock.now() + policy.timeLimitMs;
     for (let attempts = 1; ; attempts++) {
+      if (operation.background) await this.#leaveAlone(operation);
       try {
         return await attempt();
       } catch (error) {
+        this.#noteBusy(error);
         if (!(error instanceof SourceError) || !error.transient || !operation.mayRetry(error)) throw error;
         if (attempts >= policy.attempts) throw error;
         operation.onRetry?.(error);
@@ -108,29 +108,33 @@ export class RetryBackend implements Backend {
     }
   }
 
+  async #leaveAlone({ signal }: Operation): Promise<void> {
+    const { aloneMs } = this.#budget;
+    if (aloneMs > 0) await this.#clock.sleep(aloneMs, this.#stop(signal));
+  }
+
+  #noteBusy(error: unknown): void {
+    if (!(error instanceof SourceBusyError) || error.retryAfterMs === undefined) return;
+    this.#budget.leaveAlone(Math.min(error.retryAfterMs, longestAloneMs));
+  }
+
+  #stop(signal: AbortSignal | undefined): AbortSignal {
+    return signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
+  }
+
   /** Waits for the next attempt's turn. @throws error when that would be after the deadline */
   async #pause(operation: Operation, attempts: number, deadline: number, error: SourceError): Promise<void> {
     const { policy, signal, background } = operation;
-    const stop = signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
+    const stop = this.#stop(signal);
     const atLeastMs = (error instanceof SourceBusyError ? error.retryAfterMs : undefined) ?? 0;
     let waitMs = atLeastMs + this.#random() * Math.min(policy.capMs, policy.baseMs * 2 ** attempts);
     for (;;) {
       if (this.#clock.now() + waitMs > deadline) throw error;
       await this.#clock.sleep(waitMs, stop);
-      if (this.#takeToken(background)) return;
+      if (this.#budget.take(background)) return;
       // Many reads failed at once. Theirs is a queue without order, whose length the deadline bounds.
       waitMs = policy.baseMs + this.#random() * policy.capMs;
     }
-  }
-
-  #takeToken(background: boolean): boolean {
-    const { burst, perSecond } = this.#policies.budget;
-    const now = this.#clock.now();
-    this.#tokens = Math.min(burst, this.#tokens + ((now - this.#refilledAt) * perSecond) / 1000);
-    this.#refilledAt = now;
-    if (this.#tokens < 1 + (background ? burst / 2 : 0)) return false;
-    this.#tokens--;
-    return true;
   }
 }
 
@@ -142,7 +146,8 @@ interface Operation {
   onRetry: ((error: SourceError) => void) | undefined;
 }
 
-function countingSink(sink: Sink): { bytes: number; sink: Sink } {
+/** A sink that knows how many bytes went through it. */
+export function countingSink(sink: Sink): { bytes: number; sink: Sink } {
   const counting = {
     bytes: 0,
     sink: (chunk: Uint8Array): void | Promise<void> => {

@@ -23,6 +23,9 @@ import { SourceError } from "../base/errors.ts";
  * | source-invalid       | no        | the source as written is no path and no address                              |
  * | source-unsupported   | no        | its scheme is not one that this version reads                                |
  * | source-forbidden     | no        | the policy does not let it in (source-guard.ts)                              |
+ * | source-credentials   | yes       | what the credentials refer to can't be read                                  |
+ * | source-ambiguous     | no        | several blobs or platforms, any of which may be meant                        |
+ * | source-wrong-bytes   | no        | the bytes do not have the digest that pins them                              |
  * | source-closed        | no        | the backend was closed meanwhile                                             |
  */
 
@@ -52,7 +55,11 @@ export function badAnswer(message: string, cause?: unknown): SourceError {
 
 /** The connection could not be made, or broke; bytes that came before are good. */
 export function unreachable(message: string, cause?: unknown): SourceError {
-  return new SourceError("source-unreachable", message, { transient: true, cause });
+  return new SourceError("source-unreachable", message, {
+    transient: true,
+    hint: "check the address, and whether this host reaches it",
+    cause,
+  });
 }
 
 /** No byte for too long, or too few; bytes that came before are good. */

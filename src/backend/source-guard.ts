@@ -31,6 +31,8 @@ export interface SourcePolicy {
    * @throws SourceError `source-forbidden`
    */
   check(url: URL): void;
+  /** `check`, and the addresses that the host has just now, for who connects by way of somebody else. */
+  checkResolved(url: URL): Promise<void>;
   /** @param path absolute @throws SourceError `source-forbidden` */
   checkFile(path: string): void;
   /** For `net.connect`: resolves a host, and finds nothing but addresses that may be connected to. */
@@ -72,7 +74,7 @@ export function sourcePolicy(entries: readonly string[], resolver: Resolver = re
     throw forbidden(`${host} has no address that is let in, only ${[...new Set(kinds)].join(" and ")} ones`);
   };
 
-  return {
+  const policy: SourcePolicy = {
     check(url) {
       if (url.protocol !== "http:" && url.protocol !== "https:") throw forbidden(`${url.protocol} is no http address`);
       const literal = literalAddress(url.hostname);
@@ -100,7 +102,13 @@ export function sourcePolicy(entries: readonly string[], resolver: Resolver = re
         (error: NodeJS.ErrnoException) => callback(error, []),
       );
     },
+
+    async checkResolved(url) {
+      policy.check(url);
+      if (literalAddress(url.hostname) === undefined) await resolvePermitted(url.hostname, {});
+    },
   };
+  return policy;
 }
 
 interface Allowed {

@@ -1,6 +1,6 @@
-import { receiveMessageOnPort, workerData } from "node:worker_threads";
-import { type AcceptorCommand, type AcceptorData, type AcceptorMessage, AcceptorWord } from "./acceptor.ts";
-import { accept, drainEvent, EAGAIN, EINTR, errno, errnoName, poll } from "./posix.ts";
+import type { AcceptorCommand, AcceptorMessage, AcceptorSetup } from "./acceptor.ts";
+import { type Polled, POLLIN, pollSetup, runPollLoop, tellMain } from "./poll-loop.ts";
+import { accept, EAGAIN, EINTR, errno, errnoName } from "./posix.ts";
 
 /** Accepted descriptors that the main thread has not taken over; it is busy, so more would only pile up. */
 const MAX_PENDING = 64;
@@ -11,50 +11,27 @@ const STARVED_REPORT_MS = 60_000;
 /** The pause while the main thread is behind. */
 const BEHIND_PAUSE_MS = 5;
 
-const POLLIN = 1;
 const ECONNABORTED = 103;
 const EPERM = 1;
 const EPROTO = 71;
 
-const { wake, shared, port } = workerData as AcceptorData;
-const words = new Int32Array(shared);
-let listeners: number[] = [];
-let pollfds = pollTable();
+const pending = new Int32Array((pollSetup() as AcceptorSetup).pending);
+let listeners: Polled[] = [];
 let starvedReport = -Infinity;
-
-/** `struct pollfd` for the eventfd and every listener. */
-function pollTable(): Buffer {
-  const table = Buffer.allocUnsafeSlow(8 * (1 + listeners.length)).fill(0);
-  [wake, ...listeners].forEach((fd, index) => {
-    table.writeInt32LE(fd, 8 * index);
-    table.writeInt16LE(POLLIN, 8 * index + 4);
-  });
-  return table;
-}
+/** During a pause no listener is waited for. */
+let pauseMs = 0;
 
 function tell(message: AcceptorMessage): void {
-  port.postMessage(message);
-}
-
-function takeCommands(): void {
-  drainEvent(wake);
-  for (;;) {
-    const received = receiveMessageOnPort(port);
-    if (received === undefined) return;
-    const command = received.message as AcceptorCommand;
-    listeners = command.listeners;
-    pollfds = pollTable();
-    tell({ kind: "applied" });
-  }
+  tellMain(message);
 }
 
 /** Accepts what a listener has. @returns how long to wait before the next try, or 0 */
 function acceptAll(listener: number): number {
   for (;;) {
-    if (Atomics.load(words, AcceptorWord.pending) >= MAX_PENDING) return BEHIND_PAUSE_MS;
+    if (Atomics.load(pending, 0) >= MAX_PENDING) return BEHIND_PAUSE_MS;
     const fd = accept(listener);
     if (fd >= 0) {
-      Atomics.add(words, AcceptorWord.pending, 1);
+      Atomics.add(pending, 0, 1);
       tell({ kind: "accepted", listener, fd });
       continue;
     }
@@ -70,13 +47,23 @@ function acceptAll(listener: number): number {
   }
 }
 
-let pauseMs = 0;
-while (Atomics.load(words, AcceptorWord.stop) === 0) {
-  // During a pause only the eventfd is waited for.
-  if (pauseMs > 0) poll(pollfds.subarray(0, 8), pauseMs);
-  else poll(pollfds, -1);
-  pauseMs = 0;
-  takeCommands();
-  for (const listener of listeners) pauseMs = Math.max(pauseMs, acceptAll(listener));
-}
-port.close();
+runPollLoop<AcceptorCommand>({
+  command({ listeners: fds }) {
+    listeners = fds.map((fd) => ({ fd, events: POLLIN }));
+    tell({ kind: "applied" });
+  },
+  polled() {
+    return pauseMs > 0 ? [] : listeners;
+  },
+  timeoutMs() {
+    const waitMs = pauseMs > 0 ? pauseMs : -1;
+    pauseMs = 0;
+    return waitMs;
+  },
+  ready(index) {
+    pauseMs = Math.max(pauseMs, acceptAll(listeners[index].fd));
+  },
+  end() {
+    // The listeners are the main thread's.
+  },
+});

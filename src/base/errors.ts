@@ -1,6 +1,9 @@
+import { withoutSecrets } from "./without-secrets.ts";
+
 /**
  * Every error that Ullage raises on purpose. `code` is stable (scripts and the API match on it), the message is lower
- * case and carries the values, `hint` says what to do next, `cause` chains what was underneath.
+ * case and carries the values, `hint` says what to do next, `cause` chains what was underneath. Errors are shown and
+ * logged: what is secret in an address is left out of them, wherever they come from.
  */
 export class UllageError extends Error {
   readonly code: string;
@@ -8,10 +11,10 @@ export class UllageError extends Error {
   readonly hint: string | undefined;
 
   constructor(code: string, message: string, options: { hint?: string; cause?: unknown } = {}) {
-    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    super(withoutSecrets(message), options.cause === undefined ? undefined : { cause: options.cause });
     this.name = new.target.name;
     this.code = code;
-    this.hint = options.hint;
+    this.hint = options.hint === undefined ? undefined : withoutSecrets(options.hint);
   }
 }
 
@@ -51,6 +54,7 @@ export function errnoOf(error: unknown): string {
 
 /** The message of anything thrown, with the chain of causes: `a: b: c`. */
 export function describeError(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  return error.cause === undefined ? error.message : `${error.message}: ${describeError(error.cause)}`;
+  if (!(error instanceof Error)) return withoutSecrets(String(error));
+  const message = withoutSecrets(error.message);
+  return error.cause === undefined ? message : `${message}: ${describeError(error.cause)}`;
 }

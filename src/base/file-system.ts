@@ -1,10 +1,7 @@
 import type { IoBuffer } from "./io-buffer.ts";
 
-/**
- * The file system as the engine sees it: what production does with system calls (real-file-system.ts) and the crash
- * model does in memory (test/sim). All offsets and lengths are bytes. Failures are `IoError`s.
- */
-export interface File {
+/** A file as far as its readers see it. */
+export interface ReadableFile {
   readonly path: string;
 
   /**
@@ -15,7 +12,13 @@ export interface File {
 
   /** Reads in the thread pool. @returns bytes read; fewer than asked only at the end of the file */
   read(buffer: IoBuffer, at: number, length: number, offset: number): Promise<number>;
+}
 
+/**
+ * The file system as the engine sees it: what production does with system calls (real-file-system.ts) and the crash
+ * model does in memory (test/sim). All offsets and lengths are bytes. Failures are `IoError`s.
+ */
+export interface File extends ReadableFile {
   /** Writes all bytes on the calling thread (into the page cache), or throws; then any prefix may have been written. */
   writeNow(buffer: IoBuffer, at: number, length: number, offset: number): void;
 
@@ -52,8 +55,10 @@ export interface File {
   /** What ties a log to one life of the page cache: durability rule 7. */
   binding(): FileBinding;
 
-  /** Makes the file read-only for everybody (chmod 0444). */
+  /** Makes the file read-only, for its owner alone (chmod 0400). */
   seal(): Promise<void>;
+  /** Takes that back (chmod 0600): the file can be opened for writing again. */
+  unseal(): Promise<void>;
 
   close(): Promise<void>;
 }

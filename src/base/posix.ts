@@ -11,6 +11,7 @@ const preadv2Call = libc.func("int64_t preadv2(int, uintptr_t, int, int64_t, int
 const preadCall = libc.func("int64_t pread(int, uintptr_t, size_t, int64_t)");
 const pwriteCall = libc.func("int64_t pwrite(int, uintptr_t, size_t, int64_t)");
 const fallocateCall = libc.func("int fallocate(int, int, int64_t, int64_t)");
+const ftruncateCall = libc.func("int ftruncate(int, int64_t)");
 const lseekCall = libc.func("int64_t lseek(int, int64_t, int)");
 const flockCall = libc.func("int flock(int, int)");
 const fcntlCall = libc.func("int fcntl(int, int, int)");
@@ -35,6 +36,9 @@ const writeCall = libc.func("int64_t write(int, uintptr_t, size_t)");
 const sendmsgCall = libc.func("int64_t sendmsg(int, uintptr_t, int)");
 const sendtoCall = libc.func("int64_t sendto(int, uintptr_t, size_t, int, uintptr_t, uint32_t)");
 const recvCall = libc.func("int64_t recv(int, uintptr_t, size_t, int)");
+const recvmsgCall = libc.func("int64_t recvmsg(int, uintptr_t, int)");
+const connectCall = libc.func("int connect(int, uintptr_t, uint32_t)");
+const memfdCreateCall = libc.func("int memfd_create(const char *, unsigned int)");
 const closeCall = libc.func("int close(int)");
 const umaskCall = libc.func("unsigned int umask(unsigned int)");
 const prctlCall = libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)");
@@ -158,6 +162,72 @@ export function anyPageCached(fd: number, offset: number, length: number): boole
   }
 }
 
+// ---- shared memory --------------------------------------------------------------------------------------------------
+
+const F_DUPFD_CLOEXEC = 1030;
+const F_ADD_SEALS = 1033;
+const F_GET_SEALS = 1034;
+const F_SEAL_SEAL = 1;
+const F_SEAL_SHRINK = 2;
+const F_SEAL_GROW = 4;
+const F_SEAL_FUTURE_WRITE = 0x10;
+
+/** memfd_create(2), close-on-exec, of so many zero bytes. @throws Error with `code` */
+export function memoryFile(name: string, length: number): number {
+  const MFD_CLOEXEC = 1;
+  const MFD_ALLOW_SEALING = 2;
+  const fd = memfdCreateCall(name, MFD_CLOEXEC | MFD_ALLOW_SEALING) as number;
+  if (fd < 0) throw systemError("memfd_create");
+  if (ftruncateCall(fd, length) === 0) return fd;
+  const error = systemError("ftruncate");
+  closeCall(fd);
+  throw error;
+}
+
+/** From now on it keeps its size, and only mappings that exist may write to it. @throws Error with `code` */
+export function sealMemoryFile(fd: number): void {
+  const seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
+  if (fcntlCall(fd, F_ADD_SEALS, seals) !== 0) throw systemError("fcntl");
+}
+
+/** Whether the file can't become shorter any more: then a mapping of it is safe, whoever else has it. */
+export function keepsItsSize(fd: number): boolean {
+  const seals = fcntlCall(fd, F_GET_SEALS, 0) as number;
+  return seals >= 0 && (seals & F_SEAL_SHRINK) !== 0;
+}
+
+const mappings = new FinalizationRegistry<{ address: number; length: number }>(({ address, length }) => {
+  munmapCall(address, length);
+});
+
+/**
+ * mmap(2) MAP_SHARED of a file's first bytes. The mapping goes when nobody refers to the array's buffer any more; before,
+ * the file must not become shorter.
+ * @throws Error with `code`
+ */
+export function mapShared(fd: number, length: number, writable: boolean): Uint8Array {
+  const PROT_READ = 1;
+  const PROT_WRITE = 2;
+  const MAP_SHARED = 1;
+  const address = mmapCall(0, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0) as number;
+  if (address < 0 || address >= 2 ** 47) throw systemError("mmap");
+  const memory = koffi.view(BigInt(address), length);
+  mappings.register(memory, { address, length });
+  return new Uint8Array(memory);
+}
+
+/** fcntl(2) F_DUPFD_CLOEXEC. @throws Error with `code` */
+export function duplicate(fd: number): number {
+  const copy = fcntlCall(fd, F_DUPFD_CLOEXEC, 3) as number;
+  if (copy < 0) throw systemError("fcntl");
+  return copy;
+}
+
+function systemError(call: string): Error {
+  const code = errnoName(errno());
+  return Object.assign(new Error(`${call}: ${code}`), { code });
+}
+
 // ---- identity and locks --------------------------------------------------------------------------------------------
 
 const LOCK_EX = 2;
@@ -262,6 +332,19 @@ export function streamSocket(family: number): number {
   return socketCall(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) as number;
 }
 
+/** The same, but it blocks: for whoever reads in the thread pool. */
+export function blockingStreamSocket(family: number): number {
+  return socketCall(family, SOCK_STREAM | SOCK_CLOEXEC, 0) as number;
+}
+
+/** A close-on-exec socket to the kernel's generic netlink, which blocks; -1 with `errno`. */
+export function genericNetlinkSocket(): number {
+  const AF_NETLINK = 16;
+  const SOCK_RAW = 3;
+  const NETLINK_GENERIC = 16;
+  return socketCall(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC) as number;
+}
+
 /** @param address a sockaddr, in memory of its own (`Buffer.allocUnsafeSlow`) @returns 0, or -1 with `errno` */
 export function bind(fd: number, address: Buffer): number {
   return bindCall(fd, addressOf(address), address.length) as number;
@@ -326,6 +409,37 @@ export function sendDatagram(family: number, address: Buffer, message: Buffer): 
 export function receive(fd: number, address: number, length: number): number {
   const MSG_DONTWAIT = 0x40;
   return recvCall(fd, address, length, MSG_DONTWAIT) as number;
+}
+
+/**
+ * recvmsg(2) with MSG_DONTWAIT | MSG_CMSG_CLOEXEC.
+ * @param message address of a `struct msghdr` @returns bytes, 0 at the end of the stream, or -1 with `errno`
+ */
+export function receiveMessage(fd: number, message: number): number {
+  const MSG_DONTWAIT = 0x40;
+  const MSG_CMSG_CLOEXEC = 0x40000000;
+  return recvmsgCall(fd, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) as number;
+}
+
+/** connect(2). On a unix socket it waits for nothing. @returns 0, or -1 with `errno` ECONNREFUSED, EAGAIN, ENOENT, … */
+export function connect(fd: number, address: Buffer): number {
+  return connectCall(fd, addressOf(address), address.length) as number;
+}
+
+/** Who was at the other end of a unix socket when it was connected (SO_PEERCRED). @returns undefined for no unix socket */
+export function peerCredentials(fd: number): { pid: number; uid: number; gid: number } | undefined {
+  const SO_PEERCRED = 17;
+  const buffer = Buffer.allocUnsafeSlow(16).fill(0);
+  buffer.writeUInt32LE(12, 12);
+  const address = addressOf(buffer);
+  if (getsockoptCall(fd, SOL_SOCKET, SO_PEERCRED, address, address + 12) !== 0) return undefined;
+  if (buffer.readInt32LE(0) === 0) return undefined;
+  return { pid: buffer.readInt32LE(0), uid: buffer.readUInt32LE(4), gid: buffer.readUInt32LE(8) };
+}
+
+/** close(2), for descriptors that never were Node's. */
+export function closeDescriptor(fd: number): void {
+  closeCall(fd);
 }
 
 /** poll(2) on an array of `struct pollfd` (8 bytes each). Blocks: only for threads of their own. */

@@ -5,7 +5,7 @@ import { IoError, UllageError } from "./errors.ts";
 import type { DirectoryLock, File, FileBinding, FileSystem } from "./file-system.ts";
 import type { IoBuffer } from "./io-buffer.ts";
 import * as posix from "./posix.ts";
-import { syncSlots } from "./sync-slots.ts";
+import { syncSlots } from "./pool-slots.ts";
 
 /*
  * Files by system calls. Reads that the page cache can answer and writes into it run on the calling thread; the rest in
@@ -198,7 +198,11 @@ class RealFile implements File {
   }
 
   async seal(): Promise<void> {
-    await fsFchmod(this.#fd, 0o444);
+    await fsFchmod(this.#fd, 0o400);
+  }
+
+  async unseal(): Promise<void> {
+    await fsFchmod(this.#fd, 0o600);
   }
 
   async close(): Promise<void> {
@@ -209,6 +213,11 @@ class RealFile implements File {
     const name = errno ?? "EIO";
     return new IoError(name, `${what} of ${this.path} at ${offset} failed: ${name}`, cause);
   }
+}
+
+/** An open file that came from elsewhere; its descriptor is the file's from now on. @param path for messages */
+export function fileOfDescriptor(path: string, fd: number): File {
+  return new RealFile(path, fd);
 }
 
 function assertRange(buffer: IoBuffer, at: number, length: number): void {

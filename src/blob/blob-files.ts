@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { File, FileSystem } from "../base/file-system.ts";
+import { shownSource } from "../base/without-secrets.ts";
 import { decodeBlobMeta, encodeBlobMeta, type BlobMeta } from "./blob-meta.ts";
 import { replaceFile } from "./durable-file.ts";
 import { decodeRangeMap } from "./range-map-file.ts";
@@ -104,6 +105,18 @@ export async function inspectData(
   return { data, problem: found === expected ? undefined : `the data file has ${found} bytes, not ${expected}` };
 }
 
+/** Bytes that a blob's cache file takes on disk; 0 when there is none. */
+export async function diskBytesOf(fs: FileSystem, dir: string): Promise<number> {
+  const path = join(dir, "data");
+  if (!(await fs.exists(path))) return 0;
+  const data = await fs.open(path, "read");
+  try {
+    return data.allocated();
+  } finally {
+    await data.close();
+  }
+}
+
 /** @returns undefined when there is no map (nothing is durably ready then), else its bits or why it is not believed */
 export async function readRangeMap(
   fs: FileSystem,
@@ -121,7 +134,7 @@ export async function readRangeMap(
 /** What it means that a blob's range map is not believed. */
 export function consequence(meta: BlobMeta, pins: string[]): string {
   const needed = pins.length > 0 ? `, which must be there again for detached volumes ${pins.join(", ")}` : "";
-  return `everything is fetched again from ${meta.url}${needed}`;
+  return `everything is fetched again from ${shownSource(meta.url)}${needed}`;
 }
 
 /** Nothing counts as fetched afterwards; the file is kept, for whoever knows better. */

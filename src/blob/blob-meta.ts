@@ -48,14 +48,20 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
     throw new CorruptionError(`${path} is not JSON: ${describeError(error)}`);
   }
   if (typeof raw !== "object" || raw === null) throw new CorruptionError(`${path} holds no object`);
-  const { format, version, id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = raw as Record<
+  const { format, version } = raw as Record<string, unknown>;
+  if (format !== FORMAT) throw new CorruptionError(`${path} has format '${String(format)}', not '${FORMAT}'`);
+  if (typeof version === "number" && version > VERSION) throw newerFormat(path, version, VERSION);
+  if (version !== VERSION) throw new CorruptionError(`${path} has format version ${String(version)}`);
+  return blobMetaOf(raw, path);
+}
+
+/** @throws CorruptionError when a field is missing or out of range */
+export function blobMetaOf(raw: unknown, path: string): BlobMeta {
+  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = (raw ?? {}) as Record<
     string,
     unknown
   >;
-  if (format !== FORMAT) throw new CorruptionError(`${path} has format '${String(format)}', not '${FORMAT}'`);
-  if (typeof version === "number" && version > VERSION) throw newerFormat(path, version, VERSION);
   const valid =
-    version === VERSION &&
     typeof id === "string" &&
     isBlobId(id) &&
     typeof url === "string" &&

@@ -1,4 +1,4 @@
-import type { File } from "../base/file-system.ts";
+import type { ReadableFile } from "../base/file-system.ts";
 
 /**
  * An immutable, disk-addressed byte sequence with a local cache file. A unit (a power of two of bytes) of it is *ready*
@@ -16,15 +16,16 @@ export interface Blob {
    * has zeros. After a read, ask `isReady` again: a failed sync may have taken the readiness back in between, and the
    * bytes then count for nothing (durability rules 12 and 13).
    */
-  readonly file: File;
+  readonly file: ReadableFile;
   /** Bytes of ready units (the last one counted short). */
   readonly readyBytes: number;
   /**
-   * How often units were taken back because a sync of their bytes had failed. A read of `file` that waited counts only
-   * if this is what it was before: the unit may have been lost, and fetched again, while it waited.
+   * Changes whenever units are taken back because a sync of their bytes had failed. A read of `file` counts only if this
+   * is what it was before `isReady` was asked: the unit may have been lost, and fetched again, meanwhile; a remote
+   * blob's at any moment.
    */
   readonly losses: number;
-  /** What was asked of the source since the blob was opened. */
+  /** What was asked of the source: of a cached blob since it was made, of a remote one since it was opened. */
   readonly stats: Readonly<BlobStats>;
 
   /** Whether every byte of the range that lies below `size` can be read from `file` now. No allocation, no wait. */
@@ -55,6 +56,9 @@ export interface Blob {
   isPinnedBy(volumeId: string): boolean;
 }
 
+/** In the place of a volume's id: somebody wants a blob to be kept, whether a volume needs it or not. */
+export const keptByUser = "0".repeat(32);
+
 export interface FetchOptions {
   background?: boolean;
   signal?: AbortSignal;
@@ -63,7 +67,9 @@ export interface FetchOptions {
 export interface BlobStats {
   /** Bytes received from the source because somebody waited for them. */
   foregroundBytes: number;
-  /** Bytes received by hydration and readahead. */
+  /** Bytes received because somebody would probably want them in a moment. */
+  readaheadBytes: number;
+  /** Bytes received to fill the blob. */
   backgroundBytes: number;
   /** Requests to the source. */
   requests: number;

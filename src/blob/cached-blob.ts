@@ -4,16 +4,18 @@ import type { Clock } from "../base/clock.ts";
 import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
-import { createBlobFiles, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
+import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
+import { ColdUnits, type UnitRun } from "./cold-units.ts";
 import { replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
 import { RangeMap } from "./range-map.ts";
 import { encodeRangeMap } from "./range-map-file.ts";
-import { Readahead } from "./readahead.ts";
+import { ReadaheadFetcher } from "./readahead-fetcher.ts";
+import { SharedReadiness } from "./shared-readiness.ts";
 import type { SourceTraffic, SourceTraffics } from "./source-traffic.ts";
 
 /*
@@ -35,9 +37,6 @@ const PERSIST_AFTER_MS = 2000;
 /** ... or this many bytes, whatever comes first (plus the time that a sync takes). */
 const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
 
-/** Readahead asks for nothing more while so much of it is under way. */
-const MAX_READAHEAD_BYTES = 32 * 1024 * 1024;
-
 /** What a blob needs from its surroundings; shared by all blobs of a cache. */
 export interface BlobEnvironment {
   readonly fs: FileSystem;
@@ -46,6 +45,14 @@ export interface BlobEnvironment {
   readonly buffers: StagingBuffers;
   readonly sources: SourceTraffics;
   log(level: "info" | "warn" | "error", message: string): void;
+  /** What was asked for a blob's sake so far; goes on being counted in there. */
+  totalOf(id: string): BlobStats;
+  /** Whether there may be a need to free some of a blob's space. */
+  evicts(): boolean;
+  /** So many bytes came into the cache. */
+  filled(bytes: number): void;
+  /** A request found the disk full. @returns whether it is worth while to try again */
+  makeRoom(): Promise<boolean>;
   /** A reader of exactly the object that `meta.identity` pins. Called at the first miss, and again after a failure. */
   openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
 }
@@ -57,10 +64,18 @@ export interface SourceTrouble {
   at: string;
 }
 
+/** Hears what becomes of a blob's units. */
+export interface ReadinessWatcher {
+  /** Units [first, end) are ready now. */
+  ready(first: number, end: number): void;
+  /** Some that were ready are not any more: look at all of them. */
+  lost(): void;
+}
+
 export class CachedBlob implements Blob {
   readonly meta: BlobMeta;
   readonly file: File;
-  readonly stats: BlobStats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly stats: BlobStats;
   /** Undefined: the last request was answered well, or none was made yet. */
   sourceTrouble: SourceTrouble | undefined;
   readonly #environment: BlobEnvironment;
@@ -73,22 +88,33 @@ export class CachedBlob implements Blob {
   readonly #synced: RangeMap;
   readonly #durable: RangeMap;
   readonly #queue: FetchQueue;
-  readonly #readahead = new Readahead();
-  #readaheadBytes = 0;
+  readonly #readahead = new ReadaheadFetcher(
+    (offset, length) => this.#map.isReady(offset, length),
+    (offset, length) => this.readAhead(offset, length),
+  );
   readonly #closing = new AbortController();
   #reader: Promise<ImageReader> | undefined;
+  /** Undefined: nothing of it is ever evicted. */
+  readonly #cold: ColdUnits | undefined;
+  /** Where readiness lies once other processes look at it. */
+  #shared: SharedReadiness | undefined;
+  readonly #watchers = new Set<ReadinessWatcher>();
   /** Counts failed data syncs: bytes written before one are not to be trusted after it. */
   #failedSyncs = 0;
+  /** Counts evictions, for the same reason. */
+  #evictions = 0;
   #unsyncedBytes = 0;
   #persisting = false;
   #persistFailure = "";
-  #syncRunning: Promise<void> = Promise.resolve();
+  /** Syncs and evictions, one after the other: both write the map. */
+  #mapTurn: Promise<void> = Promise.resolve();
   #syncWaiting: Promise<void> | undefined;
   #closed: Promise<void> | undefined;
 
   private constructor(environment: BlobEnvironment, dir: string, lock: DirectoryLock, files: BlobFiles) {
     const { meta, data, durableBits, pins } = files;
     this.meta = meta;
+    this.stats = environment.totalOf(meta.id);
     this.file = data;
     this.#environment = environment;
     this.#traffic = environment.sources.of(meta.url);
@@ -99,6 +125,7 @@ export class CachedBlob implements Blob {
     this.#map = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#synced = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#durable = new RangeMap(meta.size, meta.unitBytes, durableBits);
+    this.#cold = environment.evicts() ? new ColdUnits(this.#map) : undefined;
     this.#queue = new FetchQueue({
       map: this.#map,
       lanes: new FetchLanes(environment.traffic),
@@ -159,7 +186,7 @@ export class CachedBlob implements Blob {
   }
 
   get losses(): number {
-    return this.#failedSyncs;
+    return this.#failedSyncs + this.#evictions;
   }
 
   isReady(offset: number, length: number): boolean {
@@ -179,17 +206,13 @@ export class CachedBlob implements Blob {
   }
 
   noteRead(offset: number, length: number): void {
-    if (this.#map.missing === 0 || !this.#readahead.note(offset, length)) return;
-    if (this.#map.isReady(this.#readahead.offset, this.#readahead.length)) return;
-    if (this.#readaheadBytes < MAX_READAHEAD_BYTES)
-      void this.#readAhead(this.#readahead.offset, this.#readahead.length);
+    this.#cold?.noteRead(offset, length);
+    if (this.#map.missing > 0) this.#readahead.note(offset, length);
   }
 
-  async #readAhead(offset: number, length: number): Promise<void> {
-    this.#readaheadBytes += length;
-    // A failure is met again, and reported, by the read that needs these bytes.
-    await this.#queue.fetch(offset, length, "readahead").catch(() => undefined);
-    this.#readaheadBytes -= length;
+  /** Like `fetch`, for what somebody will probably want in a moment. */
+  async readAhead(offset: number, length: number, signal?: AbortSignal): Promise<void> {
+    await this.#queue.fetch(offset, length, "readahead", signal);
   }
 
   /** Uses `reader` for what is missing, instead of opening the source again. */
@@ -224,13 +247,60 @@ export class CachedBlob implements Blob {
 
   // ---- bytes from the source ---------------------------------------------------------------------------------------
 
-  #transfer(request: Transfer): Promise<boolean> {
-    const offset = request.first * this.unitBytes;
-    const length = this.#map.bytesOf(request.first, request.end);
-    return this.#receive(request, async (sink, options) => {
-      const reader = await this.#source();
-      await reader.read(offset, length, sink, options);
+  /** A disk that is full is met once more after something was evicted, if somebody waits for the bytes. */
+  async #transfer(request: Transfer): Promise<boolean> {
+    try {
+      return await this.#transferOnce(request);
+    } catch (error) {
+      const full = error instanceof IoError && error.errno === "ENOSPC";
+      if (!full || request.lane !== "foreground" || !(await this.#environment.makeRoom())) throw error;
+      return this.#transferOnce(request);
+    }
+  }
+
+  async #transferOnce(request: Transfer): Promise<boolean> {
+    const source = this.#source();
+    const first = await this.#skipZeros(request, source);
+    if (first === undefined) return false;
+    if (first >= request.end) return true;
+    const offset = first * this.unitBytes;
+    const length = this.#map.bytesOf(first, request.end);
+    const { end, lane, signal } = request;
+    return this.#receive({ first, end, lane, signal }, async (sink, options) => {
+      await (await source).read(offset, length, sink, options);
     });
+  }
+
+  /**
+   * What the image's tables say is zeros becomes ready without being read or written, however much it is: beyond what is
+   * asked for as well. It is punched all the same, for a request that failed may have left something there, in this life
+   * or in an earlier one; a flight that brings some of it meanwhile brings zeros, too. A sync that covers the units covers
+   * the holes (durability rule 12).
+   * @returns the first unit of the request that is not known to be zeros; undefined when a sync failed meanwhile
+   */
+  async #skipZeros(request: Transfer, source: Promise<ImageReader>): Promise<number | undefined> {
+    const reader = await source.catch(() => undefined); // the read that follows meets the failure, and counts it
+    if (reader?.zeroRun === undefined) return request.first;
+    const failedSyncs = this.#failedSyncs;
+    const offset = request.first * this.unitBytes;
+    const options = { signal: request.signal, background: request.lane !== "foreground" };
+    const zeros = await reader.zeroRun(offset, this.size - offset, options).catch(() => 0); // likewise
+    const end = offset + zeros === this.size ? this.#map.units : Math.floor((offset + zeros) / this.unitBytes);
+    if (end <= request.first) return request.first;
+    // The file is longer than the blob: behind its end, up to the next block, are zeros as well.
+    const bytes = end === this.#map.units ? dataFileBytes(this.meta) - offset : end * this.unitBytes - offset;
+    if (!(await this.file.punch(offset, bytes))) return request.first;
+    if (failedSyncs !== this.#failedSyncs) return undefined;
+    this.#becameReady(request.first, end);
+    this.#noteUnsynced(0);
+    return end;
+  }
+
+  /** Units [first, end). */
+  #becameReady(first: number, end: number): void {
+    this.#map.addRun(first, end);
+    if (this.#shared !== undefined) this.#shared.readyBytes = this.#map.readyBytes;
+    for (const watcher of this.#watchers) watcher.ready(first, end);
   }
 
   /** @returns false when a sync of the data failed meanwhile: some of the bytes may be lost */
@@ -258,7 +328,7 @@ export class CachedBlob implements Blob {
     }
     // What the cache file said goes before how the source's reader may have wrapped it.
     const writeError = await writer.close();
-    this.stats[background ? "backgroundBytes" : "foregroundBytes"] += writer.received;
+    this.stats[`${request.lane}Bytes`] += writer.received;
     lane.bytes += writer.received;
     if (failure !== undefined) {
       if (!request.signal.aborted) this.stats.errors++;
@@ -268,8 +338,9 @@ export class CachedBlob implements Blob {
     lane.latency.observe(clock.now() - began);
     this.sourceTrouble = undefined;
     if (failedSyncs !== this.#failedSyncs) return false;
-    for (let unit = request.first; unit < request.end; unit++) this.#map.add(unit);
+    this.#becameReady(request.first, request.end);
     this.#noteUnsynced(writer.received);
+    this.#environment.filled(writer.received);
     return true;
   }
 
@@ -303,20 +374,50 @@ export class CachedBlob implements Blob {
     });
   }
 
+  // ---- other processes ---------------------------------------------------------------------------------------------
+
+  /**
+   * Readiness in memory that other processes can see. Whoever has it may have the cache file too: from here on no byte
+   * of that is ever taken away (durability rule 13).
+   */
+  share(): SharedReadiness {
+    if (this.#shared !== undefined) return this.#shared;
+    const shared = SharedReadiness.create(this.#map.units);
+    this.#map.moveTo(shared.ready);
+    this.#durable.moveTo(shared.durable);
+    shared.readyBytes = this.#map.readyBytes;
+    this.#shared = shared;
+    return shared;
+  }
+
+  /** Whether another process may have the cache file. */
+  get isShared(): boolean {
+    return this.#shared !== undefined;
+  }
+
+  /** @returns what ends it */
+  watch(watcher: ReadinessWatcher): () => void {
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
   // ---- durability --------------------------------------------------------------------------------------------------
 
   sync(): Promise<void> {
     if (this.#syncWaiting !== undefined) return this.#syncWaiting;
     // A round that is running took its copy of the bits before this call: only the next one will do.
-    const round = this.#syncRunning
-      .catch(() => undefined)
-      .then(() => {
-        this.#syncWaiting = undefined;
-        this.#syncRunning = round;
-        return this.#syncRound();
-      });
+    const round = this.#inMapTurn(() => {
+      this.#syncWaiting = undefined;
+      return this.#syncRound();
+    });
     this.#syncWaiting = round;
     return round;
+  }
+
+  #inMapTurn(work: () => Promise<void>): Promise<void> {
+    const turn = this.#mapTurn.catch(() => undefined).then(work);
+    this.#mapTurn = turn;
+    return turn;
   }
 
   async #syncRound(): Promise<void> {
@@ -327,7 +428,7 @@ export class CachedBlob implements Blob {
       await this.file.datasync();
     } catch (error) {
       this.#failedSyncs++;
-      const lost = this.#map.keepOnly(this.#synced);
+      const lost = this.#takeBack();
       this.#environment.log(
         "error",
         `blob ${this.id}: ${describeError(error)}; ${lost} units of ${this.unitBytes} bytes will be fetched again`,
@@ -335,8 +436,18 @@ export class CachedBlob implements Blob {
       throw error;
     }
     this.#synced.addAll(bits);
-    await replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
+    await this.#writeMap(bits);
     this.#durable.addAll(bits);
+  }
+
+  /** @returns how many units are not ready any more */
+  #takeBack(): number {
+    const shared = this.#shared;
+    const work = (): number => this.#map.keepOnly(this.#synced);
+    const lost = shared === undefined ? work() : shared.takeBack(work);
+    if (shared !== undefined) shared.readyBytes = this.#map.readyBytes;
+    for (const watcher of this.#watchers) watcher.lost();
+    return lost;
   }
 
   #noteUnsynced(bytes: number): void {
@@ -357,6 +468,54 @@ export class CachedBlob implements Blob {
       await this.#persist();
     }
     this.#persisting = false;
+  }
+
+  // ---- eviction ----------------------------------------------------------------------------------------------------
+
+  /** Whether clean ranges may be taken away: nobody was promised them, and no other process may be reading them. */
+  get mayBeEvicted(): boolean {
+    return this.#cold !== undefined && this.#pins.size === 0 && this.#shared === undefined;
+  }
+
+  /**
+   * Takes back about so many bytes that were not read lately; they are fetched again when somebody wants them. The map
+   * says so durably before their space is freed, so that a crash in between costs at most the space until the next time.
+   * Readers that are in the middle of such a range see `losses` change, and read again.
+   * @returns bytes freed @throws IoError; nothing is lost then
+   */
+  async evict(bytes: number): Promise<number> {
+    let freed = 0;
+    await this.#inMapTurn(async () => {
+      if (!this.mayBeEvicted || this.#closing.signal.aborted) return;
+      const runs = this.#cold!.pick(bytes).filter((run) => !this.#anyInFlight(run));
+      if (runs.length === 0) return;
+      await this.#queue.hold(runs, async () => {
+        const before = [this.#map, this.#synced, this.#durable].map((map) => map.copyBits());
+        this.#evictions++;
+        for (const map of [this.#map, this.#synced, this.#durable]) forEachUnit(runs, (unit) => map.remove(unit));
+        try {
+          await this.#writeMap(this.#durable.copyBits());
+        } catch (error) {
+          // All of it is still there. What came meanwhile was not among it.
+          [this.#map, this.#synced, this.#durable].forEach((map, index) => map.addAll(before[index]));
+          throw error;
+        }
+        for (const { first, end } of runs) {
+          const length = this.#map.bytesOf(first, end);
+          if (await this.file.punch(first * this.unitBytes, length)) freed += length;
+        }
+      });
+    });
+    return freed;
+  }
+
+  #anyInFlight({ first, end }: UnitRun): boolean {
+    for (let unit = first; unit < end; unit++) if (this.#queue.isInFlight(unit)) return true;
+    return false;
+  }
+
+  #writeMap(bits: Uint8Array): Promise<void> {
+    return replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
   }
 
   async #persist(): Promise<void> {
@@ -413,10 +572,15 @@ export class CachedBlob implements Blob {
     this.#closing.abort(new UllageError("closed", "the blob is being closed"));
     await this.#queue.close();
     await this.#persist();
+    this.#shared?.close();
     try {
       await this.file.close();
     } finally {
       await this.#lock.release();
     }
   }
+}
+
+function forEachUnit(runs: readonly UnitRun[], work: (unit: number) => void): void {
+  for (const { first, end } of runs) for (let unit = first; unit < end; unit++) work(unit);
 }

@@ -11,7 +11,7 @@ export class RangeMap {
   readonly unitBytes: number;
   /** units; the last one may be short */
   readonly units: number;
-  readonly #bits: Uint8Array;
+  #bits: Uint8Array;
   #missing: number;
 
   /** @param bits initial content, used as it is (not copied); bits beyond the last unit must be zero */
@@ -46,6 +46,25 @@ export class RangeMap {
     if (this.has(unit)) return;
     this.#bits[unit >> 3] |= 1 << (unit & 7);
     this.#missing--;
+  }
+
+  remove(unit: number): void {
+    if (!this.has(unit)) return;
+    this.#bits[unit >> 3] &= ~(1 << (unit & 7));
+    this.#missing++;
+  }
+
+  /** Adds the units [first, end). */
+  addRun(first: number, end: number): void {
+    for (let unit = first; unit < end;) {
+      if ((unit & 7) !== 0 || end - unit < 8) {
+        this.add(unit++);
+        continue;
+      }
+      this.#missing -= 8 - countBits(this.#bits.subarray(unit >> 3, (unit >> 3) + 1));
+      this.#bits[unit >> 3] = 0xff;
+      unit += 8;
+    }
   }
 
   /** The unit that holds the byte at `offset`. */
@@ -97,6 +116,13 @@ export class RangeMap {
   nextMissing(from: number, limit: number): number {
     if (from >= limit || !this.has(from)) return Math.min(from, limit);
     return this.runEnd(from, limit);
+  }
+
+  /** Goes on in other memory, with the bits as they are now. @param bits as long, all zero; used as it is */
+  moveTo(bits: Uint8Array): void {
+    if (bits.length !== this.#bits.length) throw new RangeError(`${bits.length} bytes for ${this.#bits.length}`);
+    bits.set(this.#bits);
+    this.#bits = bits;
   }
 
   /** A copy of the bits, as they are now. */

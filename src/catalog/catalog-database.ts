@@ -1,7 +1,11 @@
+import { chmodSync, closeSync, existsSync, openSync } from "node:fs";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
 import { UllageError } from "../base/errors.ts";
 import type {
+  ExportOptions,
+  ExportRecord,
   HydrationWish,
+  Origin,
   RecordState,
   Settings,
   SnapshotChange,
@@ -19,7 +23,7 @@ import type {
 /** "Ulla": marks the file as ours among SQLite files. */
 const applicationId = 0x556c6c61;
 /** Raised with every change of the tables; older files are upgraded in `open`, newer ones refused. */
-export const schemaVersion = 2;
+export const schemaVersion = 3;
 
 /** What version n + 1 has that version n has not; a new file takes all steps. */
 const schemaSteps = [
@@ -54,6 +58,20 @@ const schemaSteps = [
   ) STRICT, WITHOUT ROWID;
   CREATE UNIQUE INDEX snapshots_by_name ON snapshots (volume_id, name) WHERE name IS NOT NULL AND state <> 'deleting';
 `,
+  `
+  ALTER TABLE volumes ADD COLUMN origin TEXT;
+  CREATE TABLE exports (
+    id             TEXT PRIMARY KEY,
+    name           TEXT NOT NULL UNIQUE,
+    volume_id      TEXT NOT NULL,
+    snapshot_id    TEXT,
+    options        TEXT NOT NULL,
+    created_at     TEXT NOT NULL,
+    request_key    TEXT,
+    request_digest TEXT
+  ) STRICT, WITHOUT ROWID;
+  CREATE UNIQUE INDEX exports_by_request_key ON exports (request_key) WHERE request_key IS NOT NULL;
+`,
 ];
 
 /** Column of each field that can change. */
@@ -75,7 +93,7 @@ export class CatalogDatabase {
   /** Creates the file when it is missing. @throws UllageError `catalog-version`, `catalog-foreign`, `catalog-damaged` */
   constructor(path: string) {
     this.#database = openDatabase(path);
-    this.#insert = this.#database.prepare(`INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`);
+    this.#insert = this.#database.prepare(`INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`);
     this.#page = this.#database.prepare(`SELECT * FROM volumes WHERE id > ? ORDER BY id LIMIT ?`);
     this.#delete = this.#database.prepare(`DELETE FROM volumes WHERE id = ?`);
   }
@@ -95,6 +113,7 @@ export class CatalogDatabase {
       volume.createdAt,
       volume.requestKey,
       volume.requestDigest,
+      volume.origin === null ? null : JSON.stringify(volume.origin),
     );
   }
 
@@ -134,6 +153,23 @@ export class CatalogDatabase {
     return page.all(afterId, limit).map(asSnapshot);
   }
 
+  insertExport(added: ExportRecord): void {
+    if (this.#has(added.id, "exports")) return;
+    const { id, name, volumeId, snapshotId, options, createdAt, requestKey, requestDigest } = added;
+    this.#database
+      .prepare(`INSERT INTO exports VALUES (?, ?, ?, ?, ?, ?, ?, ?)`)
+      .run(id, name, volumeId, snapshotId, JSON.stringify(options), createdAt, requestKey, requestDigest);
+  }
+
+  deleteExport(id: string): void {
+    this.#database.prepare(`DELETE FROM exports WHERE id = ?`).run(id);
+  }
+
+  listExports(afterId: string, limit: number): ExportRecord[] {
+    const page = this.#database.prepare(`SELECT * FROM exports WHERE id > ? ORDER BY id LIMIT ?`);
+    return page.all(afterId, limit).map(asExport);
+  }
+
   listVolumes(afterId: string, limit: number): VolumeRecord[] {
     return this.#page.all(afterId, limit).map(asVolume);
   }
@@ -143,12 +179,13 @@ export class CatalogDatabase {
     this.#database.close();
   }
 
-  #has(id: string, table: "volumes" | "snapshots" = "volumes"): boolean {
+  #has(id: string, table: "volumes" | "snapshots" | "exports" = "volumes"): boolean {
     return this.#database.prepare(`SELECT 1 FROM ${table} WHERE id = ?`).get(id) !== undefined;
   }
 }
 
 function openDatabase(path: string): DatabaseSync {
+  keepPrivate(path);
   const database = new DatabaseSync(path);
   try {
     const found = pragma(database, "user_version");
@@ -179,6 +216,12 @@ function openDatabase(path: string): DatabaseSync {
   }
 }
 
+/** Addresses of sources may hold secrets. SQLite gives the files beside the database its mode. */
+function keepPrivate(path: string): void {
+  closeSync(openSync(path, "a", 0o600));
+  for (const file of [path, `${path}-wal`, `${path}-shm`]) if (existsSync(file)) chmodSync(file, 0o600);
+}
+
 /** One transaction: an interrupted upgrade leaves the older version. */
 function upgrade(database: DatabaseSync, version: number): void {
   if (version === schemaVersion) return;
@@ -207,6 +250,20 @@ function asVolume(row: Record<string, unknown>): VolumeRecord {
     blobId: row["blob_id"] as string | null,
     settings: JSON.parse(row["settings"] as string) as Settings,
     hydration: JSON.parse(row["hydration"] as string) as HydrationWish,
+    createdAt: row["created_at"] as string,
+    requestKey: row["request_key"] as string | null,
+    requestDigest: row["request_digest"] as string | null,
+    origin: row["origin"] === null ? null : (JSON.parse(row["origin"] as string) as Origin),
+  };
+}
+
+function asExport(row: Record<string, unknown>): ExportRecord {
+  return {
+    id: row["id"] as string,
+    name: row["name"] as string,
+    volumeId: row["volume_id"] as string,
+    snapshotId: row["snapshot_id"] as string | null,
+    options: JSON.parse(row["options"] as string) as ExportOptions,
     createdAt: row["created_at"] as string,
     requestKey: row["request_key"] as string | null,
     requestDigest: row["request_digest"] as string | null,

@@ -25,6 +25,13 @@ export interface MetadataStore {
   /** In any state, ordered by id, starting behind `afterId`; at most `limit`. */
   listSnapshots(afterId: string, limit: number): Promise<SnapshotRecord[]>;
 
+  /** Durable when it resolves. The same id again changes nothing. @throws UllageError `name-taken`, `catalog-read-only` */
+  insertExport(added: ExportRecord): Promise<void>;
+  /** Missing is not an error. */
+  deleteExport(id: string): Promise<void>;
+  /** Ordered by id, starting behind `afterId`; at most `limit`. */
+  listExports(afterId: string, limit: number): Promise<ExportRecord[]>;
+
   close(): Promise<void>;
 }
 
@@ -48,6 +55,38 @@ export interface SnapshotRecord {
   size: number;
   /** RFC 3339 */
   createdAt: string;
+}
+
+/** A further name under which a volume or a snapshot is exported. It goes when what it names goes. */
+export interface ExportRecord {
+  /** 32 hex digits */
+  id: string;
+  /** unique among exports; that it is no volume's name either is seen to by whoever gives names */
+  name: string;
+  volumeId: string;
+  /** null: the volume itself */
+  snapshotId: string | null;
+  options: ExportOptions;
+  /** RFC 3339 */
+  createdAt: string;
+  /** `Idempotency-Key` of the request that made it, with a digest of that request */
+  requestKey: string | null;
+  requestDigest: string | null;
+}
+
+export interface ExportOptions {
+  readOnly: boolean;
+  /** for people */
+  description: string | null;
+}
+
+/** What a clone began as; names as they were then. */
+export interface Origin {
+  volumeId: string;
+  volume: string;
+  /** null: the volume as it was at that moment */
+  snapshotId: string | null;
+  snapshot: string | null;
 }
 
 /**
@@ -76,6 +115,8 @@ export interface VolumeRecord {
   /** `Idempotency-Key` of the request that made it, with a digest of that request */
   requestKey: string | null;
   requestDigest: string | null;
+  /** null: it is no clone, or one of a version that did not note it */
+  origin: Origin | null;
 }
 
 export type VolumeChange = Partial<Pick<VolumeRecord, "name" | "state" | "size" | "blobId" | "settings" | "hydration">>;

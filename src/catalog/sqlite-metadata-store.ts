@@ -2,7 +2,14 @@ import { Worker } from "node:worker_threads";
 import { UllageError } from "../base/errors.ts";
 import type { CatalogDatabase } from "./catalog-database.ts";
 import type { CatalogCall, CatalogReply, CatalogStart } from "./catalog-protocol.ts";
-import type { MetadataStore, SnapshotChange, SnapshotRecord, VolumeChange, VolumeRecord } from "./metadata-store.ts";
+import type {
+  ExportRecord,
+  MetadataStore,
+  SnapshotChange,
+  SnapshotRecord,
+  VolumeChange,
+  VolumeRecord,
+} from "./metadata-store.ts";
 
 /** Calls that may wait for the catalog's thread at once; more means that its disk hangs. */
 const maxWaitingCalls = 1024;
@@ -77,6 +84,18 @@ export class SqliteMetadataStore implements MetadataStore {
 
   listSnapshots(afterId: string, limit: number): Promise<SnapshotRecord[]> {
     return this.#call("listSnapshots", [afterId, limit]);
+  }
+
+  insertExport(added: ExportRecord): Promise<void> {
+    return this.#change("insertExport", [added], added.name);
+  }
+
+  deleteExport(id: string): Promise<void> {
+    return this.#change("deleteExport", [id]);
+  }
+
+  listExports(afterId: string, limit: number): Promise<ExportRecord[]> {
+    return this.#call("listExports", [afterId, limit]);
   }
 
   async close(): Promise<void> {

@@ -25,7 +25,7 @@ export class ApiClient {
     this.#server = server;
   }
 
-  /** See `findApiServer`. @throws UllageError `no-daemon`, `listen-address`, `bad-api`, `token-file` */
+  /** See `findApiServer`. @throws UllageError `no-daemon`, `bad-api`, `token-file` */
   static find(given: string | undefined, tokenFile?: string): ApiClient {
     return new ApiClient(findApiServer(given, tokenFile));
   }

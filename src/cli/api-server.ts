@@ -2,7 +2,7 @@ import type { RequestOptions } from "node:http";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { UllageError, describeError } from "../base/errors.ts";
-import { formatListenAddress, parseListenAddress } from "../export/listen-address.ts";
+import { formatListenAddress, type ListenAddress, parseListenAddress } from "../export/listen-address.ts";
 
 /** Where the system service listens. */
 const systemSocket = "/var/lib/ullage/api.sock";
@@ -21,16 +21,31 @@ export interface ApiServer {
 /**
  * Finds the daemon: the given address, else $ULLAGE_API, else ./ullage-data/api.sock, else the system service's. Over TCP
  * its token is the first line of the given file, else $ULLAGE_TOKEN.
- * @throws UllageError `no-daemon`, `listen-address`, `bad-api`, `token-file`
+ * @throws UllageError `no-daemon`, `bad-api`, `token-file`
  */
 export function findApiServer(given: string | undefined, tokenFile: string | undefined): ApiServer {
   const named = given ?? (process.env["ULLAGE_API"] || undefined);
   if (named === undefined) return unixServer(findSocket());
   if (/^https?:\/\//i.test(named)) return urlServer(named, tokenFile);
-  const address = parseListenAddress(named);
+  const address = addressOf(named);
   return address.kind === "unix"
     ? unixServer(address.path)
     : urlServer(`http://${formatListenAddress(address)}`, tokenFile);
+}
+
+/** @throws UllageError `bad-api` */
+function addressOf(text: string): ListenAddress {
+  try {
+    return parseListenAddress(text);
+  } catch {
+    throw badApi(text);
+  }
+}
+
+function badApi(text: string): UllageError {
+  return new UllageError("bad-api", `'${text}' is not where an API can be`, {
+    hint: "give unix:PATH, HOST:PORT, http://HOST:PORT or https://HOST, without a path",
+  });
 }
 
 function findSocket(): string {
@@ -50,9 +65,7 @@ function unixServer(path: string): ApiServer {
 function urlServer(text: string, tokenFile: string | undefined): ApiServer {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url === undefined || url.pathname !== "/" || url.search !== "" || url.username !== "" || url.hash !== "") {
-    throw new UllageError("bad-api", `'${text}' is not where an API can be`, {
-      hint: "give unix:PATH, HOST:PORT, http://HOST:PORT or https://HOST, without a path",
-    });
+    throw badApi(text);
   }
   const token = readToken(tokenFile);
   return {

@@ -21,7 +21,7 @@ export function clientCommand(parent: Command, usage: string, description: strin
     .addHelpText("after", `\nExample:\n  $ ${example}`);
 }
 
-/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `listen-address`, `bad-api`, `token-file` */
+/** Imported only now: `--help` needs no HTTP. @throws UllageError `no-daemon`, `bad-api`, `token-file` */
 export async function findDaemon(options: ClientOptions): Promise<ApiClient> {
   const { ApiClient } = await import("./api-client.ts");
   return ApiClient.find(options.api, options.tokenFile);
@@ -30,6 +30,18 @@ export async function findDaemon(options: ClientOptions): Promise<ApiClient> {
 /** One question to the daemon. @throws UllageError with what the daemon answered */
 export async function askDaemon<T>(options: ClientOptions, path: string, call?: Call): Promise<T> {
   return (await findDaemon(options)).call<T>(path, call);
+}
+
+/** All objects of a list, page by page. @param key of the list in the answer */
+export async function allPages<T>(daemon: ApiClient, path: string, key: string): Promise<T[]> {
+  const found: T[] = [];
+  for (let cursor: string | null = ""; cursor !== null;) {
+    const query = cursor === "" ? "" : `?cursor=${encodeURIComponent(cursor)}`;
+    const answer: { next: string | null } = await daemon.call(`${path}${query}`);
+    found.push(...(answer as unknown as Record<string, T[]>)[key]);
+    cursor = answer.next;
+  }
+  return found;
 }
 
 /** The path of a volume in the API. */

@@ -11,6 +11,10 @@ export interface CompletionSource {
   volumes(): Promise<string[]>;
   /** As `VOL@SNAP`. */
   snapshots(volume: string): Promise<string[]>;
+  /** Those that were added. */
+  exports(): Promise<string[]>;
+  /** Ids of images. */
+  images(): Promise<string[]>;
 }
 
 export interface Candidate {
@@ -35,8 +39,7 @@ const topics: readonly Candidate[] = helpTopics.map(({ name, summary }) => candi
 /** Placeholders in usages: `<dir>`, `<file>`, … */
 const fileNames = new Set(["file", "source"]);
 const directoryNames = new Set(["dir", "data"]);
-const volumeOrSnapshot = "name|vol@snap";
-const volumeNames = new Set(["name", "volume", volumeOrSnapshot]);
+const volumeNames = new Set(["name", "volume", "vol[@snap]"]);
 /** Commands whose `<name>` is made up by whoever types it. */
 const makers = new Set(["create", "import"]);
 /** Below these, `<name>` is the name of a volume. */
@@ -111,14 +114,13 @@ async function completeValue(
   if (fileNames.has(placeholder)) return { kind: "files", candidates: [] };
   if (directoryNames.has(placeholder)) return { kind: "directories", candidates: [] };
   if (placeholder === "topic") return matching([...topics, ...subcommands(command.parent!)], typed);
-  const snapshot = placeholder === "vol@snap" || (placeholder === volumeOrSnapshot && typed.includes("@"));
-  if (snapshot) return completeSnapshot(command, typed, source);
+  if (placeholder === "vol@snap") return completeSnapshot(command, typed, source);
+  if (placeholder === "vol[@snap]" && typed.includes("@")) return completeSnapshot(command, typed, source);
+  if (placeholder === "image") return matching(candidates(await source.images()), typed);
+  if (placeholder === "export") return matching(candidates(await source.exports()), typed);
   if (!volumeNames.has(placeholder)) return nothing;
   if (placeholder === "name" && (makers.has(command.name()) || !volumeCommands.has(path(command)[0]))) return nothing;
-  return matching(
-    (await source.volumes()).map((name) => candidate(name)),
-    typed,
-  );
+  return matching(candidates(await source.volumes()), typed);
 }
 
 async function completeSnapshot(command: Command, typed: string, source: CompletionSource): Promise<Completion> {
@@ -134,14 +136,15 @@ async function completeSnapshot(command: Command, typed: string, source: Complet
     };
   }
   if (command.name() === "create") return nothing; // it makes up a new name
-  return matching(
-    (await source.snapshots(volume)).map((name) => candidate(name)),
-    typed,
-  );
+  return matching(candidates(await source.snapshots(volume)), typed);
 }
 
-function matching(candidates: readonly Candidate[], typed: string): Completion {
-  return { kind: "words", candidates: candidates.filter(({ value }) => value.startsWith(typed)) };
+function candidates(names: readonly string[]): Candidate[] {
+  return names.map((name) => candidate(name));
+}
+
+function matching(found: readonly Candidate[], typed: string): Completion {
+  return { kind: "words", candidates: found.filter(({ value }) => value.startsWith(typed)) };
 }
 
 function subcommands(command: Command): Candidate[] {

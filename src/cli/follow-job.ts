@@ -9,7 +9,7 @@ const pollMs = 500;
 
 /**
  * Asks for something that may be answered with a job, and shows that until it has ended. Ctrl-C cancels it, and is only
- * obeyed when nothing of it is left.
+ * obeyed when it has ended.
  * @returns what was asked for, or the job's result
  * @throws UllageError with what the daemon answered or what the job failed with; `cancelled`
  */
@@ -24,7 +24,11 @@ export async function callAndFollow<T extends object>(
   if (!isJob(answer)) return answer;
   const job = await follow(daemon, answer, stop, quiet);
   if (job.state === "done") return job.result as unknown as T;
-  if (job.state === "cancelled") throw new UllageError("cancelled", `cancelled: nothing is left of '${job.target}'`);
+  if (job.state === "cancelled") {
+    const stays = job.target === null || job.kind === "image-pull";
+    const left = stays ? "what was done stays done" : `nothing is left of '${job.target}'`;
+    throw new UllageError("cancelled", `cancelled: ${left}`);
+  }
   const { code, detail, hint } = job.error!;
   throw new UllageError(code, detail, hint === undefined ? {} : { hint });
 }
@@ -40,7 +44,7 @@ async function follow(daemon: ApiClient, begun: JobObject, stop: AbortSignal, qu
   let job = begun;
   try {
     while (job.state === "running") {
-      if (!quiet) line.show(meter.text(job.progress.done, job.progress.total));
+      if (!quiet) line.show(describe(job, meter));
       await pause(stop);
       job = await daemon.call<JobObject>(path, { method: stop.aborted ? "DELETE" : "GET" });
     }
@@ -48,6 +52,12 @@ async function follow(daemon: ApiClient, begun: JobObject, stop: AbortSignal, qu
     line.end();
   }
   return job;
+}
+
+/** `[#####     ] 42%  420M of 1G  50M/s  12s left` */
+function describe({ progress: { done, total, unit } }: JobObject, meter: ProgressMeter): string {
+  if (unit === "layers") return total === null ? "looking" : `${done} of ${total} layers`;
+  return meter.text(done, total);
 }
 
 /** A while, or until it is to stop. */

@@ -11,22 +11,37 @@ export const helpTopics: readonly HelpTopic[] = [
   {
     name: "sources",
     summary: "where images come from, and what happens to their bytes",
-    text: () => `A source is what a volume is made from: an absolute or relative path, or an http(s) address.
+    text: () => `A source is what a volume is made from:
+
+  ./debian.raw, file:///images/debian.raw       a file or block device of the host
+  https://example.org/debian.raw                a web server
+  s3://bucket/key, s3://bucket/key?versionId=V  S3, Ceph, MinIO, …
+  oss://bucket/key                              Alibaba Cloud OSS
+  oci://registry.example.org/team/disk:v1       an artifact in a registry; #TITLE behind it names one of several blobs
 
   $ ullage volume create web1 --from https://example.org/debian.raw
   $ ullage volume create web2 --from ./debian.raw --size 40G
 
-Its format is told by its first bytes; --format raw overrides that. A disk larger than its image reads as zeros behind it.
+Its format is told by its first bytes: raw, qcow2, vmdk, vhd, vhdx, and any of them in a tar archive (tar+qcow2). --format
+overrides that; --format raw serves the bytes as they are. All about formats: docs/SOURCES.md. A disk larger than its image reads as zeros behind it.
 
 Bytes are fetched when they are first read, into a cache that all volumes of the same image share, and the rest in
 the background: the volume is then 'detached', and the source may vanish. Until then it must stay as it is: a source that
 changed is an error, bytes of two versions are never mixed. Steer the filling with volume hydrate, pause and resume;
 --hydrate off fetches only what is read.
 
+What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
+
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
   --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
 
-Over the API's unix socket any source may be named; over TCP those that sources.allow lets in (ullage help config).`,
+Credentials come from where the provider's own tools find them (AWS_…, ~/.aws, OSS_…, ~/.docker/config.json), or from what
+[[sources.match]] in the configuration file refers to, together with endpoints, mirrors, proxies. They are read again when they
+change. ullage source limit RATE bounds what all sources together deliver.
+
+Over the API's unix socket any source may be named; over TCP those that sources.allow lets in (ullage help config).
+
+All of it, and the quirks of providers: docs/SOURCES.md.`,
   },
   {
     name: "durability",
@@ -61,7 +76,8 @@ All of it, with reasons: docs/DURABILITY.md.`,
 
 None of them copies data: volumes and snapshots share what is equal.
 Snapshots go in any order; clones live on without the volume that they were made from. A volume with snapshots is removed
-with them by ullage volume rm --snapshots.
+with them by ullage volume rm --snapshots. What only they needed is freed by itself, a moment later; what a volume has
+overwritten since, when something is removed the next time, or now, by ullage reclaim.
 
 A snapshot is the disk as after a power cut at that moment: a file system on it recovers by its journal. Freeze it first
 (fsfreeze, or the guest agent) when that is not enough.`,
@@ -69,7 +85,12 @@ A snapshot is the disk as after a power cut at that moment: a file system on it 
   {
     name: "nbd",
     summary: "how clients reach a disk",
-    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one.
+    text: () => `Every volume is an NBD export under its name. The empty name is the only volume when there is exactly one. Further names:
+
+  $ ullage export add web1 --nbd boot --read-only
+
+They follow a rename of the volume; its own name does not, so that a client that reconnects by itself needs one of them, or the
+volume's id.
 
   nbd://127.0.0.1:10809/web1
   nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock
@@ -108,6 +129,7 @@ backup      of one disk, in use or not, as it is now:  ullage volume export web1
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states
 full disk   writes that need space get ENOSPC, everything else works; free some space, nothing else is to be done
+            (remove volumes or snapshots; ullage reclaim frees blocks that nothing needs any more)
 repair      ullage check DATA, with no daemon on it, verifies everything; ullage repair DATA says first what it would lose
 
 Step by step: docs/OPERATIONS.md.`,

@@ -2,18 +2,24 @@ import { Command, CommanderError } from "commander";
 import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { addAttachCommand } from "./commands/attach.ts";
+import { addBlobdCommand } from "./commands/blobd.ts";
 import { addBenchCommand } from "./commands/bench.ts";
+import { addCacheCommand } from "./commands/cache.ts";
 import { addCheckCommand } from "./commands/check.ts";
 import { addCompletionCommand } from "./commands/completion.ts";
 import { addConfigCommand } from "./commands/config.ts";
 import { addDetachCommand } from "./commands/detach.ts";
 import { addEventsCommand } from "./commands/events.ts";
+import { addExportCommand } from "./commands/export.ts";
 import { addHelpCommand } from "./commands/help.ts";
 import { addHealthCommand } from "./commands/health.ts";
+import { addImageCommand } from "./commands/image.ts";
+import { addReclaimCommand } from "./commands/reclaim.ts";
 import { addRepairCommand } from "./commands/repair.ts";
 import { addRunCommand } from "./commands/run.ts";
 import { addServeCommand } from "./commands/serve.ts";
 import { addSnapshotCommand } from "./commands/snapshot.ts";
+import { addSourceCommand } from "./commands/source.ts";
 import { addTokenCommand } from "./commands/token.ts";
 import { addVolumeCommand } from "./commands/volume.ts";
 
@@ -21,6 +27,7 @@ import { addVolumeCommand } from "./commands/volume.ts";
  * The command line. The commands are described here at once, so that `--help` is quick; what a command needs to run is
  * imported when it runs. Exit codes: 0 done, 1 failed (`ullage: message` on stderr), 2 used wrongly.
  */
+const usageCodes = ["usage", "listen-address", "bad-api"];
 const program = new Command("ullage")
   .description("Any disk image, anywhere, becomes a writable disk at once.")
   .version(packageVersion)
@@ -41,12 +48,18 @@ addRunCommand(program);
 addServeCommand(program);
 addVolumeCommand(program);
 addSnapshotCommand(program);
+addReclaimCommand(program);
+addExportCommand(program);
+addImageCommand(program);
+addCacheCommand(program);
 addAttachCommand(program);
 addDetachCommand(program);
+addSourceCommand(program);
 addTokenCommand(program);
 addConfigCommand(program);
 addHealthCommand(program);
 addEventsCommand(program);
+addBlobdCommand(program);
 addCheckCommand(program);
 addRepairCommand(program);
 addBenchCommand(program);
@@ -71,5 +84,5 @@ function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2; // it has said why
   console.error(`ullage: ${describeError(error)}`);
   if (error instanceof UllageError && error.hint !== undefined) console.error(`        ${error.hint}`);
-  return error instanceof UllageError && error.code === "usage" ? 2 : 1;
+  return error instanceof UllageError && usageCodes.includes(error.code) ? 2 : 1;
 }

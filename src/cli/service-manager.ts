@@ -1,6 +1,6 @@
 import { AF_UNIX, errnoName, sendDatagram } from "../base/posix.ts";
 import type { Log } from "../daemon/log.ts";
-import { unixSocketAddress } from "../export/socket-address.ts";
+import { unixSocketAddress } from "../base/socket-address.ts";
 
 /**
  * Tells the service manager how things stand, if it asked (sd_notify(3): a datagram to the socket that $NOTIFY_SOCKET

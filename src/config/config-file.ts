@@ -53,17 +53,26 @@ export function parseConfig(text: string, directory: string): { values: ConfigVa
     return { values, problems: [{ line: error.line, key: "", message: firstLine(error.message) }] };
   }
   for (const { path, value } of leaves(table)) {
-    const key = path.join(".");
-    const known = configKeys.find((each) => each.key === key);
+    const key = shownPath(path);
+    const pattern = patternOf(path);
+    const known = configKeys.find((each) => each.key === pattern);
     const wrong = (message: string, hint?: string): void => {
-      problems.push({ line: lineOf(text, path), key, message, ...(hint === undefined ? {} : { hint }) });
+      const place = value === undefined ? path.slice(0, -1) : path;
+      problems.push({ line: lineOf(text, place), key, message, ...(hint === undefined ? {} : { hint }) });
     };
     if (known === undefined) {
-      wrong(`there is no key '${key}'`, suggest(key));
+      wrong(`there is no key '${key}'`, suggest(pattern));
+      continue;
+    }
+    if (known.required === true && value === undefined) {
+      wrong(`'${key}' is missing: ${known.meaning}`);
       continue;
     }
     try {
-      values[known.option] = known.kind.read(value, directory);
+      const read = known.kind.read(value, directory);
+      const place = path.findLast((name) => typeof name === "number");
+      if (place === undefined) values[known.option] = read;
+      else entryOf(values, known.option, place)[lastName(pattern)] = read;
     } catch (error) {
       wrong(`'${key}' ${(error as Error).message}`);
     }
@@ -84,14 +93,51 @@ async function readText(file: string): Promise<string> {
   }
 }
 
-/** Everything in the file that is a known key, or a value of an unknown one; empty unknown tables included. */
-function* leaves(table: TomlTable, above: string[] = []): Generator<{ path: string[]; value: TomlValue }> {
+/** Names of tables and keys, and places in lists. */
+type Path = readonly (string | number)[];
+
+/**
+ * Everything in the file that is a known key, or a value of an unknown one; empty unknown tables included. Required keys
+ * that a table in a list lacks come without a value.
+ */
+function* leaves(table: TomlTable, above: Path = []): Generator<{ path: Path; value: TomlValue | undefined }> {
   for (const [name, value] of Object.entries(table)) {
     const path = [...above, name];
-    const prefix = `${path.join(".")}.`;
-    if (isTable(value) && configKeys.some(({ key }) => key.startsWith(prefix))) yield* leaves(value, path);
-    else yield { path, value };
+    const isBelow = (prefix: string): boolean => configKeys.some(({ key }) => key.startsWith(prefix));
+    if (isTable(value) && isBelow(`${patternOf(path)}.`)) yield* leaves(value, path);
+    else if (Array.isArray(value) && value.every(isTable) && isBelow(`${patternOf(path)}[].`)) {
+      for (const [place, entry] of value.entries()) {
+        yield* leaves(entry, [...path, place]);
+        for (const { key, required } of configKeys) {
+          const last = lastName(key);
+          const isOfEntry = key === `${patternOf([...path, place])}.${last}`;
+          if (required === true && isOfEntry && !(last in entry))
+            yield { path: [...path, place, last], value: undefined };
+        }
+      }
+    } else yield { path, value };
   }
+}
+
+/** `sources.match[0].prefix` */
+function shownPath(path: Path): string {
+  return path
+    .map((name) => (typeof name === "number" ? `[${name}]` : `.${name}`))
+    .join("")
+    .slice(1);
+}
+
+/** `sources.match[].prefix`: as the schema has it */
+function patternOf(path: Path): string {
+  return path
+    .map((name) => (typeof name === "number" ? "[]" : `.${name}`))
+    .join("")
+    .slice(1);
+}
+
+function entryOf(values: ConfigValues, option: string, place: number): Record<string, unknown> {
+  const list = (values[option] ??= []) as Record<string, unknown>[];
+  return (list[place] ??= {});
 }
 
 function isTable(value: TomlValue): value is TomlTable {
@@ -103,8 +149,18 @@ function suggest(key: string): string | undefined {
   const last = lastName(key);
   const nested = configKeys.filter((known) => known.key.startsWith(`${key}.`));
   if (nested.length > 0) return `it is a table: ${listKeys(nested)}`;
+  const listed = configKeys.filter((known) => known.key.startsWith(`${key}[].`));
+  if (listed.length > 0) return `it is a list of tables, [[${key}]], with ${listKeys(listed)}`;
   const sameName = configKeys.filter((known) => lastName(known.key) === last);
   if (sameName.length > 0) return `did you mean ${listKeys(sameName)}?`;
+  const inList = key.slice(0, key.lastIndexOf("].") + 2);
+  if (inList !== "") {
+    const near = didYouMean(
+      last,
+      configKeys.filter((known) => known.key.startsWith(inList)).map((known) => lastName(known.key)),
+    );
+    if (near !== undefined) return near;
+  }
   const names = configKeys.map((known) => known.key);
   return didYouMean(key, names) ?? "`ullage help config` lists all keys";
 }
@@ -125,7 +181,7 @@ function firstLine(message: string): string {
  * The line on which a key begins. The parser does not tell, but every beginning of a file that ends between two
  * statements parses: the key stands behind the longest one that does not have it yet.
  */
-function lineOf(text: string, path: readonly string[]): number {
+function lineOf(text: string, path: Path): number {
   const lines = text.split("\n");
   let begins = 1;
   for (let count = 1; count <= lines.length; count++) {
@@ -141,11 +197,11 @@ function lineOf(text: string, path: readonly string[]): number {
   return begins;
 }
 
-function has(table: TomlTable, path: readonly string[]): boolean {
+function has(table: TomlTable, path: Path): boolean {
   let value: TomlValue | undefined = table;
   for (const name of path) {
-    if (value === undefined || !isTable(value) || !Object.hasOwn(value, name)) return false;
-    value = value[name];
+    if (typeof value !== "object" || !Object.hasOwn(value, name)) return false;
+    value = (value as Record<string | number, TomlValue | undefined>)[name];
   }
   return true;
 }

@@ -1,7 +1,9 @@
 import { execFileSync } from "node:child_process";
 import { isAbsolute, resolve } from "node:path";
+import { demandReference } from "../backend/credentials.ts";
 import { sourcePolicy } from "../backend/source-guard.ts";
 import { describeError, UllageError } from "../base/errors.ts";
+import { parseSize } from "../base/units.ts";
 import { parseListenAddress } from "../export/listen-address.ts";
 
 /** What may stand behind a key of the configuration file. */
@@ -70,6 +72,112 @@ export const sourceEntries: Kind = {
       });
     }
     return entries;
+  },
+};
+
+export const byteSize: Kind = {
+  name: 'a size such as "100G"',
+  read(value) {
+    if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return value;
+    try {
+      return parseSize(text(value, 'a size such as "100G"'));
+    } catch (error) {
+      throw new Error(`must be a size such as "100G", not ${describe(value)}`, { cause: error });
+    }
+  },
+};
+
+/** What the addresses of sources begin with: see backend/source-settings.ts. */
+export const sourcePrefix: Kind = {
+  name: "the beginning of addresses",
+  read: (value) => prefix(text(value, "the beginning of addresses")),
+};
+
+export const sourcePrefixes: Kind = {
+  name: "a list of beginnings of addresses",
+  read: (value) => texts(value, "a list of beginnings of addresses").map(prefix),
+};
+
+/** Host names have one spelling in addresses: lower case. */
+function prefix(value: string): string {
+  const [, scheme, host, rest] = /^(https?|s3|oss|oci):\/\/([^/]*)(.*)$/is.exec(value) ?? [];
+  if (scheme === undefined) throw new Error("must begin with http://, https://, s3://, oss:// or oci://");
+  if (host.includes("@")) throw new Error("must not hold credentials: name them in 'credentials'");
+  const isName = /^(s3|oss)$/i.test(scheme);
+  return `${scheme.toLowerCase()}://${isName ? host : host.toLowerCase()}${rest}`;
+}
+
+export const endpoint: Kind = {
+  name: "an http(s) address",
+  read(value) {
+    const url = URL.parse(text(value, "an http(s) address"));
+    if (url === null || !/^https?:$/.test(url.protocol) || url.search !== "" || url.hash !== "") {
+      throw new Error("must be an address that begins with http:// or https://");
+    }
+    if (url.username !== "" || url.password !== "") {
+      throw new Error("must not hold credentials: name them in 'credentials'");
+    }
+    return url.href.replace(/\/$/, "");
+  },
+};
+
+export const proxyAddress: Kind = {
+  name: 'an http(s) address, or "none"',
+  read(value) {
+    if (value === "none") return value;
+    const url = URL.parse(text(value, 'an http(s) address, or "none"'));
+    if (url === null || !/^https?:$/.test(url.protocol)) throw new Error("must begin with http:// or https://");
+    return url.href;
+  },
+};
+
+/** See backend/credentials.ts. What is wrong is not repeated: it may be a secret. */
+export const credentialReference: Kind = {
+  name: "a reference to credentials",
+  read(value) {
+    try {
+      const reference = text(value, "a reference to credentials");
+      demandReference(reference);
+      return reference;
+    } catch (error) {
+      const hint = error instanceof UllageError && error.hint !== undefined ? `: ${error.hint}` : "";
+      throw new Error(`is no reference to credentials${hint}`, { cause: error });
+    }
+  },
+};
+
+export const percentage: Kind = {
+  name: "a percentage, 0 to 100",
+  read(value) {
+    if (typeof value === "number" && value >= 0 && value <= 100) return value;
+    throw new Error(`must be a percentage, 0 to 100, not ${describe(value)}`);
+  },
+};
+
+export const word: Kind = {
+  name: "a word",
+  read(value) {
+    const given = text(value, "a word");
+    if (/^[\w.-]{1,64}$/.test(given)) return given;
+    throw new Error(`must be a word, not ${describe(value)}`);
+  },
+};
+
+export const seconds: Kind = {
+  name: "seconds",
+  read(value) {
+    if (typeof value === "number" && value >= 1 && value <= 86_400) return value;
+    throw new Error(`must be a number of seconds, 1 to 86400, not ${describe(value)}`);
+  },
+};
+
+/** Bytes per second; read as a number. */
+export const rate: Kind = {
+  name: 'bytes per second, such as "50M"',
+  read(value) {
+    const bytes = parseSize(text(value, 'bytes per second, such as "50M"'));
+    if (bytes > 0) return bytes;
+    throw new Error("must be more than nothing: leave the key out for no limit");
   },
 };
 

@@ -1,8 +1,28 @@
-import { addresses, boolean, fileMode, group, hostNames, oneOf, path, sourceEntries, type Kind } from "./kinds.ts";
+import {
+  addresses,
+  boolean,
+  byteSize,
+  credentialReference,
+  endpoint,
+  percentage,
+  fileMode,
+  group,
+  hostNames,
+  oneOf,
+  path,
+  proxyAddress,
+  rate,
+  seconds,
+  sourceEntries,
+  sourcePrefix,
+  sourcePrefixes,
+  word,
+  type Kind,
+} from "./kinds.ts";
 
 /** A key of the configuration file. */
 export interface ConfigKey {
-  /** Where it stands: `tls.mode` is `mode` in the table `[tls]`. */
+  /** Where it stands: `tls.mode` is `mode` in the table `[tls]`, `sources.match[].prefix` in each `[[sources.match]]`. */
   readonly key: string;
   readonly kind: Kind;
   /** The attribute of the options of `serve` that it sets. */
@@ -12,6 +32,8 @@ export interface ConfigKey {
   /** What holds when nothing is said, for people. */
   readonly fallback: string;
   readonly meaning: string;
+  /** Of the tables in a list: each must have it. */
+  readonly required?: true;
 }
 
 /** All that `serve --config FILE` understands; docs/CONFIG.md and `ullage help config` list the same. */
@@ -116,6 +138,100 @@ export const configKeys: readonly ConfigKey[] = [
     option: "allowSources",
     fallback: '["public"]',
     meaning: "which sources may be named over TCP, see below; over the unix socket any may",
+  },
+  {
+    key: "cache.capacity",
+    kind: byteSize,
+    option: "cacheCapacity",
+    flag: "--cache-capacity",
+    fallback: "what the file system has, less the reserve",
+    meaning: "bytes on disk that the cache may take; what no volume needs goes first, least recently used",
+  },
+  {
+    key: "cache.reserve",
+    kind: percentage,
+    option: "cacheReserve",
+    fallback: "5",
+    meaning: "percentage of the file system that the cache leaves free",
+  },
+  {
+    key: "sources.limit",
+    kind: rate,
+    option: "sourceLimit",
+    fallback: "none",
+    meaning: "what all sources together may deliver; `ullage source limit` changes it while Ullage runs",
+  },
+  {
+    key: "sources.match[].prefix",
+    kind: sourcePrefix,
+    option: "sourceSettings",
+    fallback: "must be given",
+    meaning: "the sources that this table is about: those whose address begins like this; the longest prefix counts",
+    required: true,
+  },
+  {
+    key: "sources.match[].endpoint",
+    kind: endpoint,
+    option: "sourceSettings",
+    fallback: "the provider's own, or what its environment variable says",
+    meaning: "where the store or registry is; for oci the only way to plain http on other machines",
+  },
+  {
+    key: "sources.match[].region",
+    kind: word,
+    option: "sourceSettings",
+    fallback: "what the environment says, else us-east-1 (s3), or what the endpoint says (oss)",
+    meaning: "the region that signatures are for; s3 learns a bucket's own by itself",
+  },
+  {
+    key: "sources.match[].pathStyle",
+    kind: boolean,
+    option: "sourceSettings",
+    fallback: "true for s3 with an endpoint and for oss at an address, else false",
+    meaning: "the bucket in the path, not in front of the host",
+  },
+  {
+    key: "sources.match[].signature",
+    kind: oneOf("v1", "v4"),
+    option: "sourceSettings",
+    fallback: '"v4" where the region is known, else "v1"',
+    meaning: "how requests to oss are signed",
+  },
+  {
+    key: "sources.match[].credentials",
+    kind: credentialReference,
+    option: "sourceSettings",
+    fallback: "the standard ones of the provider, see docs/SOURCES.md",
+    meaning:
+      "where credentials are read, again and again: env:PREFIX_, file:/path, helper:/path, profile:NAME or anonymous",
+  },
+  {
+    key: "sources.match[].mirrors",
+    kind: sourcePrefixes,
+    option: "sourceSettings",
+    fallback: "none",
+    meaning: "prefixes below which the same objects are; asked first, in this order",
+  },
+  {
+    key: "sources.match[].proxy",
+    kind: proxyAddress,
+    option: "sourceSettings",
+    fallback: "what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say",
+    meaning: "the HTTP proxy to go through",
+  },
+  {
+    key: "sources.match[].proxyFallback",
+    kind: boolean,
+    option: "sourceSettings",
+    fallback: "true",
+    meaning: "whether a request goes the direct way when the proxy fails",
+  },
+  {
+    key: "sources.match[].patience",
+    kind: seconds,
+    option: "sourceSettings",
+    fallback: "30",
+    meaning: "how long a client's read is tried again before it fails",
   },
   {
     key: "log.level",

@@ -9,7 +9,7 @@ import { flushWarnings, lockWeakness, mountPointOf } from "./mount-point.ts";
 /*
  * The data directory: its layout, and who may write in it.
  *
- *   catalog.db   blobs/   volumes/   maps/   layers/   orphans/   lock   api.sock   nbd.sock
+ *   catalog.db   blobs/   volumes/   maps/   layers/   orphans/   lock   api.sock   nbd.sock   blobd.sock
  *
  * Whoever writes here holds flocks on the descriptors of the directory itself and of volumes/, taken before anything in
  * them is read (durability rule 20); the blob cache locks blobs/. The file `lock` only says who; removing it unlocks
@@ -20,7 +20,7 @@ const subdirectories = ["blobs", "volumes", "maps", "layers", "orphans"] as cons
 /** What a directory must hold, at least one of them, to be taken for ours when it is not empty. */
 const marks = ["catalog.db", "volumes"];
 /** May lie in a directory that counts as empty; a service manager makes sockets before the first start. */
-const ignored = new Set(["lost+found", "lock", "api.sock", "nbd.sock"]);
+const ignored = new Set(["lost+found", "lock", "api.sock", "nbd.sock", "blobd.sock"]);
 
 export interface OpenDataDirectoryOptions {
   /** For the `lock` file: what the process is, `serve`, `run`, `repair`. */

@@ -1,7 +1,8 @@
+import { withoutSecrets } from "../base/without-secrets.ts";
 import type { Warning } from "./health.ts";
 import type { JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
-import type { ConnectionView, SnapshotView, VolumeView } from "./views.ts";
+import type { ConnectionView, ExportView, ReclaimView, SnapshotView, VolumeView } from "./views.ts";
 
 /**
  * What happened, with the object as it is afterwards. A volume is told of from the moment that lists have it until they
@@ -10,8 +11,10 @@ import type { ConnectionView, SnapshotView, VolumeView } from "./views.ts";
 export type UllageEvent =
   | { name: "volume-created" | "volume-changed" | "volume-removed" | "hydration"; data: VolumeView }
   | { name: "snapshot-created" | "snapshot-removed"; data: SnapshotView }
+  | { name: "export-added" | "export-removed"; data: ExportView }
   | { name: "connection-opened" | "connection-closed"; data: ConnectionEventView }
   | { name: "job"; data: JobView }
+  | { name: "space-reclaimed"; data: ReclaimView }
   | { name: "warning"; data: Warning };
 
 /** A connection that came or went. */
@@ -97,6 +100,6 @@ export function tellWarnings(events: Events, log: Log): Log {
   return (level, message, fields) => {
     log(level, message, fields);
     if (level !== "warn" && level !== "error") return;
-    events.publish({ name: "warning", data: { code: fields?.code ?? level, message } });
+    events.publish({ name: "warning", data: { code: fields?.code ?? level, message: withoutSecrets(message) } });
   };
 }

@@ -1,20 +1,20 @@
 import { randomBytes } from "node:crypto";
 import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
-import type { VolumeView } from "./views.ts";
+import type { ImageView, ReclaimView, VolumeView } from "./views.ts";
 
 /** Work that takes longer than a request should: it goes on by itself, can be looked at and cancelled. */
 export interface JobView {
   /** 32 hex digits */
   id: string;
   /** what it does; `result` is what that kind makes */
-  kind: "volume-create";
-  /** what it is about: the name of the volume */
-  target: string;
+  kind: "volume-create" | "reclaim" | "image-pull";
+  /** what it is about: the name of the volume, or a source; null: the whole data directory */
+  target: string | null;
   state: JobState;
   progress: JobProgress;
   /** once it is done */
-  result: VolumeView | null;
+  result: VolumeView | ReclaimView | ImageView | null;
   /** once it has failed */
   error: Error | null;
   /** RFC 3339 */
@@ -24,8 +24,8 @@ export interface JobView {
 
 /**
  *     running -> done        `result` is there
- *             -> failed      `error` says why; nothing is left of it
- *             -> cancelled   somebody asked for it; nothing is left of it
+ *             -> failed      `error` says why; nothing is left of it (what reclaim has freed stays free)
+ *             -> cancelled   somebody asked for it; likewise
  */
 export type JobState = "running" | "done" | "failed" | "cancelled";
 
@@ -34,7 +34,7 @@ export interface JobProgress {
   done: number;
   /** null: nobody knows */
   total: number | null;
-  unit: "bytes";
+  unit: "bytes" | "layers";
 }
 
 /** Jobs at a time; the next one is refused. */
@@ -86,8 +86,8 @@ export class Jobs {
   start(
     about: Pick<JobView, "kind" | "target" | "progress">,
     controller: AbortController,
-    work: Promise<VolumeView>,
-  ): { view: JobView; progress: (done: number) => void } {
+    work: Promise<NonNullable<JobView["result"]>>,
+  ): { view: JobView; progress: (done: number, total?: number) => void } {
     const running = this.list().filter(({ state }) => state === "running").length;
     if (running >= maxRunning) {
       throw new UllageError("too-many-jobs", `${running} jobs are running, which is the most there may be`, {
@@ -123,12 +123,12 @@ export class Jobs {
     this.#tell(job);
     return {
       view,
-      progress: (done) => this.#progress(job, done),
+      progress: (done, total) => this.#progress(job, done, total),
     };
   }
 
-  #progress(job: Job, done: number): void {
-    job.view = { ...job.view, progress: { ...job.view.progress, done } };
+  #progress(job: Job, done: number, total = job.view.progress.total): void {
+    job.view = { ...job.view, progress: { ...job.view.progress, done, total } };
     if (this.#clock.now() - job.toldAtMs >= progressIntervalMs) this.#tell(job);
   }
 
@@ -153,7 +153,9 @@ export class Jobs {
     const job = this.#find(id);
     if (job.view.state === "running" && !job.cancelled) {
       job.cancelled = true;
-      job.controller.abort(new UllageError("cancelled", `the ${job.view.kind} of '${job.view.target}' was cancelled`));
+      const { kind, target } = job.view;
+      const what = target === null ? kind : `the ${kind} of '${target}'`;
+      job.controller.abort(new UllageError("cancelled", `${what} was cancelled`));
     }
     await job.ended;
     return job.view;

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { CorruptionError } from "../base/errors.ts";
 import { layerPath, layersDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
@@ -14,11 +15,20 @@ export interface Leaving {
 }
 
 /**
- * Removes those of `candidates` that no map refers to any more, in memory or in files (durability rule 4). What can't be
- * read may refer to anything: then nothing is removed.
- * @throws CorruptionError, IoError
+ * Removes those of `candidates` that no map refers to any more, in memory or in files (durability rule 4). What is damaged
+ * may refer to anything: then they all stay, so that one damaged volume keeps no other from being removed.
+ * @throws IoError
  */
 export async function dropLayers(env: VolumeEnvironment, candidates: Set<string>, leaving: Leaving): Promise<void> {
+  try {
+    await dropUnused(env, candidates, leaving);
+  } catch (error) {
+    if (!(error instanceof CorruptionError)) throw error;
+    env.log("warn", `${candidates.size} layers stay, though they may be unused: ${error.message}`);
+  }
+}
+
+async function dropUnused(env: VolumeEnvironment, candidates: Set<string>, leaving: Leaving): Promise<void> {
   const left = new Set(candidates);
   const keep = (layers: Iterable<string>): void => {
     for (const id of layers) left.delete(id);

@@ -1,9 +1,10 @@
 import { UllageError, describeError } from "../base/errors.ts";
+import { shownSource } from "../base/without-secrets.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
-import type { MetadataStore, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
+import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
-import { baseOf } from "../volume/references.ts";
+import { baseOf, cleanCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
@@ -12,7 +13,7 @@ import { renameDescription } from "./volume-files.ts";
 import type { Events } from "./events.ts";
 import { applyWish, hydrationView } from "./hydration-view.ts";
 import { VolumeNews } from "./volume-news.ts";
-import type { HydrationChange, HydrationView, VolumeView, VolumeViewState } from "./views.ts";
+import type { HydrationChange, HydrationView, OriginView, VolumeView, VolumeViewState } from "./views.ts";
 
 /** How long connections that were asked to end may take. */
 const disconnectMs = 6000;
@@ -27,8 +28,14 @@ export interface VolumeHost {
   slots: HydrationSlots;
   /** Makes sure that a frozen map, which a clone begins with, is in its file. */
   materialise(id: string): Promise<void>;
+  /** A volume or snapshot is not there any more: further names that it was exported under go. Durable when it resolves. */
+  targetGone(id: string): Promise<void>;
+  /** What a clone began as, by the names of now. */
+  originNow(origin: Origin): OriginView;
   /** A volume has given up layers: they go, unless somebody else needs them. */
   layersUnused(layers: string[]): void;
+  /** Something that referred to these layers is gone: blocks that nobody needs any more are freed, in the background. */
+  reclaimSoon(layers: Iterable<string>): void;
   /** Hears of everything that happens to volumes. */
   events: Events;
 }
@@ -136,7 +143,7 @@ export class ManagedVolume {
     const hydration = await Hydration.open(volume, {
       clock: env.clock,
       slots,
-      space: () => env.fs.space(env.dataDir),
+      space: async () => ({ ...(await env.fs.space(env.dataDir)), room: this.#host.sources.cache.space.room }),
       log: (level, message) => env.log(level, message),
     });
     applyWish(hydration, this.record.hydration);
@@ -182,7 +189,7 @@ export class ManagedVolume {
    */
   end(force: boolean, markDeleting: () => Promise<void>): Promise<void> {
     return this.#turns.run(async () => {
-      this.#demandNoWriters(force);
+      this.demandNoWriters(force);
       this.#ending = true;
       try {
         await markDeleting();
@@ -198,12 +205,27 @@ export class ManagedVolume {
     });
   }
 
-  /** @throws UllageError `in-use` */
-  #demandNoWriters(force: boolean): void {
+  /** @throws UllageError `in-use` while somebody may write, unless `force` */
+  demandNoWriters(force: boolean): void {
     const writers = this.connections().filter(({ writable }) => writable).length;
     if (writers === 0 || force) return;
     throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
       hint: "disconnect them first, or use --force, which closes them",
+    });
+  }
+
+  /**
+   * The volume as it is now, for `work`: until that ends nobody opens or closes it. One that only a recovery can tell of is
+   * opened first, if that is possible; undefined: it is closed. When it is on its way out, nothing is done.
+   */
+  inspect<T>(work: (volume: Volume | undefined) => Promise<T>): Promise<T | undefined> {
+    return this.#turns.run(async () => {
+      if (this.record.state !== "ready") return undefined;
+      if (this.#opened === undefined && !this.#ending) {
+        const clean = await cleanCheckpoint(this.#host.env, this.record.id).catch(() => undefined);
+        if (clean === undefined) await this.#open().catch(() => undefined); // its state tells why
+      }
+      return work(this.#opened?.volume);
     });
   }
 
@@ -243,7 +265,7 @@ export class ManagedVolume {
   ): Promise<void> {
     return this.#turns.run(async () => {
       const device = (await this.#open()).volume;
-      this.#demandNoWriters(force);
+      this.demandNoWriters(force);
       await this.#disconnect(what);
       if (device.info().state !== "ok") throw new UllageError("not-ok", `volume '${this.record.name}' is not well`);
       await prepare(device);
@@ -329,7 +351,7 @@ export class ManagedVolume {
 
   /** As far as it is known without a wait. */
   view(): VolumeView {
-    const { id, name, size, source, format, settings, createdAt } = this.record;
+    const { id, name, size, source, format, origin, settings, createdAt } = this.record;
     const info = this.#opened?.volume.info();
     const blob = this.#opened?.blobs[0];
     return {
@@ -337,8 +359,9 @@ export class ManagedVolume {
       name,
       size: info?.size ?? size,
       ...this.#stateNow(),
-      source,
+      source: source === null ? null : shownSource(source),
       format,
+      origin: origin === null ? null : this.#host.originNow(origin),
       fetchedBytes: blob?.readyBytes ?? this.download?.bytes ?? 0,
       writtenBytes: info?.writtenBytes ?? 0,
       hydration: this.hydration(),

@@ -32,6 +32,7 @@ export interface NbdFigures {
 /** The NBD server of a data directory, from its first listener on. */
 export class NbdListeners {
   readonly listeners: ListenerView[] = [];
+  readonly #uris: ((exportName: string) => string)[] = [];
   readonly warnings: Warning[] = [];
   readonly #exports: ExportDirectory;
   readonly #traffic: (exportName: string) => ExportTraffic;
@@ -66,6 +67,7 @@ export class NbdListeners {
       const listening = target.kind === "fd" ? this.#server.adopt(target.fd) : await this.#server.listen(target);
       const { address } = listening;
       this.listeners.push({ protocol: "nbd", address: formatListenAddress(address), uri: listening.uri("") });
+      this.#uris.push((name) => listening.uri(name));
       if (!isLocalAddress(address) && tls?.mode !== "require") this.#warnOpen(formatListenAddress(address));
     }
   }
@@ -74,6 +76,11 @@ export class NbdListeners {
     const message = `NBD on ${address} is open to other machines without TLS: use --tls require, or a local address`;
     this.warnings.push({ code: "nbd-open", message });
     this.#log("warn", message);
+  }
+
+  /** Where clients reach an export: one URI for each listener. */
+  urisOf(exportName: string): string[] {
+    return this.#uris.map((uri) => uri(exportName));
   }
 
   figures(): NbdFigures {
@@ -93,6 +100,7 @@ export class NbdListeners {
     const server = this.#server;
     this.#server = undefined;
     this.listeners.length = 0;
+    this.#uris.length = 0;
     await server?.stop(graceMs);
   }
 }

@@ -1,8 +1,9 @@
 import { join } from "node:path";
+import { describeError } from "../base/errors.ts";
 import { checkBlob } from "../blob/check-blob.ts";
 import { checkVolume } from "../volume/check-volume.ts";
 import type { OfflineData } from "./offline-data.ts";
-import { hasBeenOpen, isComplete } from "./volume-files.ts";
+import { hasBeenOpen, isComplete, readDescription } from "./volume-files.ts";
 
 export interface Problem {
   /** damage: something is lost or can't be served; note: worth knowing */
@@ -47,14 +48,19 @@ async function checkCatalog({ env, rows, volumeIds, blobIds, catalogProblem }: O
   return problems;
 }
 
-async function checkVolumes({ env, rows, volumeIds }: OfflineData): Promise<Problem[]> {
+async function checkVolumes({ env, rows, snapshots, volumeIds }: OfflineData): Promise<Problem[]> {
   const problems: Problem[] = [];
   for (const id of volumeIds) {
     const row = rows.find((candidate) => candidate.id === id);
     if ((row !== undefined && row.state !== "ready") || !(await isComplete(env.fs, env.dataDir, id))) continue;
-    for (const { severity, message } of await checkVolume(env, id)) {
+    const say = ({ severity, message }: Problem): void => {
       problems.push({ severity, message: row === undefined ? message : `volume '${row.name}': ${message}` });
-    }
+    };
+    await readDescription(env.fs, env.dataDir, id).catch((error: unknown) => {
+      say({ severity: "damage", message: describeError(error) });
+    });
+    const promised = snapshots.filter(({ volumeId, state }) => volumeId === id && state === "ready");
+    for (const problem of await checkVolume(env, id, promised)) say(problem);
   }
   return problems;
 }

@@ -2,12 +2,12 @@ import { randomBytes } from "node:crypto";
 import { systemClock } from "../base/clock.ts";
 import { UllageError } from "../base/errors.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
-import type { MetadataStore, VolumeRecord } from "../catalog/metadata-store.ts";
+import type { MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { runtimeDirectory } from "./runtime-directory.ts";
-import { allRows } from "./start-sweep.ts";
+import { allExports, allRows, allSnapshots } from "./start-sweep.ts";
 
 /** A data directory that no daemon has, for `check` and `repair`. Locked like a daemon's (durability rule 20). */
 export class OfflineData {
@@ -16,6 +16,9 @@ export class OfflineData {
   /** Why there is no catalog to go by. */
   readonly catalogProblem: string | undefined;
   readonly rows: readonly VolumeRecord[];
+  readonly snapshots: readonly SnapshotRecord[];
+  /** Names that volumes can't have. */
+  readonly exportNames: readonly string[];
   /** what lies below volumes/ and blobs/ */
   readonly volumeIds: readonly string[];
   readonly blobIds: readonly string[];
@@ -25,13 +28,15 @@ export class OfflineData {
     directory: DataDirectory,
     env: VolumeEnvironment,
     catalog: FoundCatalog,
-    found: { rows: VolumeRecord[]; volumeIds: string[]; blobIds: string[] },
+    found: Pick<OfflineData, "rows" | "snapshots" | "exportNames" | "volumeIds" | "blobIds">,
   ) {
     this.directory = directory;
     this.env = env;
     this.#store = catalog.store;
     this.catalogProblem = catalog.problem;
     this.rows = found.rows;
+    this.snapshots = found.snapshots;
+    this.exportNames = found.exportNames;
     this.volumeIds = found.volumeIds;
     this.blobIds = found.blobIds;
   }
@@ -52,6 +57,8 @@ export class OfflineData {
       const catalog = await openCatalog(directory);
       return new OfflineData(directory, env, catalog, {
         rows: catalog.store === undefined ? [] : await allRows(catalog.store),
+        snapshots: catalog.store === undefined ? [] : await allSnapshots(catalog.store),
+        exportNames: catalog.store === undefined ? [] : (await allExports(catalog.store)).map(({ name }) => name),
         volumeIds: (await fs.readdir(directory.below("volumes"))).filter(isId).sort(),
         blobIds: (await fs.readdir(directory.below("blobs"))).filter(isId).sort(),
       });

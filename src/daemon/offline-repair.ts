@@ -1,11 +1,20 @@
 import { join } from "node:path";
+import { describeError, UllageError } from "../base/errors.ts";
 import { checkBlob } from "../blob/check-blob.ts";
-import { defaultSettings, type Settings, type VolumeRecord } from "../catalog/metadata-store.ts";
-import { repairVolume } from "../volume/check-volume.ts";
+import { defaultSettings, type Settings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
+import { checkVolume, repairVolume } from "../volume/check-volume.ts";
+import { volumeDir } from "../volume/paths.ts";
+import { describeSnapshot, readSnapshot } from "../volume/snapshot-files.ts";
 import type { OfflineData } from "./offline-data.ts";
-import { hasBeenOpen, isComplete, readDescription } from "./volume-files.ts";
+import { hasBeenOpen, isComplete, readDescription, writeDescription } from "./volume-files.ts";
 
-/** One thing that `repair` would do. */
+/** What `repair` would do, and what it can do nothing about. */
+export interface RepairPlan {
+  steps: RepairStep[];
+  /** Damage that stays, with what the operator can do. */
+  hopeless: string[];
+}
+
 export interface RepairStep {
   /** What is done. */
   action: string;
@@ -18,18 +27,26 @@ export interface RepairStep {
  * What would make a data directory usable again; nothing is changed before a step is run. Steps are to be run in this
  * order: the catalog first, since the next start goes by it.
  */
-export async function planRepair(data: OfflineData): Promise<RepairStep[]> {
-  return [...(await catalogSteps(data)), ...(await volumeSteps(data)), ...(await blobSteps(data))];
+export async function planRepair(data: OfflineData): Promise<RepairPlan> {
+  const hopeless: string[] = [];
+  const steps = [
+    ...(await catalogSteps(data, hopeless)),
+    ...(await volumeSteps(data, hopeless)),
+    ...(await blobSteps(data, hopeless)),
+  ];
+  return { steps, hopeless };
 }
 
-async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
-  const { env, directory, rows, volumeIds } = data;
+async function catalogSteps(data: OfflineData, hopeless: string[]): Promise<RepairStep[]> {
+  const { env, directory, rows, volumeIds, exportNames } = data;
   const steps: RepairStep[] = [];
   const path = directory.below("catalog.db");
   if (data.catalogProblem !== undefined) {
     steps.push({
       action: `${data.catalogProblem}: begin a new catalog; what is there is kept as catalog.db.damaged`,
-      losses: ["settings that were changed after a volume was made, and how hydration was steered"],
+      losses: [
+        "settings that were changed after a volume was made, how hydration was steered, and names of exports that were added",
+      ],
       async run() {
         for (const suffix of ["", "-wal", "-shm"]) {
           if (await env.fs.exists(path + suffix)) await env.fs.rename(path + suffix, `${path}.damaged${suffix}`);
@@ -39,10 +56,13 @@ async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
     });
   }
   const known = new Set(rows.map(({ id }) => id));
-  const names = new Set(rows.map(({ name }) => name));
+  const names = new Set([...rows.map(({ name }) => name), ...exportNames]);
   for (const id of volumeIds) {
     if (known.has(id) || !(await isComplete(env.fs, env.dataDir, id))) continue;
-    const record = await describeVolume(data, id, names);
+    const record = await describeVolume(data, id, names).catch((error: unknown) => {
+      hopeless.push(`volume ${id} can't be added to the catalog: ${describeError(error)}`);
+    });
+    if (record === undefined) continue;
     names.add(record.name);
     steps.push({
       action: `add volume '${record.name}' (${id}) to the catalog`,
@@ -60,7 +80,10 @@ async function catalogSteps(data: OfflineData): Promise<RepairStep[]> {
       },
     });
   }
-  for (const { id, name, state } of rows) {
+  for (const { id, name, state, blobId } of rows) {
+    if (state === "ready" && blobId !== null && !data.blobIds.includes(blobId)) {
+      hopeless.push(`volume '${name}' needs blobs/${blobId}, which is missing: restore it, or remove the volume`);
+    }
     if (state !== "ready" || volumeIds.includes(id)) continue;
     steps.push({
       action: `forget volume '${name}', whose files are gone`,
@@ -98,18 +121,31 @@ async function describeVolume({ env }: OfflineData, id: string, taken: Set<strin
     createdAt: described.createdAt,
     requestKey: null,
     requestDigest: null,
+    origin: described.origin ?? null,
   };
 }
 
-async function volumeSteps({ env, rows, volumeIds }: OfflineData): Promise<RepairStep[]> {
+async function volumeSteps(data: OfflineData, hopeless: string[]): Promise<RepairStep[]> {
+  const { env, rows, snapshots, volumeIds } = data;
   const steps: RepairStep[] = [];
   for (const id of volumeIds) {
     const row = rows.find((candidate) => candidate.id === id);
     if ((row !== undefined && row.state !== "ready") || !(await isComplete(env.fs, env.dataDir, id))) continue;
-    const losses = await repairVolume(env, id, false);
+    const name = row?.name ?? id;
+    const own = snapshots.filter(({ volumeId, state }) => volumeId === id && state === "ready");
+    steps.push(...(await descriptionSteps(data, row, own)));
+    const damages = await checkVolume(env, id, own);
+    const losses = await repairVolume(env, id, false).catch((error: unknown): string[] => {
+      if (!(error instanceof UllageError) || error.code !== "nothing-left") throw error;
+      return [];
+    });
+    for (const { severity, message } of damages) {
+      const known = losses.includes(message) || (row !== undefined && message.includes(".json is damaged: "));
+      if (severity === "damage" && !known) hopeless.push(`volume '${name}': ${message}`);
+    }
     if (losses.length === 0) continue;
     steps.push({
-      action: `take volume '${row?.name ?? id}' back to the newest state that can be believed`,
+      action: `take volume '${name}' back to the newest state that can be believed`,
       losses,
       run: async () => {
         await repairVolume(env, id, true);
@@ -119,10 +155,36 @@ async function volumeSteps({ env, rows, volumeIds }: OfflineData): Promise<Repai
   return steps;
 }
 
-async function blobSteps({ env, blobIds }: OfflineData): Promise<RepairStep[]> {
+/** What a volume and its snapshots say of themselves is written again where it is damaged: the catalog knows it. */
+async function descriptionSteps(
+  { env }: OfflineData,
+  row: VolumeRecord | undefined,
+  snapshots: readonly SnapshotRecord[],
+): Promise<RepairStep[]> {
+  if (row === undefined) return [];
+  const steps: RepairStep[] = [];
+  const step = (error: unknown, run: () => Promise<void>): void => {
+    steps.push({ action: `${describeError(error)}: write it again from the catalog`, losses: [], run });
+  };
+  const { id, name, size, createdAt, source, format, settings, blobId } = row;
+  await readDescription(env.fs, env.dataDir, id).catch((error: unknown) => {
+    step(error, () => writeDescription(env, { id, name, size, createdAt, source, format, settings, blobId }));
+  });
+  const dir = volumeDir(env.dataDir, id);
+  for (const { id: snapshot, name: called, size: bytes, createdAt: taken } of snapshots) {
+    await readSnapshot(env, dir, snapshot).catch((error: unknown) => {
+      step(error, () => describeSnapshot(env, dir, { id: snapshot, name: called, size: bytes, createdAt: taken }));
+    });
+  }
+  return steps;
+}
+
+async function blobSteps({ env, rows, blobIds }: OfflineData, hopeless: string[]): Promise<RepairStep[]> {
+  const used = new Set(rows.map(({ blobId }) => blobId));
   const steps: RepairStep[] = [];
   for (const id of blobIds) {
     for (const { message, severity, repair } of await checkBlob(env.fs, join(env.dataDir, "blobs", id))) {
+      if (repair === undefined && severity === "error" && used.has(id)) hopeless.push(`${message}: restore it`);
       if (repair === undefined) continue;
       const losses = severity === "error" ? [repair.description] : [];
       steps.push({ action: `${message}: ${repair.description}`, losses, run: () => repair.run() });

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { UllageError, describeError } from "../base/errors.ts";
+import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
 import type { Blob } from "../blob/blob.ts";
 import { checkName } from "../catalog/names.ts";
 import type { SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -11,7 +11,7 @@ import { describedSnapshots, describeSnapshot, forgetSnapshot, readSnapshot } fr
 import { SnapshotView } from "../volume/snapshot-view.ts";
 import { dropLayers } from "./layer-files.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
-import { type LayerSpace, layerSpace } from "./space.ts";
+import { type AllLayerSpace, allLayerSpace, type LayerSpace, type SpaceHost, volumeSpace } from "./space.ts";
 import { Turns } from "./turns.ts";
 
 /** Snapshots that stay open without a client, so that the next one finds them ready. */
@@ -36,7 +36,7 @@ interface OpenView {
  * The snapshots of all volumes. The volume's own files come first, the catalog's row after them (durability rule 17):
  *
  *     create   description -> record in the volume's log -> (answerable) row -> answered; frozen map when there is time
- *     remove   row `deleting` -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
+ *     remove   row `deleting` -> its exports -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
  *
  * A snapshot that is removed while a clone's checkpoint still names its frozen map only loses its name; it goes with the
  * last clone that needs it. One that is held never has a name: it is there for somebody who reads it, goes when he has
@@ -49,6 +49,10 @@ export class Snapshots {
   readonly #views = new Map<string, Promise<OpenView>>();
   /** Ids of those that somebody reads and nobody else knows of. */
   readonly #held = new Set<string>();
+  /** Views that are being closed: reads of theirs may be under way. */
+  readonly #closingViews = new Map<string, Promise<void>>();
+  /** How often a volume came to begin with a frozen map, and a frozen map was removed: see reclaim.ts. */
+  readonly moves = { given: 0, removed: 0 };
   /** Whoever makes or takes away a reference to a frozen map or a layer of somebody else. */
   readonly references = new Turns();
   #dropping: Promise<void> = Promise.resolve();
@@ -73,6 +77,11 @@ export class Snapshots {
     throw new UllageError("not-found", `volume '${volume.record.name}' has no snapshot '${name}'`, {
       hint: `\`ullage snapshot ls ${volume.record.name}\` lists them`,
     });
+  }
+
+  /** Whether it is there and has its name. */
+  has(id: string): boolean {
+    return this.#rows.get(id)?.name != null;
   }
 
   /**
@@ -130,16 +139,20 @@ export class Snapshots {
    */
   async remove(volume: ManagedVolume, name: string, force: boolean): Promise<void> {
     const row = this.get(volume, name);
-    const open = await this.#views.get(row.id);
-    if (open !== undefined && open.view.connections > 0 && !force) {
-      throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
-        hint: "disconnect them first, or use --force, which closes them",
-      });
-    }
+    await this.demandNoReaders(volume, row, force);
     await this.#closeView(row.id, "the snapshot is being removed");
     await this.references.run(async () => {
       if (await this.#isBase(row.id)) await this.#unname(row);
       else await this.#delete(row);
+    });
+  }
+
+  /** @throws UllageError `in-use` while clients read it, unless `force` */
+  async demandNoReaders(volume: ManagedVolume, { id, name }: SnapshotRecord, force: boolean): Promise<void> {
+    const open = await this.#views.get(id)?.catch(() => undefined);
+    if (open === undefined || open.view.connections === 0 || force) return;
+    throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
+      hint: "disconnect them first, or use --force, which closes them",
     });
   }
 
@@ -148,6 +161,7 @@ export class Snapshots {
     const { env, store } = this.#host;
     await store.updateSnapshot(row.id, { name: null });
     this.#rows.set(row.id, { ...row, name: null });
+    await this.#host.targetGone(row.id);
     const dir = volumeDir(env.dataDir, row.volumeId);
     const { id, size, createdAt } = row;
     if (await env.fs.exists(dir)) await describeSnapshot(env, dir, { id, name: null, size, createdAt });
@@ -156,14 +170,22 @@ export class Snapshots {
   /** Runs in its turn of `references`. May be repeated after a crash. */
   async #delete(row: SnapshotRecord): Promise<void> {
     const { env, store } = this.#host;
+    this.moves.removed++;
     await this.#volume(row.volumeId)?.opened?.writeSnapshot(row.id); // so that its layers are known
     await store.updateSnapshot(row.id, { state: "deleting" });
     this.#rows.delete(row.id);
+    await this.#host.targetGone(row.id);
+    await this.#closeView(row.id, "the snapshot is being removed"); // one that was opened meanwhile
     const dir = volumeDir(env.dataDir, row.volumeId);
     if (await env.fs.exists(dir)) await forgetSnapshot(env, dir, row.id);
     // What its volume still refers to stays; a map that was never written has nothing else.
+    let candidates = new Set<string>();
     if (await env.fs.exists(frozenMapPath(env.dataDir, row.id))) {
-      const candidates = await frozenReferences(env, row.id);
+      candidates = await frozenReferences(env, row.id).catch((error: unknown) => {
+        if (!(error instanceof CorruptionError)) throw error;
+        env.log("warn", `layers of a snapshot stay, though they may be unused: ${error.message}`);
+        return new Set<string>();
+      });
       await dropLayers(env, candidates, { openLayers: (id) => this.#openLayers(id), withoutMap: row.id });
     }
     await this.#volume(row.volumeId)?.opened?.forgetSnapshot(row.id);
@@ -171,19 +193,29 @@ export class Snapshots {
     await env.fs.mkdir(mapsDir(env.dataDir));
     await env.fs.syncDirectory(mapsDir(env.dataDir));
     await store.deleteSnapshot(row.id);
+    this.#host.reclaimSoon(candidates);
   }
 
   #openLayers(volumeId: string): Set<string> | undefined {
     return this.#volume(volumeId)?.opened?.layerIds();
   }
 
-  /** Whether a checkpoint names the frozen map. */
+  /** Whether a checkpoint names the frozen map, or may do so: one that is damaged may name any. */
   async #isBase(id: string): Promise<boolean> {
     const { env } = this.#host;
     for (const volumeId of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-      if (/^[0-9a-f]{32}$/.test(volumeId) && (await baseOf(env, volumeId)) === id) return true;
+      if (/^[0-9a-f]{32}$/.test(volumeId) && (await this.#mayBegin(volumeId, id))) return true;
     }
     return false;
+  }
+
+  async #mayBegin(volumeId: string, id: string): Promise<boolean> {
+    try {
+      return (await baseOf(this.#host.env, volumeId)) === id;
+    } catch (error) {
+      if (error instanceof CorruptionError) return true;
+      throw error;
+    }
   }
 
   /** Frozen maps that only the volume's own log could rebuild get their files: the volume is about to go. */
@@ -207,12 +239,23 @@ export class Snapshots {
 
   /** Bytes on disk in the layers of a volume and its snapshots. */
   space(volume: ManagedVolume): Promise<LayerSpace> {
-    const host = {
+    return this.references.run(() => volumeSpace(this.#spaceHost(), volume.record.id));
+  }
+
+  /** Bytes on disk in all layers. */
+  allSpace(): Promise<AllLayerSpace> {
+    return this.references.run(() => allLayerSpace(this.#spaceHost()));
+  }
+
+  #spaceHost(): SpaceHost {
+    return {
       env: this.#host.env,
-      openLayers: (id: string) => this.#openLayers(id),
-      ownerOf: (id: string) => this.#rows.get(id)?.volumeId,
+      openLayers: (id) => this.#openLayers(id),
+      ownerOf: (id) => {
+        const row = this.#rows.get(id);
+        return row === undefined || row.name === null ? undefined : row.volumeId;
+      },
     };
-    return this.references.run(() => layerSpace(host, volume.record.id));
   }
 
   /** Removes layers that were given up, unless somebody else needs them. Runs in a turn of `references`. */
@@ -255,6 +298,11 @@ export class Snapshots {
     let opening = this.#views.get(row.id);
     if (opening === undefined) {
       await this.#closeIdle();
+      await this.#closingViews.get(row.id);
+      opening = this.#views.get(row.id);
+    }
+    if (opening === undefined) {
+      if (!this.#rows.has(row.id)) throw new UllageError("not-found", `snapshot '${row.name ?? row.id}' is gone`);
       opening = this.#open(row);
       this.#views.set(row.id, opening);
       opening.catch(() => this.#views.delete(row.id));
@@ -291,8 +339,17 @@ export class Snapshots {
   }
 
   async #closeView(id: string, reason: string): Promise<void> {
-    const open = await this.#views.get(id)?.catch(() => undefined);
+    const opening = this.#views.get(id);
     this.#views.delete(id);
+    if (opening !== undefined) {
+      const closing = this.#closeOpened(opening, reason).finally(() => this.#closingViews.delete(id));
+      this.#closingViews.set(id, closing);
+    }
+    await this.#closingViews.get(id);
+  }
+
+  async #closeOpened(opening: Promise<OpenView>, reason: string): Promise<void> {
+    const open = await opening.catch(() => undefined);
     if (open === undefined) return;
     open.view.disconnectAll(reason);
     await open.view.close();

@@ -1,13 +1,15 @@
 import { join } from "node:path";
 import type { Backend, Identity } from "../backend/backend.ts";
-import { canonicalSource, openBackend } from "../backend/open.ts";
-import type { SourcePolicy } from "../backend/source-guard.ts";
+import type { Backends } from "../backend/backends.ts";
+import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
-import { detectFormat, detectHeadBytes } from "../image/detect.ts";
-import type { ImageFormat, ImageReader } from "../image/image-format.ts";
+import { detectHeadBytes } from "../image/detect.ts";
+import type { ImageReader } from "../image/image-format.ts";
+import { objectReader } from "../image/object-reader.ts";
+import { openImage } from "../image/open-image.ts";
 import { Turns } from "./turns.ts";
 import type { SourceRequest } from "./views.ts";
 
@@ -15,7 +17,8 @@ import type { SourceRequest } from "./views.ts";
 export interface FoundSource {
   /** canonical, without credentials */
   url: string;
-  format: ImageFormat;
+  /** of the image: a chain, see `OpenedImage` */
+  format: string;
   identity: Identity;
   /** of the disk, in bytes */
   size: number;
@@ -45,24 +48,28 @@ type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
  */
 export class Sources {
   readonly cache: BlobCache;
-  readonly #policy: SourcePolicy;
+  readonly backends: Backends;
   readonly #place: Place;
-  readonly #backends: Map<string, Backend>;
+  /** Of blobs, by id. */
+  readonly #opened: Map<string, Backend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
 
-  private constructor(place: Place, policy: SourcePolicy, cache: BlobCache, backends: Map<string, Backend>) {
+  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
     this.#place = place;
-    this.#policy = policy;
+    this.backends = backends;
     this.cache = cache;
-    this.#backends = backends;
+    this.#opened = opened;
   }
 
-  /** @param policy binds guarded sources */
-  static async open(options: Omit<BlobCacheOptions, "openSource">, policy: SourcePolicy): Promise<Sources> {
-    const backends = new Map<string, Backend>();
-    const cache = await BlobCache.open({ ...options, openSource: (meta) => reopenSource(meta, backends, policy) });
-    return new Sources(options, policy, cache, backends);
+  /** @param backends closed with this */
+  static async open(options: Omit<BlobCacheOptions, "openSource">, backends: Backends): Promise<Sources> {
+    const opened = new Map<string, Backend>();
+    const cache = await BlobCache.open({
+      ...options,
+      openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
+    });
+    return new Sources(options, backends, cache, opened);
   }
 
   /**
@@ -73,13 +80,13 @@ export class Sources {
   async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
-    const backend = openBackend(source, guarded ? { policy: this.#policy } : {});
+    const backend = this.backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
-      const format = detectFormat(head, identity.size, wanted);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const reader = await format.open(backend, identity);
+      const context = signal === undefined ? {} : { signal };
+      const { format, reader } = await openImage(objectReader(backend, identity), wanted, context, head);
       if (reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
       return { url, format, identity, size: reader.size, backend, reader, download, guarded };
     } catch (error) {
@@ -100,25 +107,27 @@ export class Sources {
       if (!found.download || blob.readyBytes === blob.size) return blob;
       await options.onBlob?.(blob.id);
       options.onProgress?.(0);
-      await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
+      if (found.format === "raw") {
+        await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
+      } else await fetchAll(blob, options);
       await blob.sync();
       return blob;
     } catch (error) {
       if (blob !== undefined) await this.cache.release(blob.id);
       throw error;
     } finally {
-      if (blob === undefined || this.#backends.get(blob.id) !== found.backend) await found.backend.close();
+      if (blob === undefined || this.#opened.get(blob.id) !== found.backend) await found.backend.close();
     }
   }
 
   async #findOrMake({ url, format, identity, size, backend, reader, guarded }: FoundSource): Promise<CachedBlob> {
-    const known = this.cache.find(url, format.name, identity);
+    const known = this.cache.find(url, format, identity);
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format.name, identity, size, guarded }, reader)
+        ? await this.cache.create({ url, imageFormat: format, identity, size, guarded }, reader)
         : await this.cache.open(known.id);
-    if (!this.#backends.has(blob.id)) {
-      this.#backends.set(blob.id, backend);
+    if (!this.#opened.has(blob.id)) {
+      this.#opened.set(blob.id, backend);
       blob.attach(reader);
     }
     return blob;
@@ -147,6 +156,16 @@ export class Sources {
     return this.cache.list().some(({ id }) => id === blobId);
   }
 
+  /**
+   * No volume refers to the blob any more. It stays in the cache for the next one, until its space is wanted, unless
+   * nothing of it is here or it could not be found again.
+   */
+  async giveUp(blobId: string): Promise<void> {
+    const look = await this.cache.look(blobId);
+    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    await this.remove(blobId);
+  }
+
   /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
   async remove(blobId: string): Promise<void> {
     await this.#turns.run(async () => {
@@ -157,29 +176,41 @@ export class Sources {
         if (error instanceof UllageError && error.code === "in-use") return;
         throw error;
       }
-      await this.#backends.get(blobId)?.close();
-      this.#backends.delete(blobId);
+      await this.#opened.get(blobId)?.close();
+      this.#opened.delete(blobId);
     });
   }
 
   async close(): Promise<void> {
     await this.cache.close();
-    await Promise.all([...this.#backends.values()].map((backend) => backend.close()));
+    await Promise.all([...this.#opened.values()].map((backend) => backend.close()));
+    await this.backends.close();
   }
 }
 
-/** Costs no round trip: every read is bound to the identity by itself. */
+/** For images that are read in ranges all the same. */
+async function fetchAll(blob: CachedBlob, { signal, onProgress }: FillOptions): Promise<void> {
+  const step = 32 * 1024 * 1024;
+  for (let at = 0; at < blob.size; at += step) {
+    await blob.fetch(at, step, signal === undefined ? {} : { signal });
+    onProgress?.(blob.readyBytes);
+  }
+}
+
+/** Costs no probe: every read is bound to the identity by itself. */
 async function reopenSource(
   meta: BlobMeta,
-  backends: Map<string, Backend>,
-  policy: SourcePolicy,
+  signal: AbortSignal,
+  backends: Backends,
+  opened: Map<string, Backend>,
 ): Promise<ImageReader> {
-  let backend = backends.get(meta.id);
+  let backend = opened.get(meta.id);
   if (backend === undefined) {
-    backend = openBackend(meta.url, meta.guarded === true ? { policy } : {});
-    backends.set(meta.id, backend);
+    backend = backends.open(meta.url, meta.guarded === true);
+    opened.set(meta.id, backend);
   }
-  return detectFormat(Buffer.alloc(0), meta.identity.size, meta.imageFormat).open(backend, meta.identity);
+  const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
+  return reader;
 }
 
 function noRanges(url: string): SourceError {

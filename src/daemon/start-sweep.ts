@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { UllageError } from "../base/errors.ts";
-import type { MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
+import { CorruptionError, UllageError } from "../base/errors.ts";
+import type { ExportRecord, MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
 import { layersDir, mapsDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
@@ -22,6 +22,8 @@ export interface Swept {
   removed: VolumeRecord[];
   /** complete snapshots, and those whose removal was interrupted */
   snapshots: { ready: SnapshotRecord[]; deleting: SnapshotRecord[] };
+  /** of what is complete */
+  exports: ExportRecord[];
   warnings: Warning[];
 }
 
@@ -40,32 +42,55 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
   if (unfinished.length > 0 || strangers.length > 0) orphans.push(...(await nobodysLayers(env, known)));
   const warnings = await moveToOrphans(env, orphans);
   const snapshots = await allSnapshots(store);
+  const ready = rows.filter(({ state }) => state === "ready");
+  const readySnapshots = snapshots.filter(({ state }) => state === "ready");
   return {
-    ready: rows.filter(({ state }) => state === "ready"),
+    ready,
     removed: unfinished,
+    exports: await sweepExports(store, ready, readySnapshots),
     snapshots: {
-      ready: snapshots.filter(({ state }) => state === "ready"),
+      ready: readySnapshots,
       deleting: snapshots.filter(({ state }) => state === "deleting"),
     },
     warnings,
   };
 }
 
-async function allSnapshots(store: MetadataStore): Promise<SnapshotRecord[]> {
-  const rows: SnapshotRecord[] = [];
-  for (;;) {
-    const page = await store.listSnapshots(rows.at(-1)?.id ?? "", pageRows);
-    rows.push(...page);
-    if (page.length < pageRows) return rows;
-  }
+/** Exports go with what they stand for, and before its row does; those of a row that is gone say nothing to anybody. */
+async function sweepExports(
+  store: MetadataStore,
+  volumes: VolumeRecord[],
+  snapshots: SnapshotRecord[],
+): Promise<ExportRecord[]> {
+  const named = snapshots.filter(({ name }) => name !== null);
+  const known = new Set([...volumes, ...named].map(({ id }) => id));
+  const rows = await allExports(store);
+  const isWhole = ({ volumeId, snapshotId }: ExportRecord): boolean =>
+    known.has(volumeId) && (snapshotId === null || known.has(snapshotId));
+  for (const row of rows) if (!isWhole(row)) await store.deleteExport(row.id);
+  return rows.filter(isWhole);
 }
 
-export async function allRows(store: MetadataStore): Promise<VolumeRecord[]> {
-  const rows: VolumeRecord[] = [];
+/** All volumes, in any state. */
+export function allRows(store: MetadataStore): Promise<VolumeRecord[]> {
+  return everyPage((after) => store.listVolumes(after, pageRows));
+}
+
+export function allSnapshots(store: MetadataStore): Promise<SnapshotRecord[]> {
+  return everyPage((after) => store.listSnapshots(after, pageRows));
+}
+
+/** All that were added. */
+export function allExports(store: MetadataStore): Promise<ExportRecord[]> {
+  return everyPage((after) => store.listExports(after, pageRows));
+}
+
+async function everyPage<T extends { id: string }>(page: (after: string) => Promise<T[]>): Promise<T[]> {
+  const rows: T[] = [];
   for (;;) {
-    const page = await store.listVolumes(rows.at(-1)?.id ?? "", pageRows);
-    rows.push(...page);
-    if (page.length < pageRows) return rows;
+    const found = await page(rows.at(-1)?.id ?? "");
+    rows.push(...found);
+    if (found.length < pageRows) return rows;
   }
 }
 
@@ -120,8 +145,14 @@ async function nobodysLayers(env: VolumeEnvironment, known: Set<string>): Promis
     const creator = await layerCreator(env, name);
     if (creator === undefined || !known.has(creator)) found.push(name);
   }
-  const nobodys = found.length === 0 ? [] : await unreferenced(env, found);
-  return nobodys.map((name) => join("layers", name));
+  if (found.length === 0) return [];
+  try {
+    return (await unreferenced(env, found)).map((name) => join("layers", name));
+  } catch (error) {
+    if (!(error instanceof CorruptionError)) throw error;
+    env.log("warn", `layers stay, though they may belong to nobody: ${error.message}`);
+    return [];
+  }
 }
 
 /** Those that no volume and no snapshot refers to: a clone may outlive the volume that a layer was made for. */

@@ -1,30 +1,41 @@
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { Backends } from "../backend/backends.ts";
+import { canonicalSource } from "../backend/source-address.ts";
 import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/source-guard.ts";
+import type { SourceSettings } from "../backend/source-settings.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
+import { formatSize } from "../base/units.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
 import type { ConnectionWatch } from "../export/nbd/connection.ts";
+import type { CacheLimits } from "../blob/cache-space.ts";
+import type { SocketAccess } from "../export/listen-address.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
+import { BlobListener } from "./blob-listener.ts";
+import { CacheControl } from "./cache-control.ts";
 import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
-import { ExportNames } from "./export-names.ts";
+import { ExportNames, type NamedExport } from "./export-names.ts";
+import type { RequestKey } from "./exports.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
-import { Jobs } from "./jobs.ts";
+import { Images } from "./images.ts";
+import { Jobs, type JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
 import { processFigures, type Measured, type MeasuredVolume } from "./measured.ts";
 import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
+import type { Reclaimed } from "./reclaim.ts";
 import { runtimeDirectory } from "./runtime-directory.ts";
 import { Sources } from "./sources.ts";
 import { sweepAtStart } from "./start-sweep.ts";
@@ -32,23 +43,30 @@ import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
+  AllSpaceView,
+  AddExportRequest,
+  BlobView,
   ConnectionView,
   CreateVolumeRequest,
+  ExportView,
   HealthView,
   HydrationChange,
   HydrationView,
+  ImageView,
   ListenerView,
+  ReclaimView,
   MapRunView,
   DiffRunView,
   SpaceView,
   SnapshotView,
+  SourceLimitsView,
   StatsView,
   VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
 import type { ImportContent } from "./volume-import.ts";
 import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
-import { Volumes, type CreateOptions, type RequestKey } from "./volumes.ts";
+import { Volumes, type CreateOptions } from "./volumes.ts";
 
 /** How a data directory is opened. */
 export interface UllageOptions {
@@ -62,6 +80,12 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
   allowSources?: readonly string[];
+  /** How much space the cache may take; default: what the file system has, less 5 %. */
+  cacheLimits?: CacheLimits;
+  /** How sources are reached, by prefix (backend/source-settings.ts). */
+  sourceSettings?: readonly SourceSettings[];
+  /** What all sources together may deliver; null, the default: no limit. Local files are not counted. */
+  sourceBytesPerSecond?: number | null;
   /** Default: nothing is logged. */
   log?: Log;
   /** The world, for tests that inject faults. */
@@ -95,7 +119,12 @@ export class Ullage {
   readonly #sources: Sources;
   readonly #volumes: Volumes;
   readonly #contents: Contents;
+  readonly #images: Images;
+  /** What people do with the cache. */
+  readonly cache: CacheControl;
+  readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
+  #blobs: BlobListener | undefined;
   readonly #meters: VolumeMeters;
   readonly #log: Log;
   readonly #startWarnings: readonly Warning[];
@@ -123,6 +152,7 @@ export class Ullage {
     this.#store = parts.store;
     this.#sources = parts.sources;
     this.#volumes = parts.volumes;
+    this.#images = new Images(parts.sources.cache, () => parts.volumes.all().map(({ record }) => record));
     this.#meters = parts.meters;
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
@@ -130,10 +160,13 @@ export class Ullage {
     this.#contents = new Contents(parts.volumes, parts.meters, parts.log);
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    this.cache = new CacheControl({ sources: parts.sources, images: this.#images, jobs: this.jobs });
+    parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
     const watch: ConnectionWatch = (...seen) => this.#connectionSeen(...seen);
-    this.#nbd = new NbdListeners(new ExportNames(parts.volumes, parts.readOnly), traffic, watch, parts.log);
+    this.#exportNames = new ExportNames(parts.volumes, parts.readOnly);
+    this.#nbd = new NbdListeners(this.#exportNames, traffic, watch, parts.log);
   }
 
   /**
@@ -145,6 +178,7 @@ export class Ullage {
     const { dataDir, fs = realFileSystem, clock = systemClock, openStore = openSqliteStore } = options;
     const events = new Events();
     const log = tellWarnings(events, options.log ?? (() => undefined));
+    const limits = options.cacheLimits === undefined ? {} : { cacheLimits: options.cacheLimits };
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -168,12 +202,19 @@ export class Ullage {
         log,
       };
       const swept = await sweepAtStart(env, store);
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, policy);
+      const backends = new Backends({
+        clock,
+        policy,
+        settings: options.sourceSettings ?? [],
+        bytesPerSecond: options.sourceBytesPerSecond ?? null,
+      });
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, backends);
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },
-        { volumes: swept.ready, snapshots: swept.snapshots.ready },
+        { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
+      sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
         await store.deleteVolume(id);
@@ -202,6 +243,23 @@ export class Ullage {
       for (const step of undo.toReversed()) await step().catch(() => undefined); // the first error is the one that counts
       throw error;
     }
+  }
+
+  // ---- sources -----------------------------------------------------------------------------------------------------
+
+  /** What all sources together may deliver; holds until the process ends. */
+  sourceLimits(change: Partial<SourceLimitsView> = {}): SourceLimitsView {
+    const { rateLimit } = this.#sources.backends;
+    if (change.bytesPerSecond !== undefined) {
+      rateLimit.bytesPerSecond = change.bytesPerSecond;
+      this.#log("info", `sources may deliver ${change.bytesPerSecond ?? "any number of"} bytes per second`);
+    }
+    return { bytesPerSecond: rateLimit.bytesPerSecond };
+  }
+
+  /** What the credentials of sources refer to is read again before their next requests. */
+  refreshCredentials(): void {
+    this.#sources.backends.refresh();
   }
 
   // ---- volumes -----------------------------------------------------------------------------------------------------
@@ -279,6 +337,11 @@ export class Ullage {
   /** @throws UllageError `not-found` */
   async showVolume(name: string): Promise<VolumeView> {
     return this.#volumes.get(name).currentView();
+  }
+
+  /** Whether a volume was made from this source, its secret parts included. @throws UllageError `not-found`, SourceError */
+  isMadeFrom(name: string, source: string): boolean {
+    return this.#volumes.get(name).record.source === canonicalSource(source);
   }
 
   /** Removes a volume and everything written to it. @throws UllageError `not-found`, `in-use` */
@@ -366,16 +429,130 @@ export class Ullage {
   }
 
   /** Where a volume's bytes are on this host. @throws UllageError `not-found`, `creating` */
-  async spaceOf(name: string): Promise<SpaceView> {
-    const volume = this.#volumes.getReady(name);
-    const layers = await this.#volumes.snapshots.space(volume);
-    return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
+  spaceOf(name: string): Promise<SpaceView> {
+    return this.#volumes.spaceOf(name);
+  }
+
+  /** Where the bytes of the data directory are. */
+  space(): Promise<AllSpaceView> {
+    return this.#volumes.space();
+  }
+
+  /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
+  startReclaim(): JobView {
+    const running = this.jobs.list().find(({ kind, state }) => kind === "reclaim" && state === "running");
+    if (running !== undefined) return running;
+    const controller = new AbortController();
+    const begun = Promise.withResolvers<(done: number, total: number) => void>();
+    const onProgress = (done: number, total: number): void => void begun.promise.then((note) => note(done, total));
+    const work = begun.promise
+      .then(() => this.#volumes.reclaimer.now({ signal: controller.signal, onProgress }))
+      .then(reclaimView);
+    const about = { kind: "reclaim", target: null, progress: { done: 0, total: null, unit: "layers" } } as const;
+    const { view, progress } = this.jobs.start(about, controller, work);
+    begun.resolve(progress);
+    return view;
+  }
+
+  /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
+  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+    return reclaimView(await this.#volumes.reclaimer.now({ signal }));
+  }
+
+  #reclaimed(result: Reclaimed): void {
+    this.#log("info", `${formatSize(result.bytes)} that nothing needed were freed in ${result.layers} layers`);
+    this.events.publish({ name: "space-reclaimed", data: reclaimView(result) });
   }
 
   /** A snapshot as a read-only disk. @throws UllageError `not-found` */
   getSnapshotDevice(volumeName: string, name: string): Promise<BlockDevice> {
     const { snapshots } = this.#volumes;
     return snapshots.view(snapshots.get(this.#volumes.get(volumeName), name));
+  }
+
+  // ---- the cache ---------------------------------------------------------------------------------------------------
+
+  /** Ordered by source, starting behind `after` (see `imagePlace`). */
+  listImages(after = "", limit = Infinity): Promise<ImageView[]> {
+    return this.#images.listImages(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showImage(id: string): Promise<ImageView> {
+    return this.#images.showImage(id);
+  }
+
+  /** Ordered by id, starting behind `after`. */
+  listBlobs(after = "", limit = Infinity): Promise<BlobView[]> {
+    return this.#images.listBlobs(after, limit);
+  }
+
+  /** @throws UllageError `not-found` */
+  showBlob(id: string): Promise<BlobView> {
+    return this.#images.showBlob(id);
+  }
+
+  // ---- exports -----------------------------------------------------------------------------------------------------
+
+  /** Ordered by name, starting behind `after`; with `volume`, those of a volume and its snapshots. @throws UllageError `not-found` */
+  listExports(after = "", limit = Infinity, volume?: string): ExportView[] {
+    const names = this.#exportNames;
+    return (volume === undefined ? names.all() : names.of(this.#volumes.get(volume)))
+      .filter(({ name }) => name > after)
+      .slice(0, limit)
+      .map((found) => this.#exportView(found));
+  }
+
+  /** @throws UllageError `not-found` */
+  showExport(name: string): ExportView {
+    const found = this.#exportNames.find(name);
+    if (found !== undefined) return this.#exportView(found);
+    throw new UllageError("not-found", `there is no export '${name}'`, { hint: "`ullage export ls` lists them" });
+  }
+
+  /**
+   * A further name for a volume or a snapshot, durable when it resolves; it follows a rename, and goes with what it names.
+   * @throws UllageError `bad-name`, `name-taken`, `not-found`, `creating`, `request-key-reused`, `export-limit`
+   */
+  async addExport(request: AddExportRequest, requestKey?: RequestKey): Promise<ExportView> {
+    const row = await this.#volumes.exports.add(request, requestKey);
+    const found = this.#exportNames.behind(row);
+    if (found === undefined) {
+      throw new UllageError("not-found", `'${request.target}' was removed while '${row.name}' was added`);
+    }
+    const view = this.#exportView(found);
+    this.#log("info", `'${row.name}' is an export of '${request.target}'`);
+    this.events.publish({ name: "export-added", data: view });
+    return view;
+  }
+
+  /** Open connections stay. @throws UllageError `not-found`, `own-name` */
+  async removeExport(name: string): Promise<void> {
+    const view = this.showExport(name);
+    if (view.implicit) {
+      throw new UllageError("own-name", `'${name}' is the own name of what it exports`, {
+        hint: "only exports that were added can be removed: this one goes with its volume or snapshot",
+      });
+    }
+    await this.#volumes.exports.remove(name);
+    this.#log("info", `'${name}' is no export any more`);
+    this.events.publish({ name: "export-removed", data: view });
+  }
+
+  #exportView({ name, volume, snapshot, added, readOnly }: NamedExport): ExportView {
+    const { id, createdAt } = added ?? snapshot ?? volume.record;
+    return {
+      id,
+      name,
+      protocol: "nbd",
+      volume: volume.record.name,
+      snapshot: snapshot?.name ?? null,
+      readOnly,
+      description: added?.options.description ?? null,
+      implicit: added === undefined,
+      uris: this.#nbd.urisOf(name),
+      createdAt,
+    };
   }
 
   /** @throws UllageError `not-found`, `no-source` */
@@ -422,9 +599,26 @@ export class Ullage {
     await this.#nbd.listen(addresses, options);
   }
 
+  /**
+   * Offers the cache to other processes of this host, on <data>/blobd.sock.
+   * @throws UllageError `listen-in-use`, `listen`
+   */
+  async serveBlobs(access: SocketAccess): Promise<void> {
+    this.#blobs = await BlobListener.open({
+      path: this.#directory.below("blobd.sock"),
+      dataDir: this.#directory.path,
+      store: this.#sources.cache,
+      log: this.#log,
+      access,
+    });
+    this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
+  }
+
   /** Lets connections finish what they started, for so long, then closes them and the listeners. */
   async stopServing(graceMs: number): Promise<void> {
     await this.#nbd.stop(graceMs);
+    await this.#blobs?.close();
+    this.#blobs = undefined;
     this.events.close();
   }
 
@@ -514,6 +708,8 @@ export class Ullage {
       space: this.#probe.space,
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
+      reclaim: this.#volumes.reclaimer.figures,
+      cache: this.cache.view(),
       volumes,
     };
   }
@@ -532,12 +728,12 @@ export class Ullage {
 
   #connectionSeen(...[what, exportName, connection]: Parameters<ConnectionWatch>): void {
     this.events.publish({ name: `connection-${what}`, data: { export: exportName, connection } });
-    this.#volumes.byName(exportName.split("@")[0])?.news.changed();
+    this.#exportNames.volumeOf(exportName)?.news.changed();
   }
 
   /** What is done with a snapshot is counted for its volume. */
   #trafficOf(exportName: string): ExportTraffic {
-    const volume = this.#volumes.byName(exportName.split("@")[0]);
+    const volume = this.#exportNames.volumeOf(exportName);
     return volume === undefined ? new ExportTraffic() : this.#meters.of(volume.record.id).traffic;
   }
 
@@ -564,6 +760,10 @@ export class Ullage {
     if (failures.length === 0) return;
     throw new UllageError("close-failed", "not everything could be closed cleanly", { cause: failures[0] });
   }
+}
+
+function reclaimView({ bytes, ...rest }: Reclaimed): ReclaimView {
+  return { reclaimedBytes: bytes, ...rest };
 }
 
 const maxDiffRuns = 10_000;

@@ -1,3 +1,4 @@
+import type { CacheLimits } from "../blob/cache-space.ts";
 import type { Settings } from "../catalog/metadata-store.ts";
 import type { HealthCheck, HealthStatus, Warning } from "./health.ts";
 
@@ -23,9 +24,11 @@ export interface VolumeView {
   state: VolumeViewState;
   /** why the state is not `ok` */
   reason: string | null;
-  /** null: made empty */
+  /** without what is secret in an address, its query; null: made empty */
   source: string | null;
   format: string | null;
+  /** null: it is no clone, or was made by a version that did not note it */
+  origin: OriginView | null;
   /** of the source, in the local cache */
   fetchedBytes: number;
   /** in blocks that were written here */
@@ -35,6 +38,17 @@ export interface VolumeView {
   /** open connections */
   connections: number;
   createdAt: string;
+}
+
+/**
+ * What a clone began as. The volume is named as it is now, or, when it is there no more, as it was when the clone was made.
+ */
+export interface OriginView {
+  volume: string;
+  /** null: the volume as it was at that moment */
+  snapshot: string | null;
+  /** The snapshot, or the volume, is there no more; something new may have its name. */
+  removed: boolean;
 }
 
 /**
@@ -101,7 +115,7 @@ export interface HealthView {
 
 /** Where a server listens. */
 export interface ListenerView {
-  protocol: "api" | "nbd";
+  protocol: "api" | "nbd" | "blobs";
   /** `127.0.0.1:10809`, `unix:/path` */
   address: string;
   /** NBD: the URI of the default export; append a volume's name */
@@ -142,14 +156,38 @@ export interface VolumeChangeRequest {
   settings?: Partial<Settings>;
 }
 
+/** Bytes on disk, in all of the data directory: what `du` says of the files in layers/ and of the caches in blobs/. */
+export interface AllSpaceView {
+  /** in layers that one volume, with its snapshots, needs: the sum over all volumes */
+  exclusiveBytes: number;
+  /** in layers that several volumes need, each counted once */
+  sharedBytes: number;
+  /** in layers that nothing needs: about to be removed, or left by a removal that failed */
+  unusedBytes: number;
+  /** of images, each counted once */
+  cachedBytes: number;
+}
+
 /** Bytes on disk. What several volumes use is in the figures of each of them. */
 export interface SpaceView {
   /** in layers that only this volume and its snapshots need */
   exclusiveBytes: number;
   /** in layers that other volumes need as well */
   sharedBytes: number;
-  /** of the image, in the cache that all volumes made from it share */
+  /** in the cache of the image that it was made from, which all volumes made from that share */
   cachedBytes: number;
+}
+
+/** What reclaim did. */
+export interface ReclaimView {
+  /** freed on disk */
+  reclaimedBytes: number;
+  /** layers of which it is known now what they need */
+  layers: number;
+  /** layers that were left alone */
+  leftAlone: number;
+  /** why, the first ten */
+  reasons: string[];
 }
 
 /** Bytes that may differ. */
@@ -167,6 +205,136 @@ export interface SnapshotView {
   volume: string;
   size: number;
   createdAt: string;
+}
+
+/** What all sources of the host together may do. */
+export interface SourceLimitsView {
+  /** null: no limit */
+  bytesPerSecond: number | null;
+}
+
+/**
+ * How the source of a blob is, by the last request to it.
+ * - notNeeded: everything is here
+ * - notAsked: not since the blob was opened; one that nobody uses is closed
+ * - ok, failing: what the last request came to; `reason` and `at` say what failed, and when
+ */
+export interface SourceStateView {
+  state: "notNeeded" | "notAsked" | "ok" | "failing";
+  reason: string | null;
+  /** RFC 3339 */
+  at: string | null;
+}
+
+/** One version of an image in the local cache, which all volumes made from it share. */
+export interface BlobView {
+  /** 32 hex digits */
+  id: string;
+  /** id of its image */
+  image: string;
+  /** as `VolumeView.source` */
+  source: string;
+  format: string;
+  /** by what a change of the source is noticed, e.g. `etag:"5f3c"`; null: by nothing */
+  identity: string | null;
+  /** A change can't go unnoticed. */
+  pinned: boolean;
+  /** of the image */
+  size: number;
+  /** what is fetched at least */
+  unitBytes: number;
+  /** of the image, here */
+  readyBytes: number;
+  /** that the cache file takes on disk, as `du` counts them */
+  diskBytes: number;
+  /** received because somebody waited for them, by readahead, and by hydration, since it was made */
+  foregroundBytes: number;
+  readaheadBytes: number;
+  backgroundBytes: number;
+  /** Open volumes and snapshots that read it; 0: it is closed. */
+  users: number;
+  /** names of volumes that were made from it, clones included */
+  volumes: string[];
+  /** names of volumes that are detached from the source: they can't do without it */
+  detached: string[];
+  /** somebody wants it to be kept, whether a volume needs it or not */
+  kept: boolean;
+  /** when it was opened or closed last; null: unknown */
+  usedAt: string | null;
+  sourceState: SourceStateView;
+  createdAt: string;
+}
+
+/** The cache that all volumes share. */
+export interface CacheView extends CacheLimits {
+  /** versions of images in it */
+  blobs: number;
+  /** on disk */
+  diskBytes: number;
+  /** since the process started */
+  evictedBytes: number;
+}
+
+/** What is left out stays. */
+export type CacheChange = Partial<CacheLimits>;
+
+/** What to throw out; nothing named: all that no volume needs. */
+export interface EvictRequest {
+  /** id */
+  blob?: string;
+  /** at least, as far as there is so much */
+  bytes?: number;
+}
+
+/** A source that something was fetched from. What differs between versions is that of the newest. */
+export interface ImageView {
+  /** 32 hex digits, by source and format */
+  id: string;
+  /** as `VolumeView.source` */
+  source: string;
+  format: string;
+  size: number;
+  /** as in BlobView */
+  identity: string | null;
+  pinned: boolean;
+  /** ids, the newest version first */
+  blobs: string[];
+  /** names of volumes that were made from any version */
+  volumes: string[];
+  /** of all versions */
+  readyBytes: number;
+  diskBytes: number;
+  /** when the newest version was first asked for */
+  createdAt: string;
+}
+
+/** A name under which a disk is exported. */
+export interface ExportView {
+  /** 32 hex digits; of the volume or the snapshot when it is their own name */
+  id: string;
+  name: string;
+  protocol: "nbd";
+  /** name of the volume that it is, or that it is a snapshot of */
+  volume: string;
+  /** null: the volume itself */
+  snapshot: string | null;
+  readOnly: boolean;
+  description: string | null;
+  /** It is the volume's or snapshot's own name, and comes and goes with it. */
+  implicit: boolean;
+  /** where clients reach it, one for each listener */
+  uris: string[];
+  createdAt: string;
+}
+
+/** A further name for a volume or a snapshot. */
+export interface AddExportRequest {
+  name: string;
+  /** `VOL` or `VOL@SNAP` */
+  target: string;
+  /** Default: as the daemon and the target are. */
+  readOnly?: boolean;
+  description?: string | null;
 }
 
 /** Which image, and how it is read. */

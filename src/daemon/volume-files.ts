@@ -2,6 +2,7 @@ import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
 import { describeError, errnoOf, UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
+import type { Origin } from "../catalog/metadata-store.ts";
 import { Layer } from "../volume/layer.ts";
 import { descriptionPath, layerPath, layersDir, numbered, runtimePoisonPath, volumeDir } from "../volume/paths.ts";
 import { headOf, volumeReferences } from "../volume/references.ts";
@@ -20,6 +21,7 @@ export interface VolumeDescription {
   format?: string | null;
   settings?: unknown;
   blobId?: string | null;
+  origin?: Origin | null;
 }
 
 /** @throws UllageError `description-damaged`, IoError */
@@ -37,9 +39,14 @@ export async function readDescription(fs: FileSystem, dataDir: string, id: strin
 
 /** What a volume says its name is; only a rebuilt catalog goes by it. */
 export async function renameDescription(env: VolumeEnvironment, id: string, name: string): Promise<void> {
-  const description = await readDescription(env.fs, env.dataDir, id);
-  const text = IoBuffer.from(Buffer.from(`${JSON.stringify({ ...description, name }, undefined, 2)}\n`));
-  await writeWhole(env, descriptionPath(volumeDir(env.dataDir, id)), (file) => file.write(text, 0, text.length, 0));
+  await writeDescription(env, { ...(await readDescription(env.fs, env.dataDir, id)), name });
+}
+
+/** Durable when it resolves. */
+export async function writeDescription(env: VolumeEnvironment, description: VolumeDescription): Promise<void> {
+  const text = IoBuffer.from(Buffer.from(`${JSON.stringify({ formatVersion: 1, ...description }, undefined, 2)}\n`));
+  const path = descriptionPath(volumeDir(env.dataDir, description.id));
+  await writeWhole(env, path, (file) => file.write(text, 0, text.length, 0));
 }
 
 /** Whether the creation of a volume had come to its end: its last step is the first checkpoint. */
@@ -55,12 +62,13 @@ export async function hasBeenOpen(fs: FileSystem, dataDir: string, id: string): 
 /**
  * Removes everything that belongs to a volume and to nobody else; may be repeated. Durable when it resolves.
  * @param openLayers see `Leaving`
+ * @returns the layers that it referred to; some may have gone with it
  */
 export async function removeVolumeFiles(
   env: VolumeEnvironment,
   id: string,
   openLayers: Leaving["openLayers"] = () => undefined,
-): Promise<void> {
+): Promise<Set<string>> {
   const { fs, dataDir, runtimeDir } = env;
   const dir = volumeDir(dataDir, id);
   const layers = await layersOf(env, id);
@@ -77,6 +85,7 @@ export async function removeVolumeFiles(
   if (await fs.exists(dir)) await fs.rmdir(dir);
   await fs.syncDirectory(join(dataDir, "volumes"));
   if (runtimeDir !== undefined) await fs.unlink(runtimePoisonPath(runtimeDir, id));
+  return layers;
 }
 
 /** The layers that a volume refers to, and those that were made for it: its own files need not be whole. */

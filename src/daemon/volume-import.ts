@@ -84,7 +84,7 @@ class Window {
 
   async write(): Promise<void> {
     const { bytes } = this.#buffer;
-    if (this.#offset === 0) detectFormat(bytes.subarray(0, detectHeadBytes), windowBytes, this.#format);
+    if (this.#offset === 0 && this.#format === "auto") demandRaw(bytes.subarray(0, detectHeadBytes));
     const length = Math.ceil(this.#filled / zeroBlockBytes) * zeroBlockBytes;
     for (const run of dataRuns(bytes, 0, length)) {
       await this.#disk.write(this.#offset + run.offset, run.length, this.#buffer, run.offset);
@@ -93,4 +93,15 @@ class Window {
     bytes.fill(0, 0, length);
     this.#filled = 0;
   }
+}
+
+/** @throws UllageError `format-unsupported` */
+function demandRaw(head: Buffer): void {
+  const { name } = detectFormat(head, Infinity);
+  if (name === "raw") return;
+  throw new UllageError("format-unsupported", `this is a ${name} image, and only raw disks can be imported`, {
+    hint:
+      "make it raw first (qemu-img convert -O raw), make the volume from a file on the daemon's machine " +
+      "(volume create --from), or take its bytes as they are with --format raw",
+  });
 }

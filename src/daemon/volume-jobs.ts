@@ -1,6 +1,7 @@
 import type { Jobs, JobView } from "./jobs.ts";
 import type { CreateVolumeRequest, VolumeView } from "./views.ts";
-import type { CreateOptions, RequestKey } from "./volumes.ts";
+import type { RequestKey } from "./exports.ts";
+import type { CreateOptions } from "./volumes.ts";
 
 /** A volume that can be used, or the job that is still fetching its image. */
 export type MadeVolume = { kind: "volume"; volume: VolumeView } | { kind: "job"; job: JobView };

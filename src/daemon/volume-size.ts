@@ -2,15 +2,21 @@ import { UllageError } from "../base/errors.ts";
 import { formatExactSize } from "../base/units.ts";
 
 export const sectorBytes = 512;
-const maxBytes = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % sectorBytes);
+/** What a map in memory is still good for: 1 GiB of it. */
+const maxBytes = 1024 ** 5;
 
 /**
  * The size of a new volume: the image's, rounded up to whole sectors, or a larger one that was asked for.
  * @param imageBytes undefined: it starts empty
- * @throws UllageError `bad-size`, naming the nearest valid size
+ * @throws UllageError `bad-size`, naming the nearest valid size; `too-large`
  */
 export function volumeSize(imageBytes: number | undefined, wanted: number | undefined): number {
   const least = imageBytes === undefined ? sectorBytes : roundUp(imageBytes);
+  if (least > maxBytes) {
+    throw new UllageError("too-large", `an image of ${formatExactSize(least)} is more than a volume can have`, {
+      hint: `the largest volume has ${formatExactSize(maxBytes)}`,
+    });
+  }
   if (wanted === undefined) {
     if (imageBytes === 0)
       throw new UllageError("bad-size", "0 bytes make no disk", { hint: "look at where the image comes from" });
@@ -22,7 +28,9 @@ export function volumeSize(imageBytes: number | undefined, wanted: number | unde
   const why =
     wanted < least
       ? `is less than ${least} bytes${imageBytes === undefined ? "" : ", which the image needs"}`
-      : "is no multiple of 512";
+      : wanted > maxBytes
+        ? "is more than a volume can have"
+        : "is no multiple of 512";
   throw new UllageError("bad-size", `a size of ${wanted} bytes ${why}`, {
     hint: `the nearest valid size is ${nearest} (${formatExactSize(nearest)})`,
   });

@@ -1,30 +1,33 @@
 import { IoError, UllageError, describeError } from "../base/errors.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
-import { defaultSettings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
+import {
+  defaultSettings,
+  type ExportRecord,
+  type Origin,
+  type SnapshotRecord,
+  type VolumeRecord,
+} from "../catalog/metadata-store.ts";
 import { blockBytes } from "../volume/owner-map.ts";
 import { volumeDir } from "../volume/paths.ts";
 import { readPoison } from "../volume/poison.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
+import { Exports, type RequestKey } from "./exports.ts";
 import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
+import type { ReclaimVolume } from "./reclaim.ts";
+import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
+import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { fillDisk, type ImportContent } from "./volume-import.ts";
 import { sectorBytes, volumeSize } from "./volume-size.ts";
-import type { CloneRequest, CreateVolumeRequest } from "./views.ts";
+import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, SpaceView } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
 const openingAtOnce = 2;
-
-/** What recognises a repeated request. */
-export interface RequestKey {
-  key: string;
-  /** of the request's content */
-  digest: string;
-}
 
 /** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
 export interface ImportedVolume {
@@ -48,35 +51,61 @@ export interface CreateOptions {
  *
  *     create   row `creating` -> files and directories -> row `ready` -> answered
  *     import   the same; the first checkpoint, which makes the files a volume, comes behind the last byte of its content
- *     remove   row `deleting` -> files -> row gone -> answered
+ *     remove   row `deleting` -> its exports -> files -> row gone -> answered
  */
 export class Volumes implements VolumeNames {
   readonly #host: VolumeHost;
   readonly snapshots: Snapshots;
+  readonly reclaimer: Reclaimer;
+  readonly exports: Exports;
   readonly #byName = new Map<string, ManagedVolume>();
+  readonly #byId = new Map<string, ManagedVolume>();
   /** Requests under way, so that a repeated one waits for the first. */
   readonly #requests = new Map<string, { digest: string; made: Promise<ManagedVolume> }>();
   /** Creations and removals under way. */
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
 
-  /** @param records complete volumes and snapshots, as the catalog has them after the sweep at start */
+  /** @param records of what is complete, as the catalog has them after the sweep at start */
   constructor(
-    host: Omit<VolumeHost, "materialise" | "layersUnused">,
-    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[] },
+    host: Omit<VolumeHost, "materialise" | "layersUnused" | "reclaimSoon" | "targetGone" | "originNow">,
+    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[]; exports: ExportRecord[] },
   ) {
     this.#host = {
       ...host,
       materialise: (id) => this.snapshots.materialise(id),
       layersUnused: (layers) => this.snapshots.layersUnused(layers),
+      reclaimSoon: (layers) => this.reclaimer.soon(layers),
+      targetGone: (id) => this.exports.targetGone(id),
+      originNow: (origin) => this.#originNow(origin),
     };
-    this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.#byId(id));
-    for (const record of records.volumes) this.#byName.set(record.name, new ManagedVolume(this.#host, record));
+    this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.byId(id));
+    this.reclaimer = new Reclaimer({
+      env: this.#host.env,
+      references: this.snapshots.references,
+      moves: () => ({ ...this.snapshots.moves }),
+      volumes: () => this.ready().map((volume) => reclaimVolume(volume)),
+      unsealedLayers: () => new Set(this.all().flatMap(({ opened }) => [...(opened?.unsealedLayerIds() ?? [])])),
+    });
+    this.exports = new Exports(host, records.exports, {
+      isVolume: (name) => this.#byName.has(name),
+      idsOf: (target) => this.#idsOf(target),
+    });
+    for (const record of records.volumes) this.#add(new ManagedVolume(this.#host, record));
   }
 
-  #byId(id: string): ManagedVolume | undefined {
-    for (const volume of this.#byName.values()) if (volume.record.id === id) return volume;
-    return undefined;
+  #add(volume: ManagedVolume): void {
+    this.#byName.set(volume.record.name, volume);
+    this.#byId.set(volume.record.id, volume);
+  }
+
+  #forget({ record: { id, name } }: ManagedVolume): void {
+    this.#byName.delete(name);
+    this.#byId.delete(id);
+  }
+
+  byId(id: string): ManagedVolume | undefined {
+    return this.#byId.get(id);
   }
 
   byName(name: string): ManagedVolume | undefined {
@@ -184,8 +213,8 @@ export class Volumes implements VolumeNames {
     try {
       const size = volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
-      const origin = { source: found?.url ?? null, format: found?.format.name ?? null, blobId: null };
-      volume = this.#reserve(request, size, origin, requestKey);
+      const image = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
+      volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
     } catch (error) {
       await found?.backend.close();
       throw error;
@@ -203,7 +232,8 @@ export class Volumes implements VolumeNames {
     const { env, store } = this.#host;
     this.#demandFree(name);
     const announced = content.size === undefined ? sectorBytes : volumeSize(content.size, undefined);
-    const volume = this.#reserve({ name }, announced, { source: null, format: null, blobId: null }, requestKey);
+    const nowhere = { source: null, format: null, blobId: null, origin: null };
+    const volume = this.#reserve({ name }, announced, nowhere, requestKey);
     let size = announced;
     let dataBytes = 0;
     try {
@@ -242,17 +272,24 @@ export class Volumes implements VolumeNames {
     from: CloneRequest,
     requestKey: RequestKey | undefined,
   ): Promise<ManagedVolume> {
-    const origin = "volume" in from ? this.getReady(from.volume) : this.snapshotNamed(from.snapshot).volume;
+    const parent = "volume" in from ? this.getReady(from.volume) : this.snapshotNamed(from.snapshot).volume;
     const { env, store } = this.#host;
     // From here until the clone's checkpoint names it, nobody may take the frozen map away.
     return this.snapshots.references.run(async () => {
+      this.snapshots.moves.given++;
       const row =
-        "volume" in from ? await this.snapshots.create(origin, null) : this.snapshotNamed(from.snapshot).snapshot;
+        "volume" in from ? await this.snapshots.create(parent, null) : this.snapshotNamed(from.snapshot).snapshot;
       const base = await this.snapshots.base(row);
       const size = volumeSize(base.size, request.size);
       this.#demandFree(request.name);
-      const { source, format, blobId } = origin.record;
-      const volume = this.#reserve(request, size, { source, format, blobId }, requestKey);
+      const { source, format, blobId } = parent.record;
+      const origin = {
+        volumeId: parent.record.id,
+        volume: parent.record.name,
+        snapshotId: row.name === null ? null : row.id,
+        snapshot: row.name,
+      };
+      const volume = this.#reserve(request, size, { source, format, blobId, origin }, requestKey);
       try {
         await store.insertVolume(volume.record);
         const { id, name, settings, createdAt } = volume.record;
@@ -261,7 +298,7 @@ export class Volumes implements VolumeNames {
           name,
           size,
           base: { id: base.id, freeOwner: base.freeOwner },
-          details: { source, format, settings, createdAt, blobId },
+          details: { source, format, settings, createdAt, blobId, origin },
         });
         await store.updateVolume(id, { state: "ready" });
         volume.record = { ...volume.record, state: "ready" };
@@ -284,6 +321,19 @@ export class Volumes implements VolumeNames {
     return { volume, snapshot: this.snapshots.get(volume, name.slice(at + 1)) };
   }
 
+  /** @param target `VOL` or `VOL@SNAP` @throws UllageError `not-found`, `creating`, `bad-name` */
+  #idsOf(target: string): { volumeId: string; snapshotId: string | null } {
+    if (!target.includes("@")) return { volumeId: this.getReady(target).record.id, snapshotId: null };
+    const { volume, snapshot } = this.snapshotNamed(target);
+    return { volumeId: volume.record.id, snapshotId: snapshot.id };
+  }
+
+  #originNow({ volumeId, volume, snapshotId, snapshot }: Origin): OriginView {
+    const now = this.#byId.get(volumeId)?.record;
+    const isThere = now !== undefined && (snapshotId === null || this.snapshots.has(snapshotId));
+    return { volume: now?.name ?? volume, snapshot, removed: !isThere };
+  }
+
   /**
    * The volume becomes what the snapshot is; what was written since is lost.
    * @throws UllageError `not-found`, `in-use`
@@ -294,10 +344,12 @@ export class Volumes implements VolumeNames {
         const volume = this.getReady(name);
         const { env } = this.#host;
         const { id } = this.snapshots.get(volume, snapshotName);
+        this.snapshots.moves.given++;
         await this.snapshots.materialise(id);
         const before = (await volume.device()).layerIds();
         await volume.rebase("the volume is being reverted", force, () => revertVolume(env, volume.record.id, id));
         await this.snapshots.dropLayers(before);
+        this.reclaimer.soon(before);
         return volume;
       }),
     );
@@ -334,6 +386,7 @@ export class Volumes implements VolumeNames {
       const rest = Math.min(closing.size, Math.ceil(size / blockBytes) * blockBytes) - size;
       if (rest > 0) await closing.zero(size, rest, { allocate: false, fast: false });
     });
+    this.reclaimer.soon((await volume.device()).layerIds());
     return volume;
   }
 
@@ -356,15 +409,16 @@ export class Volumes implements VolumeNames {
   #demandFree(name: string): void {
     checkName(name);
     this.#stopping.signal.throwIfAborted();
-    if (!this.#byName.has(name)) return;
-    throw new UllageError("name-taken", `there is a volume '${name}' already`, { hint: "choose another name" });
+    const what = this.#byName.has(name) ? "a volume" : this.exports.holds(name) ? "an export" : undefined;
+    if (what === undefined) return;
+    throw new UllageError("name-taken", `there is ${what} '${name}' already`, { hint: "choose another name" });
   }
 
   /** In memory: from here on the name is taken. */
   #reserve(
     request: CreateVolumeRequest,
     size: number,
-    origin: { source: string | null; format: string | null; blobId: string | null },
+    from: Pick<VolumeRecord, "source" | "format" | "blobId" | "origin">,
     requestKey: RequestKey | undefined,
   ): ManagedVolume {
     const { env } = this.#host;
@@ -374,14 +428,14 @@ export class Volumes implements VolumeNames {
       name: request.name,
       state: "creating",
       size,
-      ...origin,
+      ...from,
       settings,
       hydration: { wanted: settings.hydrate === "auto", paused: false, rate: null, priority: 0 },
       createdAt: env.clock.wallTime(),
       requestKey: requestKey?.key ?? null,
       requestDigest: requestKey?.digest ?? null,
     });
-    this.#byName.set(request.name, volume);
+    this.#add(volume);
     volume.news.created();
     return volume;
   }
@@ -439,7 +493,7 @@ export class Volumes implements VolumeNames {
     } catch (error) {
       env.log("warn", `what is left of volume '${name}' (${id}) goes at the next start: ${describeError(error)}`);
     }
-    this.#byName.delete(name);
+    this.#forget(volume);
     volume.news.removed();
   }
 
@@ -461,30 +515,59 @@ export class Volumes implements VolumeNames {
         hint: "remove them first, or use --snapshots, which removes them too; clones live on",
       });
     }
-    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, force);
+    // Asked of all before anything goes: a refusal changes nothing. Who connects from here on comes too late.
+    volume.demandNoWriters(force);
+    for (const snapshot of taken) await this.snapshots.demandNoReaders(volume, snapshot, force);
+    for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, true);
     await this.snapshots.releaseOf(id);
     await this.snapshots.settle(volume);
-    await volume.end(force, async () => {
+    await volume.end(true, async () => {
       await store.updateVolume(id, { state: "deleting" });
     });
-    this.#byName.delete(name);
+    this.#forget(volume);
     volume.news.removed();
-    await this.snapshots.references.run(() => removeVolumeFiles(env, id, (other) => this.#openLayers(other)));
+    await this.exports.targetGone(id);
+    const layers = await this.snapshots.references.run(() =>
+      removeVolumeFiles(env, id, (other) => this.#openLayers(other)),
+    );
     await this.dropBlob(id, blobId);
     await store.deleteVolume(id);
     await this.snapshots.collect();
+    this.reclaimer.soon(layers);
+  }
+
+  /** @throws UllageError `not-found`, `creating` */
+  async spaceOf(name: string): Promise<SpaceView> {
+    const volume = this.getReady(name);
+    const { blobId } = volume.record;
+    const cachedBytes = blobId === null ? 0 : await blobSpace(this.#host.env, blobId);
+    return { ...(await this.snapshots.space(volume)), cachedBytes };
+  }
+
+  async space(): Promise<AllSpaceView> {
+    return { ...(await this.snapshots.allSpace()), cachedBytes: await allBlobSpace(this.#host.env) };
   }
 
   #openLayers(id: string): Set<string> | undefined {
-    return this.#byId(id)?.opened?.layerIds();
+    return this.#byId.get(id)?.opened?.layerIds();
   }
 
-  /** A volume is gone: its blob goes too, unless another volume was made from it. */
+  /** The blobs that volumes were made from, and whether all volumes of one want only what they read. */
+  neededBlobs(): Map<string, boolean> {
+    const needed = new Map<string, boolean>();
+    for (const { record } of this.all()) {
+      const { blobId, hydration } = record;
+      if (blobId !== null) needed.set(blobId, !hydration.wanted && needed.get(blobId) !== false);
+    }
+    return needed;
+  }
+
+  /** A volume is gone: its blob is given up, unless another volume was made from it. */
   async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
     if (blobId === null) return;
     const { sources } = this.#host;
     await sources.unpin(blobId, volumeId);
-    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
+    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.giveUp(blobId);
   }
 
   /**
@@ -513,12 +596,20 @@ export class Volumes implements VolumeNames {
   async close(): Promise<void> {
     this.#stopping.abort(new UllageError("stopping", "Ullage is being stopped"));
     await Promise.allSettled(this.#underWay);
+    await this.reclaimer.close();
     await this.snapshots.close();
     const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
     await this.snapshots.settled();
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;
   }
+}
+
+function reclaimVolume(volume: ManagedVolume): ReclaimVolume {
+  return {
+    id: volume.record.id,
+    inspect: (work) => volume.inspect(work),
+  };
 }
 
 function explain(error: unknown, size: number): unknown {

@@ -20,7 +20,7 @@ import {
   streamSocket,
 } from "../base/posix.ts";
 import { formatListenAddress, type ListenAddress } from "./listen-address.ts";
-import { internetSocketAddress, readSocketAddress, unixSocketAddress } from "./socket-address.ts";
+import { internetSocketAddress, readSocketAddress, unixSocketAddress } from "../base/socket-address.ts";
 
 const BACKLOG = 511;
 

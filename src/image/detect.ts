@@ -1,23 +1,23 @@
 import { UllageError } from "../base/errors.ts";
 import type { ImageFormat } from "./image-format.ts";
+import { qcow2Format } from "./qcow2/qcow2.ts";
 import { rawFormat } from "./raw.ts";
+import { tarFormat } from "./tar.ts";
+import { vhdFormat } from "./vhd.ts";
+import { vhdxFormat } from "./vhdx.ts";
+import { vmdkFormat } from "./vmdk.ts";
 
 /** How many bytes of an object's beginning `detectFormat` wants to see. */
 export const detectHeadBytes = 4096;
 
 /** The formats that can be read; raw is asked last, because it takes anything. */
-const formats: readonly ImageFormat[] = [rawFormat];
+const formats: readonly ImageFormat[] = [qcow2Format, vmdkFormat, vhdxFormat, vhdFormat, tarFormat, rawFormat];
 
 /**
  * Formats that a disk image often comes in, and that would make a broken disk if their bytes were served as they are.
  * ISO 9660, squashfs and other file systems are not among them: their bytes are the disk's.
  */
 const unreadable: readonly Signature[] = [
-  { name: "qcow2", convert: "disk", matches: starts("QFI\xfb") },
-  { name: "vmdk", convert: "disk", matches: either(starts("KDMV"), starts("COWD"), starts("# Disk DescriptorFile")) },
-  // A dynamic disk begins with a copy of its footer; a fixed one has the footer only, and is raw but for that sector.
-  { name: "vhd", convert: "disk", matches: starts("conectix") },
-  { name: "vhdx", convert: "disk", matches: starts("vhdxfile") },
   { name: "vdi", convert: "disk", matches: at(64, "\x7f\x10\xda\xbe") },
   { name: "qed", convert: "disk", matches: starts("QED\0") },
   { name: "gzip", convert: "gunzip", matches: starts("\x1f\x8b\x08") },
@@ -36,23 +36,39 @@ interface Signature {
   matches(head: Uint8Array): boolean;
 }
 
-/** Names that `--format` takes. */
-export const formatNames: readonly string[] = ["auto", ...formats.map((format) => format.name)];
+/** Names that `--format` takes, alone or, outermost first, joined by `+`. */
+export const formatNames: readonly string[] = formats.map((format) => format.name);
+
+/** @throws UllageError `format-unknown` */
+export function formatNamed(name: string): ImageFormat {
+  const named = formats.find((format) => format.name === name);
+  if (named !== undefined) return named;
+  const hint = `the formats are auto, ${formatNames.join(", ")}, and chains of them like tar+qcow2`;
+  throw new UllageError("format-unknown", `there is no image format '${name}'`, { hint });
+}
+
+/**
+ * The formats that a user asks for, outermost first.
+ * @param requested `auto`, a name, or names joined by `+`
+ * @throws UllageError `format-unknown` for what is none
+ */
+export function parseFormats(requested: string): ImageFormat[] {
+  if (requested === "auto") return [];
+  const chain = requested.split("+").map(formatNamed);
+  const bad = chain.slice(0, -1).find(({ container }) => !container);
+  if (bad === undefined) return chain;
+  throw new UllageError("format-unknown", `nothing can be inside of ${bad.name}, as '${requested}' says`, {
+    hint: `containers are ${formats.flatMap(({ name, container }) => (container ? [name] : [])).join(", ")}`,
+  });
+}
 
 /**
  * The format of an object. Only asked at import: what a guest writes later is never looked at.
  * @param head the object's first `detectHeadBytes` bytes, or all of a shorter one
- * @param size bytes of the object
- * @param requested `auto`, or the name of a format, which is then taken at its word
- * @throws UllageError `format-unknown` for a name that is none, `format-unsupported` for content that cannot be read
+ * @param size bytes of the object; Infinity: unknown
+ * @throws UllageError `format-unsupported` for content that cannot be read
  */
-export function detectFormat(head: Uint8Array, size: number, requested: string): ImageFormat {
-  if (requested !== "auto") {
-    const named = formats.find((format) => format.name === requested);
-    if (named !== undefined) return named;
-    const hint = `the formats are ${formatNames.join(", ")}`;
-    throw new UllageError("format-unknown", `there is no image format ${requested}`, { hint });
-  }
+export function detectFormat(head: Uint8Array, size: number): ImageFormat {
   const foreign = unreadable.find((signature) => signature.matches(head));
   if (foreign !== undefined) {
     const how = foreign.convert === "disk" ? `qemu-img convert -O raw` : foreign.convert;
@@ -70,10 +86,6 @@ function starts(signature: string): (head: Uint8Array) => boolean {
 
 function at(offset: number, signature: string): (head: Uint8Array) => boolean {
   return (head) => text(head, offset, signature.length) === signature;
-}
-
-function either(...tests: ((head: Uint8Array) => boolean)[]): (head: Uint8Array) => boolean {
-  return (head) => tests.some((test) => test(head));
 }
 
 function text(head: Uint8Array, offset: number, length: number): string {

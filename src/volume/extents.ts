@@ -82,6 +82,9 @@ export function listMapRuns(
   return runs;
 }
 
+/** Whoever asks for the next run takes a small part of it at a time: to measure a terabyte each time would be for nothing. */
+const maxNeededBlocks = 65_536;
+
 /** The next range at or behind `offset` that the map still reads from `blob`; bytes. */
 export function nextNeeded(
   map: OwnerMap,
@@ -95,7 +98,10 @@ export function nextNeeded(
     const block = map.next(owner, Math.floor(offset / blockBytes), end);
     if (block < 0) return undefined;
     const start = Math.max(offset, block * blockBytes);
-    const stop = Math.min((block + map.runLength(block, end - block)) * blockBytes, blob.size);
+    const stop = Math.min(
+      (block + map.runLength(block, Math.min(end - block, maxNeededBlocks))) * blockBytes,
+      blob.size,
+    );
     return start < stop ? { offset: start, length: stop - start } : undefined;
   }
   return undefined;

@@ -3,7 +3,7 @@ import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
 import { getU64, putU64 } from "./log-record.ts";
-import { MapDecoder, usedOwners } from "./map-codec.ts";
+import { MapDecoder, type MapVisitor, usedOwners, visitFrames } from "./map-codec.ts";
 import { readFrames, writeFrames } from "./map-frames.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
@@ -86,6 +86,19 @@ export async function readFrozenTable(
       return true;
     });
     return { ...header, table };
+  } finally {
+    await file.close();
+  }
+}
+
+/** Shows a frozen map without loading it. @throws CorruptionError, IoError ENOENT */
+export async function visitFrozenMap(env: VolumeEnvironment, id: string, visitor: MapVisitor): Promise<void> {
+  const path = frozenMapPath(env.dataDir, id);
+  const file = await env.fs.open(path, "read");
+  try {
+    const { header, crc } = await readHeader(file, id);
+    const blocks = Math.ceil(header.size / blockBytes);
+    await visitFrames(visitor, blocks, path, (onFrame) => readFrames(file, crc, onFrame));
   } finally {
     await file.close();
   }

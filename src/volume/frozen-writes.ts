@@ -28,6 +28,10 @@ export class FrozenWrites {
     return this.#pending.get(id);
   }
 
+  ids(): string[] {
+    return [...this.#pending.keys()];
+  }
+
   tables(): FrozenMap["table"][] {
     return [...this.#pending.values()].map(({ table }) => table);
   }

@@ -20,6 +20,8 @@ import type { VolumeEnvironment } from "./types.ts";
  */
 
 const magic = "ULLAGELG";
+/** For what a log may still get when its volume is being closed: a commit, and its end. */
+const lastRecordsBytes = 8 * recordBytes;
 const zeros = new IoBuffer(1024 * 1024);
 zeros.bytes.fill(0);
 
@@ -122,6 +124,12 @@ export class IntentLog {
     }
   }
 
+  /** Makes room for one record and no more: nobody else will append to this log. */
+  reserveOne(): void {
+    const needed = this.#tail + recordBytes;
+    if (needed > this.#extent) this.#extend(needed);
+  }
+
   #extend(target: number): void {
     const end = Math.ceil(target / 4096) * 4096;
     while (this.#extent < end) {
@@ -171,6 +179,17 @@ export class IntentLog {
   async release(): Promise<void> {
     await this.file.truncate(this.#tail);
     this.#extent = this.#tail;
+  }
+
+  /**
+   * Gives back the zeros written ahead but for the room of some records, so that the last sync of a log need not write
+   * them all to the disk.
+   */
+  async shed(): Promise<void> {
+    const kept = Math.ceil((this.#tail + lastRecordsBytes) / 4096) * 4096;
+    if (kept >= this.#extent) return;
+    await this.file.truncate(kept);
+    this.#extent = kept;
   }
 
   /** fdatasync. A failure poisons the volume (rule 6). */

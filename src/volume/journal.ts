@@ -25,6 +25,9 @@ import type { VolumeEnvironment } from "./types.ts";
  * before) takes over, and the map is frozen; nothing commits in the successor before layers and old log are synced. The
  * frozen map is then written beside further rounds; old files go when it is durable and was read back (rule 10).
  *
+ * A volume that was closed clean and opened again is still what its checkpoint says. The log of such a life is removed at
+ * the end if it has no record, so that looking at a volume costs no checkpoint (`#untouched`).
+ *
  * The first failed sync poisons: the running and all waiting rounds fail, and every later one (rule 6).
  */
 
@@ -76,6 +79,8 @@ export class Journal {
   #checkpointing: Promise<void> | undefined;
   #checkpointFailedAt = -Infinity;
   #mapBytes: number;
+  /** The last life ended clean, and nothing has been logged since: without this life's log everything is as it was. */
+  #untouched: boolean;
   #failure: Error | undefined;
   #failureTold: Promise<void> = Promise.resolve();
   #closed = false;
@@ -94,6 +99,8 @@ export class Journal {
     /** bytes of the predecessors */
     earlierBytes: number;
     strays: boolean;
+    /** without this life's log everything is as a life that ended clean has left it */
+    untouched: boolean;
   }) {
     this.#env = options.env;
     this.#dir = options.dir;
@@ -108,6 +115,7 @@ export class Journal {
     this.#mapBytes = options.mapBytes;
     this.#earlierBytes = options.earlierBytes;
     this.strays = options.strays;
+    this.#untouched = options.untouched;
   }
 
   /** Bytes of all logs that no checkpoint has replaced yet. */
@@ -242,6 +250,7 @@ export class Journal {
   /** Ends the log and goes over to the next one, with the map as of now, in one turn. @returns the cut */
   #rotate(rotation: Rotation): number {
     this.#rotation = undefined;
+    this.#untouched = false;
     try {
       this.#appendToLog(RecordType.end, 0, 0, 0, true);
     } catch (error) {
@@ -301,7 +310,9 @@ export class Journal {
     );
     const rotation: Rotation = { next, frozen: undefined, cut: 0 };
     try {
-      next.reserve(false); // on a full disk the old log, with its reserve, must not be given up
+      // On a full disk the old log, with its reserve, must not be given up.
+      if (clean) next.reserveOne();
+      else next.reserve(false);
       this.#rotation = rotation;
       await this.flush();
     } catch (error) {
@@ -327,6 +338,23 @@ export class Journal {
     await removeOlderFiles(this.#env, this.#dir, number);
     this.#host.ownersUnused(unused);
     if (clean) await this.#log.release();
+  }
+
+  /**
+   * Everything durable, and nothing that the next start would have to suspect: a checkpoint or, when the one that is there
+   * says it all, no log behind it. Nothing may be appended any more. A failure leaves a state that the next start recovers.
+   */
+  async finish(): Promise<void> {
+    await this.settled();
+    if (!this.#untouched || this.#log.length > 0 || this.strays) {
+      await this.#log.shed();
+      return this.checkpoint(true);
+    }
+    await this.flush(); // what was overwritten in place
+    // Whoever came too late must not believe that it was logged.
+    this.#failure = new IoError("ESHUTDOWN", "the journal is closed");
+    await this.#env.fs.unlink(this.#log.file.path);
+    await this.#env.fs.syncDirectory(this.#dir);
   }
 
   /** What an earlier attempt may have left: a log without a place in the chain must never stand in the middle of it. */

@@ -1,4 +1,4 @@
-import { CorruptionError } from "../base/errors.ts";
+import { CorruptionError, IoError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
@@ -46,9 +46,34 @@ export class Layer {
     return Layer.open(env, id);
   }
 
-  /** Opens an existing layer for writing. Reads nothing of it: that is `verify`'s. */
-  static async open(env: VolumeEnvironment, id: string): Promise<Layer> {
-    return new Layer(id, await env.fs.open(layerPath(env.dataDir, id), "write"));
+  /** Opens an existing layer. Reads nothing of it: that is `verify`'s. @throws CorruptionError when there is none */
+  static async open(env: VolumeEnvironment, id: string, mode: "read" | "write" = "write"): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    try {
+      return new Layer(id, await env.fs.open(path, mode));
+    } catch (error) {
+      if (error instanceof IoError && error.errno === "ENOENT") throw new CorruptionError(`${path} is missing`);
+      throw error;
+    }
+  }
+
+  /**
+   * Opens a sealed layer for punching. Only its file's mode stands in the way, for a moment: the mode is a guard against
+   * mistakes, and nothing goes by it, so a crash in between leaves nothing to be put right.
+   */
+  static async openSealed(env: VolumeEnvironment, id: string): Promise<Layer> {
+    const path = layerPath(env.dataDir, id);
+    const guard = await env.fs.open(path, "read");
+    try {
+      await guard.unseal();
+      try {
+        return new Layer(id, await env.fs.open(path, "write"));
+      } finally {
+        await guard.seal();
+      }
+    } finally {
+      await guard.close();
+    }
   }
 
   /** @throws CorruptionError when the file has no place for so many blocks */

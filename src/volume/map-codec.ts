@@ -1,6 +1,6 @@
 import { CorruptionError } from "../base/errors.ts";
 import { chunkBlocks, maxOwner, type OwnerMap } from "./owner-map.ts";
-import { ownerKindOf, ownerKinds, type OwnerTable } from "./owner-table.ts";
+import { ownerKindOf, ownerKinds, OwnerTable } from "./owner-table.ts";
 
 /*
  * An owner map as bytes: the owner table, then the chunks in order, in pieces ("frames") of bounded size so that neither
@@ -117,16 +117,34 @@ function encodeMixed(owners: Uint16Array, blocks: number, frame: Buffer, at: num
   return rawBytes;
 }
 
+/** Takes in the chunks of a map, in order; an `OwnerMap` does. */
+export interface MapSink {
+  /** of the disk; the last one may be short */
+  readonly chunks: number;
+  /** `count` chunks belong to `owner`. */
+  setChunks(chunk: number, count: number, owner: number): void;
+  /** @param owners of all 1024 blocks; valid during the call */
+  setMixedChunk(chunk: number, owners: Uint16Array): void;
+}
+
+/** Looks at a map that is read piece by piece. */
+export interface MapVisitor extends Omit<MapSink, "chunks"> {
+  /** @param blocks of the disk @returns whether it wants to see the chunks */
+  begin(table: OwnerTable, blocks: number): boolean;
+  /** After each piece: when the next one may come; undefined: at once. */
+  rest(): Promise<void> | undefined;
+}
+
 /** Takes frames in order and fills a map and its table. */
 export class MapDecoder {
-  readonly #map: OwnerMap;
+  readonly #map: MapSink;
   readonly #table: OwnerTable;
   readonly #path: string;
   readonly #owners = new Uint16Array(chunkBlocks);
   #chunk = 0;
   #haveTable = false;
 
-  constructor(map: OwnerMap, table: OwnerTable, path: string) {
+  constructor(map: MapSink, table: OwnerTable, path: string) {
     this.#map = map;
     this.#table = table;
     this.#path = path;
@@ -170,7 +188,8 @@ export class MapDecoder {
       const count = frame.readUInt32LE(at + 4);
       if (count === 0 || this.#chunk + count > this.#map.chunks) this.#refuse("describes too many chunks");
       this.#checkOwner(small);
-      for (let end = this.#chunk + count; this.#chunk < end; this.#chunk++) this.#map.setChunk(this.#chunk, small);
+      this.#map.setChunks(this.#chunk, count, small);
+      this.#chunk += count;
       return at + 8;
     }
     if (this.#chunk >= this.#map.chunks) this.#refuse("describes too many chunks");
@@ -212,4 +231,35 @@ export class MapDecoder {
   #refuse(why: string): never {
     throw new CorruptionError(`${this.#path} ${why}`);
   }
+}
+
+/**
+ * Reads the frames of a map for a visitor, none of it staying in memory.
+ * @param read shows the frames in order until it is told that no more are needed (`readFrames`)
+ */
+export async function visitFrames(
+  visitor: MapVisitor,
+  blocks: number,
+  path: string,
+  read: (onFrame: (frame: Buffer) => boolean | Promise<void> | undefined) => Promise<unknown>,
+): Promise<OwnerTable> {
+  const table = new OwnerTable();
+  const chunks = Math.ceil(blocks / chunkBlocks);
+  const decoder = new MapDecoder(
+    {
+      chunks,
+      setChunks: (chunk, count, owner) => visitor.setChunks(chunk, count, owner),
+      setMixedChunk: (chunk, owners) => visitor.setMixedChunk(chunk, owners),
+    },
+    table,
+    path,
+  );
+  let wanted: boolean | undefined;
+  await read((frame) => {
+    decoder.add(frame);
+    wanted ??= visitor.begin(table, blocks);
+    return wanted ? visitor.rest() : true;
+  });
+  if (wanted === true) decoder.finish();
+  return table;
 }

@@ -4,7 +4,7 @@ import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
 import { getU64, putU64 } from "./log-record.ts";
 import { loadFrozenMap } from "./frozen-map.ts";
-import { MapDecoder, usedOwners } from "./map-codec.ts";
+import { MapDecoder, type MapVisitor, usedOwners, visitFrames } from "./map-codec.ts";
 import { readFrames, writeFrames } from "./map-frames.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
@@ -111,6 +111,26 @@ export async function readMapTable(
       decoder.add(frame);
       return true;
     });
+    return { checkpoint, table };
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * Shows a checkpoint's own map without loading it; a frozen map that it names is not looked at.
+ * @throws CorruptionError, IoError ENOENT
+ */
+export async function visitMapFile(
+  env: VolumeEnvironment,
+  path: string,
+  visitor: MapVisitor,
+): Promise<{ checkpoint: Checkpoint; table: OwnerTable }> {
+  const file = await env.fs.open(path, "read");
+  try {
+    const { checkpoint, crc } = await readHeader(file);
+    const blocks = checkpoint.base === undefined ? Math.ceil(checkpoint.size / blockBytes) : 0;
+    const table = await visitFrames(visitor, blocks, path, (onFrame) => readFrames(file, crc, onFrame));
     return { checkpoint, table };
   } finally {
     await file.close();

@@ -54,14 +54,14 @@ function encodeFrame(into: Buffer, frame: Buffer, seed: number): number {
 
 /**
  * Reads frames behind a header, checking them.
- * @param onFrame returns true when it needs no more
+ * @param onFrame returns true when it needs no more, or a promise that the next frame has to wait for
  * @returns bytes of the file, as far as it was read
  * @throws CorruptionError
  */
 export async function readFrames(
   file: File,
   headerCrc: number,
-  onFrame: (frame: Buffer) => boolean | void,
+  onFrame: (frame: Buffer) => boolean | void | Promise<void>,
 ): Promise<number> {
   let crc = headerCrc;
   let position = headerBytes;
@@ -79,7 +79,9 @@ export async function readFrames(
       }
       crc = wanted;
       if (length === 0) return position + at + 8;
-      if (onFrame(buffer.bytes.subarray(at + 8, at + 8 + length)) === true) return position + at;
+      const answer = onFrame(buffer.bytes.subarray(at + 8, at + 8 + length));
+      if (answer === true) return position + at;
+      if (answer instanceof Promise) await answer;
       at += 8 + length;
     }
     if (at === 0) {

@@ -50,6 +50,11 @@ export interface OpenedVolume {
   earlierBytes: number;
   /** The last life was killed: it may have written blocks without claiming them. */
   strays: boolean;
+  /**
+   * Without this life's log everything is as a life that ended clean has left it. Not so in a volume's first life: that a
+   * second log was there says that it has been in use (rule 17).
+   */
+  untouched: boolean;
 }
 
 /**
@@ -197,13 +202,15 @@ async function begin(
     await env.fs.syncDirectory(dir);
   }
   // What the next log builds on must be durable: all that recovery went by or, where every record counts and the first
-  // round syncs them, at least that the logs are there.
-  await syncAll(recovered.rule === "all" ? recovered.emptyLogs : recovered.logs);
+  // round syncs them, at least that the logs are there. A clean end has seen to it.
+  if (!recovered.clean || recovered.rule !== "all")
+    await syncAll(recovered.rule === "all" ? recovered.emptyLogs : recovered.logs);
   const blobs = new Map<number, Blob>();
   for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
   const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
   const lineage = recovered.lossPossible ? env.randomBytes(16).toString("hex") : checkpoint.lineage;
   const keepsLogs = recovered.rule === "all" && lostUnflushed === checkpoint.lostUnflushed;
+  const closedClean = keepsLogs && recovered.clean;
   const strays = keepsLogs && !recovered.clean;
   const snapshots = await unwritten(env, dir, recovered.snapshots);
   const opened: OpenedVolume = {
@@ -226,10 +233,12 @@ async function begin(
     mapBytes: recovered.fileBytes,
     earlierBytes: recovered.logBytes,
     strays,
+    untouched: closedClean && checkpoint.number > 1,
   };
   opened.log.begin(recovered.lastLsn);
   try {
-    if (keepsLogs) for (const layer of [head, ...recovered.sealed.values()]) layer.dirty = true;
+    if (closedClean) await leaveBehind(opened, recovered.lastLsn);
+    else if (keepsLogs) for (const layer of [head, ...recovered.sealed.values()]) layer.dirty = true;
     else await beginWithCheckpoint(env, options, recovered, opened);
     if (wasPoisoned) await clearPoison(env, dir, options.id);
   } catch (error) {
@@ -333,8 +342,13 @@ async function beginWithCheckpoint(
     table,
   );
   opened.mapBytes = bytes;
-  for (const log of recovered.logs.splice(0)) await log.close();
+  await leaveBehind(opened, recovered.lastLsn);
   await removeOlderFiles(env, opened.dir, opened.log.number);
-  opened.committedCut = recovered.lastLsn;
+}
+
+/** The earlier logs have nothing that the newest checkpoint has not, durably. */
+async function leaveBehind(opened: OpenedVolume, lastLsn: number): Promise<void> {
+  for (const log of opened.predecessors.splice(0)) await log.close();
+  opened.committedCut = lastLsn;
   opened.earlierBytes = 0;
 }

@@ -152,6 +152,11 @@ export class OwnerMap {
     }
   }
 
+  /** Gives whole chunks to `owner`. */
+  setChunks(chunk: number, count: number, owner: number): void {
+    for (let end = chunk + count; chunk < end; chunk++) this.setChunk(chunk, owner);
+  }
+
   /** Gives a whole chunk to `owner`. */
   setChunk(chunk: number, owner: number): void {
     const entry = this.#entries[chunk];

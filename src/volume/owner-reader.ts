@@ -1,9 +1,11 @@
 import { IoError } from "../base/errors.ts";
+import type { ReadableFile } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Head } from "./head.ts";
 import type { Layer } from "./layer.ts";
 import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
+import { ReadEpochs } from "./read-epochs.ts";
 import type { SealedLayers } from "./sealed-layers.ts";
 
 /*
@@ -19,6 +21,7 @@ export class OwnerReader {
   readonly #head: Head | undefined;
   readonly #layers: SealedLayers;
   readonly #blobs: ReadonlyMap<number, Blob>;
+  readonly #epochs = new ReadEpochs();
 
   /** @param head undefined: all layers are sealed, as in a snapshot */
   constructor(map: OwnerMap, head: Head | undefined, layers: SealedLayers, blobs: ReadonlyMap<number, Blob>) {
@@ -26,6 +29,11 @@ export class OwnerReader {
     this.#head = head;
     this.#layers = layers;
     this.#blobs = blobs;
+  }
+
+  /** Resolves when every read of a layer that has begun has ended; those on the calling thread end in their turn. */
+  readsEnded(): Promise<void> {
+    return this.#epochs.ended();
   }
 
   #layerOf(owner: number): Layer {
@@ -65,9 +73,10 @@ export class OwnerReader {
     }
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
+      const { losses } = blob;
       if (!blob.isReady(offset, inside)) return false;
-      if (blob.readyBytes < blob.size) blob.noteRead(offset, inside);
-      if (blob.file.tryRead(buffer, at, inside, offset) !== inside) return false;
+      blob.noteRead(offset, inside);
+      if (blob.file.tryRead(buffer, at, inside, offset) !== inside || blob.losses !== losses) return false;
     }
     if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
     return true;
@@ -109,13 +118,18 @@ export class OwnerReader {
     const blob = this.#blobs.get(owner);
     if (blob === undefined) {
       const layer = this.#layerOf(owner);
-      await readFully(layer.file, buffer, at, length, layer.position(offset));
+      const epoch = this.#epochs.enter();
+      try {
+        await readFully(layer.file, buffer, at, length, layer.position(offset));
+      } finally {
+        this.#epochs.leave(epoch);
+      }
       return true;
     }
     const inside = Math.max(0, Math.min(length, blob.size - offset));
     if (inside > 0) {
-      if (!blob.isReady(offset, inside)) return false;
       const { losses } = blob;
+      if (!blob.isReady(offset, inside)) return false;
       await readFully(blob.file, buffer, at, inside, offset);
       // A failed sync of the cache may have taken the unit back while this read waited, and it may have been fetched
       // again since: that it is ready now says nothing of what was read (rules 12, 13).
@@ -162,7 +176,7 @@ export class OwnerReader {
 
 /** Layers and cache files have their full size from the start: a short read is damage, never zeros (rule 19). */
 async function readFully(
-  file: Layer["file"],
+  file: ReadableFile,
   buffer: IoBuffer,
   at: number,
   length: number,

@@ -4,6 +4,7 @@ import { ownersInLog, readLogHeader } from "./log-reader.ts";
 import { readMapTable } from "./map-file.ts";
 import type { OwnerTable } from "./owner-table.ts";
 import { logPath, mapPath, mapsDir, numbered, volumeDir } from "./paths.ts";
+import { readPoison } from "./poison.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 /*
@@ -15,7 +16,7 @@ import type { VolumeEnvironment } from "./types.ts";
 /** A checkpoint may replace the files while they are being read. */
 const attempts = 5;
 
-async function steadily<T>(work: () => Promise<T>): Promise<T> {
+export async function steadily<T>(work: () => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt++) {
     try {
       return await work();
@@ -70,6 +71,21 @@ export function baseOf(env: VolumeEnvironment, id: string): Promise<string | und
     const newest = numbered(await env.fs.readdir(dir), "map").at(-1);
     return newest === undefined ? undefined : (await readMapTable(env, mapPath(dir, newest))).checkpoint.base;
   });
+}
+
+/**
+ * The newest checkpoint of a closed volume, when it is all that counts: it was closed with everything flushed, and nobody
+ * has opened it since. @returns its path; undefined: only a recovery can tell what the volume holds
+ */
+export async function cleanCheckpoint(env: VolumeEnvironment, id: string): Promise<string | undefined> {
+  const dir = volumeDir(env.dataDir, id);
+  const entries = await env.fs.readdir(dir);
+  const newest = numbered(entries, "map").at(-1);
+  if (newest === undefined || (await readPoison(env, dir, id)) !== undefined) return undefined;
+  const logs = numbered(entries, "intent").filter((number) => number >= newest);
+  if (logs.length !== 1 || logs[0] !== newest) return undefined;
+  const path = mapPath(dir, newest);
+  return (await readMapTable(env, path)).checkpoint.clean ? path : undefined;
 }
 
 /** The layer that a volume's newest checkpoint has as its head; undefined when there is no checkpoint that can be read. */

@@ -19,6 +19,7 @@ import { ownerKinds } from "./owner-table.ts";
 import { OwnerReader } from "./owner-reader.ts";
 import { OwnerWriter } from "./owner-writer.ts";
 import { changedRuns, type ChangeRun } from "./map-diff.ts";
+import type { MapClaims } from "./map-claims.ts";
 import { markPoisoned } from "./poison.ts";
 import { SealedLayers } from "./sealed-layers.ts";
 import { describeSnapshot, forgetSnapshot, type SnapshotDescription } from "./snapshot-files.ts";
@@ -137,6 +138,7 @@ export class Volume implements BlockDevice {
       mapBytes: opened.mapBytes,
       earlierBytes: opened.earlierBytes,
       strays: opened.strays,
+      untouched: opened.untouched,
     });
     this.#writer = new OwnerWriter({
       clock: env.clock,
@@ -425,6 +427,39 @@ export class Volume implements BlockDevice {
     return ids;
   }
 
+  /** Those of them that may still change: the head, and earlier heads that are not read-only yet. */
+  unsealedLayerIds(): Set<string> {
+    return new Set([this.#head.layer, ...this.#unsealed.values()].map(({ id }) => id));
+  }
+
+  /**
+   * Shows what this volume refers to: its map, then the frozen maps that are in no file yet. In this order, because a
+   * snapshot that is taken meanwhile holds what the map held.
+   */
+  async claim(claims: MapClaims): Promise<void> {
+    await claims.walk(this.#map, this.#opened.table);
+    for (const id of this.#frozen.ids()) {
+      const pending = this.#frozen.get(id);
+      if (pending === undefined) continue; // in its file by now
+      const map = pending.map.freeze(); // its own goes when it is written
+      try {
+        await claims.walk(map, pending.table);
+      } finally {
+        map.release();
+      }
+    }
+  }
+
+  /** Resolves when every read of a layer that has begun has ended (durability rule 5). */
+  readsEnded(): Promise<void> {
+    return this.#reader.readsEnded();
+  }
+
+  /** Frozen maps of this volume that are in no file yet. */
+  pendingSnapshots(): string[] {
+    return this.#frozen.ids();
+  }
+
   #forgetOwners(owners: number[]): void {
     const layers: string[] = [];
     for (const owner of owners) {
@@ -561,7 +596,7 @@ export class Volume implements BlockDevice {
   }
 
   /**
-   * Drains, flushes, writes a clean checkpoint and closes every descriptor, once the last system call has returned
+   * Drains, flushes, writes a clean checkpoint if anything changed, and closes every descriptor, once the last system call has returned
    * (rule 25). Connections must have ended or are refused from now on. When the flush fails the error is thrown after
    * everything is closed.
    */
@@ -575,7 +610,7 @@ export class Volume implements BlockDevice {
     if (this.#volumeState !== "poisoned") {
       this.#remoteWriters = false;
       try {
-        await this.#journal.checkpoint(true);
+        await this.#journal.finish();
       } catch (error) {
         failure = error;
         // A checkpoint needs space; what was acknowledged must become durable all the same.

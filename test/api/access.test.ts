@@ -192,7 +192,7 @@ void test("pages of other origins are refused, and nothing invites them", async 
     assert.equal(refusal(await from(origin)), "403 foreign-origin", origin);
   }
   const preflight = await api.as("admin", "/v1/volumes", "-X", "OPTIONS", "-H", "Access-Control-Request-Method: POST");
-  assert.equal(preflight.status, 404);
+  assert.equal(preflight.status, 405);
   for (const { headers } of [preflight, await api.as("admin", "/v1/health")]) {
     const inviting = Object.keys(headers).filter((name) => /^(access-control-|set-cookie)/.test(name));
     assert.deepEqual(inviting, []);

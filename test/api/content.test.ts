@@ -177,7 +177,7 @@ void test("of a hundred downloads that are broken off, nothing is left", patienc
   await api.ullage.createVolume({ name: "v", size: 64 << 20 });
   for (let at = 0; at < 64; at++) await put(api.ullage, "v", at << 20, randomBytes(1 << 20));
   await api.ullage.createSnapshot("v", "s");
-  const start = await leftOvers(api);
+  await until("its map is in a file", async () => (await leftOvers(api)).maps === 1);
   const paths = ["content", "content?format=qcow2", "snapshots/s/content"];
   const statuses = await Promise.all(
     Array.from({ length: 100 }, (_, n) => {
@@ -198,7 +198,7 @@ void test("of a hundred downloads that are broken off, nothing is left", patienc
   assert.ok(statuses.includes(200) && statuses.includes(503), [...new Set(statuses)].join(" "));
   await until("all is as before", async () => {
     const { maps, described } = await leftOvers(api);
-    return maps === start.maps && described === start.described;
+    return maps === 1 && described === 1;
   });
   // The places are free again.
   for (let n = 0; n < 40; n++) {
@@ -296,7 +296,7 @@ void test("what an upload can't become is refused, and leaves nothing", patience
   await writeFile(empty, "");
   const refused = await upload(api, "/v1/volumes/v/content", image);
   assert.equal(refusal(refused), "422 format-unsupported");
-  assert.match(refused.text, /qcow2.*--format raw/);
+  assert.match(refused.text, /a qcow2 image.*--format raw/);
   assert.equal(refusal(await upload(api, "/v1/volumes/v/content", empty)), "400 bad-size");
   assert.equal(refusal(await upload(api, "/v1/volumes/a%20b/content", raw)), "400 bad-name");
   assert.equal(refusal(await upload(api, "/v1/volumes/v/content?format=vmdk", raw)), "400 bad-request");

@@ -192,7 +192,7 @@ void test("who comes back with an id that says nothing is told to look anew", as
 
 void test("HEAD opens no stream", async (t) => {
   const api = await startApi(t);
-  assert.equal((await api.call("/v1/events", { method: "HEAD" })).status, 404);
+  assert.equal((await api.call("/v1/events", { method: "HEAD" })).status, 405);
 });
 
 void test("streams end when nothing is served any more", async (t) => {

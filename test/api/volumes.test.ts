@@ -46,6 +46,7 @@ void test("a volume is answered as one object, the same after making, showing an
     reason: null,
     source: api.image,
     format: "raw",
+    origin: null,
     writtenBytes: rest.writtenBytes,
     settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" },
     connections: 0,
@@ -83,6 +84,54 @@ void test("lists go on where `next` says, in the order of names", async (t) => {
   assert.equal((await api.refused("/v1/volumes?cursor=%21")).code, "bad-cursor");
 });
 
+void test("a list of snapshots goes on where it was, though the one it ended with is gone", async (t) => {
+  const api = await startApi(t);
+  for (const name of ["b", "a-b", "a"]) {
+    await api.call("/v1/volumes", create({ name, size: 4096 }));
+    for (const snapshot of ["s1", "s2"]) {
+      await api.call(`/v1/volumes/${name}/snapshots`, { method: "POST", body: { name: snapshot } });
+    }
+  }
+  type Page = { snapshots: { volume: string; name: string }[]; next: string | null };
+  const names: string[] = [];
+  for (let next: string | null = ""; next !== null;) {
+    const query: string = next === "" ? "" : `&cursor=${next}`;
+    const { body }: { body: Page } = await api.call(`/v1/snapshots?limit=1${query}`);
+    names.push(...body.snapshots.map(({ volume, name }) => `${volume}@${name}`));
+    const { volume, name } = body.snapshots[0];
+    await api.call(`/v1/volumes/${volume}/snapshots/${name}`, { method: "DELETE" });
+    next = body.next;
+  }
+  assert.deepEqual(names, ["a@s1", "a@s2", "a-b@s1", "a-b@s2", "b@s1", "b@s2"]);
+  assert.equal((await api.refused("/v1/snapshots?cursor=YQ")).code, "bad-cursor");
+});
+
+void test("names may look like numbers and booleans", async (t) => {
+  const api = await startApi(t);
+  await api.call("/v1/volumes", create({ name: "123", size: 4096 }));
+  for (const name of ["1", "true"]) await api.call("/v1/volumes/123/snapshots", { method: "POST", body: { name } });
+  assert.equal((await api.call("/v1/volumes/123/snapshots/1/diff?to=true&limit=5")).status, 200);
+  const listed = await api.call<{ snapshots: unknown[] }>("/v1/snapshots?volume=123&limit=1");
+  assert.deepEqual([listed.status, listed.body.snapshots.length], [200, 1]);
+});
+
+void test("what is wrong with a request is said so that one can mend it", async (t) => {
+  const api = await startApi(t);
+  const cases: [object, RegExp][] = [
+    [{ name: "a b", size: 512 }, /^body\/name: names begin with a letter or digit and have at most 128 of/],
+    [{ name: "v", size: 512, settings: { sync: "never" } }, /^body\/settings\/sync must be normal or always$/],
+    [{ name: "v", size: 512, colour: "red" }, /^body: there is no key 'colour'$/],
+    [{ name: "v", size: 0 }, /^a size of 0 bytes is less than 512 bytes$/],
+  ];
+  for (const [body, detail] of cases) assert.match((await api.refused("/v1/volumes", create(body))).detail, detail);
+});
+
+void test("another method than a path takes is answered with those that it takes", async (t) => {
+  const api = await startApi(t);
+  const { headers } = await api.call("/v1/volumes/v/hydration", { method: "DELETE" });
+  assert.equal(headers["allow"], "GET, HEAD, PATCH");
+});
+
 void test("errors are problem documents with a stable code", async (t) => {
   const api = await startApi(t);
   await api.call("/v1/volumes", create({ name: "v", size: 4096 }));
@@ -90,6 +139,13 @@ void test("errors are problem documents with a stable code", async (t) => {
     ["/v1/volumes/none", {}, 404, "not-found"],
     ["/v1/volumes/none", { method: "DELETE" }, 404, "not-found"],
     ["/v1/nothing", {}, 404, "no-such-path"],
+    ["/v1/volumes", { method: "DELETE" }, 405, "wrong-method"],
+    ["/v1/volumes/v/map", { method: "POST", body: {} }, 405, "wrong-method"],
+    ["/openapi.json", { method: "PUT", body: {} }, 405, "wrong-method"],
+    ["/openapiXjson", { method: "PUT", body: {} }, 404, "no-such-path"],
+    ["/dashboard/none.js", {}, 404, "no-such-path"],
+    ["/v1/volumes", create({ name: "w", size: 2 ** 53 - 512 }), 400, "bad-size"],
+    ["/v1/volumes/v", { method: "PATCH", body: { size: 2 ** 53 - 512 } }, 400, "bad-size"],
     ["/v1/volumes", create({ name: "v", size: 4096 }), 409, "name-taken"],
     ["/v1/volumes", create({ name: "-v", size: 4096 }), 400, "bad-request"],
     ["/v1/volumes", create({ name: "w" }), 400, "bad-size"],
@@ -101,7 +157,7 @@ void test("errors are problem documents with a stable code", async (t) => {
     ["/v1/volumes", create({ name: "w", from: { source: "ftp://x/y" } }), 422, "source-unsupported"],
     ["/v1/volumes", create({ name: "w", from: { source: api.image, format: "zap" } }), 422, "format-unknown"],
     ["/v1/volumes", { method: "POST", body: "{", headers: { "content-type": "application/json" } }, 400, "bad-request"],
-    ["/v1/volumes", { method: "POST", body: "x", headers: { "content-type": "text/plain" } }, 400, "bad-request"],
+    ["/v1/volumes", { method: "POST", body: "x", headers: { "content-type": "text/plain" } }, 415, "not-json"],
     ["/v1/volumes?limit=0", {}, 400, "bad-request"],
     ["/v1/volumes?size=1", {}, 400, "bad-request"],
     ["/v1/volumes/v", { method: "PATCH", body: { size: "8192" } }, 400, "bad-request"],
@@ -189,15 +245,18 @@ void test("a volume with writers is removed only by force, which ends their conn
   assert.equal((await api.refused("/v1/volumes/v")).code, "not-found");
 });
 
-void test("removing the last volume of an image frees its cache, an earlier one does not", async (t) => {
+void test("what was fetched of an image stays when its last volume goes; the next one finds it", async (t) => {
   const api = await startApi(t);
   for (const name of ["a", "b"]) await api.call("/v1/volumes", create({ name, from: { source: api.image } }));
   const blobs = async (): Promise<number> => (await readdir(join(api.ullage.health().dataDirectory, "blobs"))).length;
   assert.equal(await blobs(), 1);
+  while ((await api.ullage.showVolume("a")).fetchedBytes === 0) await new Promise((next) => setTimeout(next, 5));
   await api.ullage.removeVolume("a");
   assert.equal(await blobs(), 1);
   await api.ullage.removeVolume("b");
-  assert.equal(await blobs(), 0);
+  assert.equal(await blobs(), 1);
+  await api.call("/v1/volumes", create({ name: "c", from: { source: api.image } }));
+  assert.equal(await blobs(), 1);
 });
 
 void test("hydration is paused, limited, preferred and resumed", async (t) => {
@@ -277,11 +336,23 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
   assert.equal(body.openapi, "3.1.0");
   assert.deepEqual(Object.keys(body.paths).sort(), [
     "/metrics",
+    "/v1/blobs",
+    "/v1/blobs/{id}",
+    "/v1/blobs/{id}/pin",
+    "/v1/cache",
+    "/v1/cache/evict",
     "/v1/events",
+    "/v1/exports",
+    "/v1/exports/{name}",
     "/v1/health",
+    "/v1/images",
+    "/v1/images/{id}",
     "/v1/jobs",
     "/v1/jobs/{id}",
+    "/v1/reclaim",
     "/v1/snapshots",
+    "/v1/sources/limits",
+    "/v1/space",
     "/v1/stats",
     "/v1/tokens",
     "/v1/tokens/{name}",
@@ -290,6 +361,7 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
     "/v1/volumes/{name}",
     "/v1/volumes/{name}/connections",
     "/v1/volumes/{name}/content",
+    "/v1/volumes/{name}/exports",
     "/v1/volumes/{name}/hydration",
     "/v1/volumes/{name}/map",
     "/v1/volumes/{name}/reopen",

@@ -4,10 +4,11 @@ import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, 
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import test, { type TestContext } from "node:test";
+import { kernelNbdLacks } from "../../src/attach/kernel-nbd.ts";
 import { identify } from "../../src/attach/processes.ts";
 import type { AttachmentView } from "../../src/attach/state.ts";
-import { launchDaemon } from "../cli/support.ts";
-import { atEnd } from "../daemon/support.ts";
+import { launchDaemon, run as runCommand } from "../cli/support.ts";
+import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { run, succeed, until } from "../nbd/support.ts";
 import { requireTool } from "../support/tools.ts";
 import { attachments, attachWorld, devices, failed, stateOf, succeeded } from "./world.ts";
@@ -23,6 +24,7 @@ void test("a volume becomes a device with a file system, goes away and comes bac
       name: "v",
       state: "attached",
       reason: null,
+      via: "fuse",
       device: null,
       file: view.file,
       mounts: [mount],
@@ -35,7 +37,7 @@ void test("a volume becomes a device with a file system, goes away and comes bac
   );
   assert.match(view.device!, /^\/dev\/loop\d+$/);
   assert.deepEqual(await attachments(daemon), [view]);
-  assert.match(succeeded(await daemon.cli(["attach"])), /^NAME .*\nv +\/dev\/loop\d+ +\S+ +64M .* attached$/m);
+  assert.match(succeeded(await daemon.cli(["attach"])), /^NAME .*\nv +\/dev\/loop\d+ +fuse +\S+ +64M .* attached$/m);
   writeFileSync(join(mount, "file"), "kept");
 
   // Asked for again: it is there already. Asked for differently: an error, and nothing changes.
@@ -135,7 +137,13 @@ void test("a volume that has grown keeps its size while it is attached; the list
   const { daemon, restart } = await attachWorld(t);
   await daemon.json(["volume", "create", "v", "--size", "8M"]);
   const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
-  await daemon.json(["volume", "resize", "v", "16M"]);
+  const resized = succeeded(await daemon.cli(["volume", "resize", "v", "16M"]));
+  assert.match(resized, /^v has 16M\n\/dev\/loop\d+ keeps its 8M: detach it and attach it again/);
+  failed(
+    await daemon.cli(["attach", "v", "--grow"]),
+    /through nbdfuse, which can't be told of a size\n +ullage detach v/,
+  );
+  failed(await daemon.cli(["attach", "nobody", "--grow"]), /'nobody' is not attached/);
   assert.match(succeeded(await daemon.cli(["attach"])), /^v has grown to 16M: detach it and attach it again/m);
   const again = await restart(daemon, "SIGTERM");
   await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=1M", "count=8", "oflag=direct", "conv=fsync"]);
@@ -143,6 +151,24 @@ void test("a volume that has grown keeps its size while it is attached; the list
   succeeded(await again.cli(["detach", "v"]));
   assert.equal((await again.json<AttachmentView>(["attach", "v"])).size, 16 * 1024 * 1024);
   succeeded(await again.cli(["detach", "v"]));
+});
+
+void test("asked for the kernel's NBD client by name, it is that or an error with the reason", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, root } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  const lacking = await kernelNbdLacks();
+  const asked = await daemon.cli(["attach", "v", "--via", "kernel"]);
+  if (lacking !== undefined) {
+    failed(asked, new RegExp(`the kernel's NBD client can't be used: ${lacking}\\n.*--via`));
+    assert.deepEqual(readdirSync(root), [], "nothing was begun");
+  } else {
+    assert.match(succeeded(asked), /^v is attached: \/dev\/nbd\d+$/m);
+    succeeded(await daemon.cli(["detach", "v"]));
+  }
+  await daemon.json(["attach", "v", "--via", "fuse"]);
+  failed(await daemon.cli(["attach", "v", "--via", "kernel"]), /'v' is already attached through fuse/);
+  succeeded(await daemon.cli(["detach", "v"]));
 });
 
 void test("what can't be attached or mounted is said, with what to do, and nothing stays behind", async (t) => {
@@ -176,6 +202,20 @@ void test("what can't be attached or mounted is said, with what to do, and nothi
   assert.equal((await daemon.cli(["attach", "v", "--timeout", "soon"])).code, 2);
   await daemon.stop();
   failed(await daemon.cli(["attach", "v"]), /no daemon listens on/);
+});
+
+void test("a name that would lead out of the place of attachments is refused, and removes nothing", async (t) => {
+  const base = await temporaryDirectory(t);
+  const root = join(base, "run");
+  mkdirSync(join(root, "kept"), { recursive: true });
+  for (const name of ["..", ".", "", "../run", "../../x", "kept/.."]) {
+    for (const command of [["detach"], ["attach", "--grow"]]) {
+      const args = [...command, "--", name];
+      failed(await runCommand(args, { env: { ULLAGE_ATTACH: root } }), /is no name of a volume/);
+    }
+    assert.deepEqual(readdirSync(base), ["run"], name);
+    assert.deepEqual(readdirSync(root), ["kept"], name);
+  }
 });
 
 void test("partitions are devices of their own; detach unmounts them", async (t) => {
@@ -215,10 +255,10 @@ void test("a user who is not root gets a file", async (t) => {
   failed(await asNobody(["attach", "v", "--mount", "/mnt"]), /--mount needs root\n.*becomes a file/);
   const view = JSON.parse(succeeded(await asNobody(["attach", "v", "--json"]))) as AttachmentView;
   assert.equal(view.device, null);
-  assert.notEqual(view.file.indexOf(root), 0);
+  assert.notEqual(view.file!.indexOf(root), 0);
   const write = ["if=/dev/urandom", `of=${view.file}`, "bs=64k", "count=4", "conv=notrunc,fsync"];
   await succeed("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", "dd", ...write]);
-  assert.match(succeeded(await asNobody(["attach"])), /^v +\S+\/v\/fuse\/disk +- +8M/m);
+  assert.match(succeeded(await asNobody(["attach"])), /^v +\S+\/v\/fuse\/disk +fuse +- +8M/m);
   assert.match(succeeded(await asNobody(["detach", "v"])), /v is detached/);
   assert.ok((await daemon.json<{ writtenBytes: number }>(["volume", "show", "v"])).writtenBytes >= 256 * 1024);
 });

@@ -208,6 +208,27 @@ void test("an export that shrank, or became read-only, is not gone on with", asy
   }
 });
 
+void test("an export keeps its size until it is asked for anew, and is only as large as the same export has become", async (t) => {
+  const disk = new MemoryDevice({ size: MiB });
+  const server = await ComingAndGoing.start(t, disk);
+  const { client, device } = await connect(t, server.path);
+  const grown = new MemoryDevice({ size: 2 * MiB });
+  server.exports = oneExport(grown);
+  await assert.rejects(client.refresh(), { code: "nbd-refused", message: /lineage/ });
+  assert.equal(device.size, MiB, "another disk behind the name");
+  Object.assign(grown, { lineage: disk.lineage });
+  assert.equal(device.size, MiB);
+  await client.refresh();
+  assert.equal(device.size, 2 * MiB);
+  await server.stop();
+  await until(() => client.state === "reconnecting", "the server is away");
+  await assert.rejects(client.refresh(), { code: "nbd-unreachable" });
+  await server.start();
+  await until(() => client.state === "connected", "it is back");
+  await device.write(2 * MiB - 512, 512, filled(512, 7), 0);
+  assert.equal(grown.data[2 * MiB - 1], 7);
+});
+
 void test("a server that is away longer than the limit makes requests fail; when it is back, with nothing lost, they work", async (t) => {
   const server = await ComingAndGoing.start(t);
   const { device, client, states } = await connect(t, server.path, { timeoutMs: 200 });

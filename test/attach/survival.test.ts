@@ -6,6 +6,7 @@ import test from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { identify } from "../../src/attach/processes.ts";
 import type { AttachmentView } from "../../src/attach/state.ts";
+import type { VolumeView } from "../../src/daemon/views.ts";
 import type { Daemon } from "../cli/support.ts";
 import { run, succeed, until } from "../nbd/support.ts";
 import { requireTool } from "../support/tools.ts";
@@ -25,7 +26,7 @@ void test("fio --verify sees pauses and no error while the daemon is restarted a
     "--direct=1",
     "--fsync=50",
   ];
-  const verify = ["--verify=crc32c", "--verify_fatal=1", "--rate_iops=1000"];
+  const verify = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--rate_iops=1000"];
   let ended = false;
   const fio = run("fio", ["--name=v", `--directory=${mount}`, ...work, ...verify], 240_000);
   void fio.then(() => (ended = true));
@@ -80,6 +81,7 @@ void test("files of processes that have ended, even with their numbers in use ag
     const status = {
       helper: self,
       nbdfuse: self,
+      served: true,
       state: "connected",
       reason: "",
       size: 1,
@@ -120,14 +122,12 @@ void test("when another disk stands behind the name, or an older state, everythi
   const { daemon } = await attachWorld(t);
   await daemon.json(["volume", "create", "v", "--size", "8M"]);
   await daemon.json(["snapshot", "create", "v@one"]);
-  const changes = [
-    [["volume", "revert", "v@one", "--force"]],
-    [
-      ["volume", "rm", "v", "--force", "--snapshots"],
-      ["volume", "create", "v", "--size", "8M"],
-    ],
+  const remove = ["volume", "rm", "v", "--force", "--snapshots"];
+  const changes: [string[][], string, RegExp][] = [
+    [[["volume", "revert", "v@one", "--force"]], "lost", /lineage/],
+    [[remove, ["volume", "create", "v", "--size", "8M"]], "failing", /there is no volume/],
   ];
-  for (const change of changes) {
+  for (const [change, expected, why] of changes) {
     const { device } = await daemon.json<AttachmentView>(["attach", "v"]);
     await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=64k", "count=1", "oflag=direct"]);
     for (const step of change) await daemon.json(step);
@@ -135,11 +135,45 @@ void test("when another disk stands behind the name, or an older state, everythi
     assert.notEqual(copy.code, 0);
     assert.match(copy.stderr, /Input\/output error/);
     const { state, reason } = await stateOf(daemon, "v");
-    assert.equal(state, "lost");
-    assert.match(reason!, /lineage/);
+    assert.equal(state, expected);
+    assert.match(reason!, why);
     assert.equal((await daemon.cli(["detach", "v"])).code, 1);
     assert.deepEqual(await attachments(daemon), []);
   }
+});
+
+void test("a rename of what is attached leaves it alone, through restarts of the daemon, and nobody takes its place", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, restart } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  await daemon.json(["snapshot", "create", "v@s"]);
+  await daemon.json(["export", "add", "v", "--nbd", "added", "--read-only"]);
+  const names = ["v", "v@s", "added"];
+  for (const name of names) {
+    const { readOnly } = await daemon.json<AttachmentView>(["attach", name]);
+    assert.equal(readOnly, name !== "v");
+  }
+  const { device } = await stateOf(daemon, "v");
+  await succeed("dd", ["if=/dev/zero", `of=${device}`, "bs=64k", "count=1", "oflag=direct"]);
+  await daemon.json(["volume", "rename", "v", "w"]);
+  await daemon.json(["volume", "create", "v", "--size", "1M"]);
+  let present = daemon;
+  for (const signal of ["SIGTERM", "SIGKILL"] as const) {
+    present = await restart(present, signal);
+    await succeed("dd", ["if=/dev/urandom", `of=${device}`, "bs=64k", "count=1", "oflag=direct"]);
+    for (const name of names) await attachedAgain(present, name);
+  }
+  const { volumes } = await present.json<{ volumes: VolumeView[] }>(["volume", "ls"]);
+  assert.deepEqual(
+    volumes.map(({ name, writtenBytes }) => [name, writtenBytes]),
+    [
+      ["v", 0],
+      ["w", 65_536],
+    ],
+  );
+  for (const name of names) succeeded(await present.cli(["detach", name]));
+  failed(await present.cli(["attach", "nothing"]), /there is no volume 'nothing'/);
+  failed(await present.cli(["attach", "w@nothing"]), /no snapshot 'nothing'/);
 });
 
 void test("the helper and nbdfuse ask the kernel not to make them wait for their own write-back, where they may", async (t) => {

@@ -1,13 +1,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "../../src/backend/backend.ts";
-import { openBackend } from "../../src/backend/open.ts";
 import { RetryBackend, type RetryOptions } from "../../src/backend/retry.ts";
 import { SourceBusyError, badAnswer, sourceChanged, unreachable } from "../../src/backend/source-errors.ts";
-import type { Clock } from "../../src/base/clock.ts";
+import { RetryBudget } from "../../src/backend/retry-budget.ts";
+import { type Clock, systemClock } from "../../src/base/clock.ts";
 import { IoError } from "../../src/base/errors.ts";
 import { startHttpSource } from "../support/http-source.ts";
-import { collect, failsWith, pattern, readBytes } from "./support.ts";
+import { collect, failsWith, openBackend, pattern, readBytes } from "./support.ts";
 
 const content = pattern(10_000);
 const identity: Identity = { size: content.length, version: 'etag:"x"', strong: true };
@@ -52,9 +52,15 @@ function failing(failures: { error: Error; after?: number }[]): Backend & { read
   };
 }
 
-function retrying(inner: Backend, options: RetryOptions & { random?: () => number } = {}) {
+interface RetryingOptions extends Omit<RetryOptions, "budget"> {
+  random?: () => number;
+  budget?: { burst: number; perSecond: number };
+}
+
+function retrying(inner: Backend, { budget: limits, ...options }: RetryingOptions = {}) {
   const clock = testClock();
-  return { clock, backend: new RetryBackend(inner, { clock, random: () => 0.5, ...options }) };
+  const budget = new RetryBudget(clock, limits);
+  return { clock, backend: new RetryBackend(inner, { clock, random: () => 0.5, budget, ...options }) };
 }
 
 const broken = (): Error => unreachable("the connection broke");
@@ -235,7 +241,7 @@ void test("a source that is down for a while is an outage, not the end: the read
   const backend = openBackend(source.url, {
     retry: {
       foreground: { attempts: 1000, baseMs: 5, capMs: 20, timeLimitMs: 20_000 },
-      budget: { burst: 100, perSecond: 100 },
+      budget: new RetryBudget(systemClock, { burst: 100, perSecond: 100 }),
     },
   });
   const { identity: pinned } = await backend.probe(1);

@@ -5,10 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { LocalFileBackend } from "../../src/backend/localfs.ts";
-import { openBackend } from "../../src/backend/open.ts";
 import { sourcePolicy, type Resolver, type SourcePolicy } from "../../src/backend/source-guard.ts";
 import { startHttpSource } from "../support/http-source.ts";
-import { failsWith, httpBackend, pattern, readBytes } from "./support.ts";
+import { failsWith, httpBackend, openBackend, pattern, readBytes } from "./support.ts";
 
 const content = pattern(100_000);
 

@@ -1,12 +1,37 @@
 import assert from "node:assert/strict";
 import type { Backend, Identity, ReadOptions, Sink } from "../../src/backend/backend.ts";
-import { HttpBackend, type HttpOptions } from "../../src/backend/http.ts";
+import { Backends, type BackendsOptions } from "../../src/backend/backends.ts";
+import { Connections, type ConnectionOptions } from "../../src/backend/connections.ts";
+import { HttpBackend } from "../../src/backend/http.ts";
+import { PlainObject } from "../../src/backend/http-object.ts";
+import { systemClock } from "../../src/base/clock.ts";
 import { describeError, SourceError } from "../../src/base/errors.ts";
 
 /** Time-outs short enough for a test; a test that is about one of them sets the others far away. */
-export function httpBackend(url: string, options: HttpOptions = {}): HttpBackend & AsyncDisposable {
-  const backend = new HttpBackend(url, { connectTimeoutMs: 5_000, idleTimeoutMs: 5_000, ...options });
-  return Object.assign(backend, { [Symbol.asyncDispose]: () => backend.close() });
+export function httpBackend(url: string, options: ConnectionOptions = {}): HttpBackend & AsyncDisposable {
+  const connections = new Connections(systemClock, { connectTimeoutMs: 5_000, idleTimeoutMs: 5_000, ...options });
+  const backend = new HttpBackend(new PlainObject(url), connections);
+  const close = async (): Promise<void> => {
+    await backend.close();
+    await connections.close();
+  };
+  return Object.assign(backend, { [Symbol.asyncDispose]: close });
+}
+
+/** One source, opened as the daemon does it; closing it closes all that was shared, too. */
+export function openBackend(source: string, options: BackendsOptions & { guarded?: boolean } = {}): Backend {
+  const backends = new Backends({ env: {}, ...options });
+  const backend = backends.open(source, options.guarded ?? options.policy !== undefined);
+  return {
+    url: backend.url,
+    probe: (...wanted) => backend.probe(...wanted),
+    read: (...wanted) => backend.read(...wanted),
+    stream: (...wanted) => backend.stream(...wanted),
+    close: async () => {
+      await backend.close();
+      await backends.close();
+    },
+  };
 }
 
 /** What a read hands to its sink. */

@@ -189,10 +189,10 @@ void test("rule 7: mounting a file system again changes the mount's id and nothi
   assert.deepEqual({ ...after, mountId: before.mountId }, before);
 });
 
-void test("a sealed file is read-only for everybody", async (t) => {
+void test("a sealed file is read-only, and for its owner alone", async (t) => {
   const dir = temporaryDirectory(t);
   await (await newFile(t, dir)).seal();
-  assert.equal(statSync(join(dir, "file")).mode & 0o777, 0o444);
+  assert.equal(statSync(join(dir, "file")).mode & 0o777, 0o400);
 });
 
 void test("directories: existing is no error for mkdir, missing is none for unlink and readdir", async (t) => {

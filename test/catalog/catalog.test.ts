@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { test, type TestContext } from "node:test";
-import { defaultSettings, type VolumeRecord } from "../../src/catalog/metadata-store.ts";
+import { defaultSettings, type ExportRecord, type VolumeRecord } from "../../src/catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 
 async function temporaryPath(t: TestContext): Promise<string> {
@@ -27,6 +27,7 @@ function volume(name: string, id: number, more: Partial<VolumeRecord> = {}): Vol
     createdAt: "2026-01-02T03:04:05.678Z",
     requestKey: null,
     requestDigest: null,
+    origin: null,
     ...more,
   };
 }
@@ -44,6 +45,7 @@ void test("what was stored is there after a reopening, in every field", async (t
       hydration: { wanted: false, paused: true, rate: 5, priority: -3 },
       requestKey: "k",
       requestDigest: "d",
+      origin: { volumeId: "a".repeat(32), volume: "was", snapshotId: "b".repeat(32), snapshot: "then" },
     }),
   ];
   const before = await SqliteMetadataStore.open(path);
@@ -94,13 +96,40 @@ void test("pages go through all volumes in the order of their ids", async (t) =>
   );
 });
 
+void test("exports are kept by id, may be stored and removed again, and have names of their own", async (t) => {
+  const path = await temporaryPath(t);
+  const added = (name: string, id: number, more: Partial<ExportRecord> = {}): ExportRecord => ({
+    id: id.toString(16).padStart(32, "0"),
+    name,
+    volumeId: "a".repeat(32),
+    snapshotId: null,
+    options: { readOnly: true, description: "for the backup" },
+    createdAt: "2026-01-02T03:04:05.678Z",
+    requestKey: null,
+    requestDigest: null,
+    ...more,
+  });
+  const rows = [added("x", 1), added("y", 2, { snapshotId: "b".repeat(32), requestKey: "k", requestDigest: "d" })];
+  const before = await SqliteMetadataStore.open(path);
+  for (const row of [...rows, rows[0]]) await before.insertExport(row);
+  await assert.rejects(before.insertExport(added("x", 3)), { code: "name-taken" });
+  await before.close();
+  const after = await SqliteMetadataStore.open(path);
+  t.after(() => after.close());
+  assert.deepEqual(await after.listExports("", 10), rows);
+  assert.deepEqual(await after.listExports(rows[0].id, 10), [rows[1]]);
+  for (const row of [...rows, rows[0]]) await after.deleteExport(row.id);
+  assert.deepEqual(await after.listExports("", 10), []);
+  assert.equal(after.readOnlyReason, undefined);
+});
+
 void test("a newer catalog is refused, naming both versions", async (t) => {
   const path = await temporaryPath(t);
   await (await SqliteMetadataStore.open(path)).close();
   const database = new DatabaseSync(path);
   database.exec("PRAGMA user_version = 7");
   database.close();
-  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 2/ });
+  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 3/ });
 });
 
 void test("another program's database and a file that is none are left alone", async (t) => {

@@ -91,7 +91,7 @@ void test("a token is printed once, alone, so that it can go into a file; lists 
     [["x", "--scope", "root"], /Allowed choices are read, write, admin/],
     [["x"], /required option '--scope <scope>' not specified/],
     [["x", "--scope", "read", "--expires", "0d"], /times look like 45s, 30m, 12h or 30d/],
-    [["x/y", "--scope", "read"], /body\/name must match pattern/],
+    [["x/y", "--scope", "read"], /body\/name: names begin with/],
   ] as [string[], RegExp][]) {
     const { code, stderr } = await run(["token", "create", ...args, ...socket]);
     assert.notEqual(code, 0, args.join(" "));

@@ -39,6 +39,8 @@ void test("wrong use ends with 2 and says what was meant", async () => {
     [["volume", "create", "x", "--size", "10X"], /'10X' is not a size.*1\.5G/],
     [["volume", "set", "x", "sink=always"], /there is no setting 'sink', only hydrate, sync/],
     [["volume", "set", "x", "sync=never"], /sync can be normal or always, not 'never'/],
+    [["volume", "ls", "--api", "nowhere"], /'nowhere' is not where an API can be\n.*HOST:PORT/],
+    [["serve", "--nbd", "nowhere"], /nowhere.*is not HOST:PORT/],
   ] as [string[], RegExp][]) {
     const { code, stdout, stderr } = await run(args);
     assert.equal(code, 2, args.join(" "));

@@ -16,6 +16,8 @@ const timeout = 60_000;
 const source: CompletionSource = {
   volumes: () => Promise.resolve(["web1", "web2", "mail"]),
   snapshots: (volume) => Promise.resolve([`${volume}@old`, `${volume}@new`]),
+  images: () => Promise.resolve(["5f3c1234", "77aa1234"]),
+  exports: () => Promise.resolve(["boot", "backup"]),
 };
 
 function program(): Command {
@@ -23,7 +25,7 @@ function program(): Command {
   const volume = root.command("volume");
   volume.command("create <name>").option("--size <size>", "how large").option("--from <source>", "the image");
   volume.command("import <name> <file>");
-  volume.command("export <name|vol@snap> <file>");
+  volume.command("export <vol[@snap]> <file>");
   volume.command("show <name>").option("--json", "as an object");
   volume.command("secret", { hidden: true });
   root.command("snapshot").command("rm <vol@snap>");
@@ -33,6 +35,10 @@ function program(): Command {
     .option("--nbd <addr...>", "where")
     .option("--data <dir>", "the data");
   root.command("token").command("rm <name>");
+  const exports = root.command("export");
+  exports.command("add <vol[@snap]>").requiredOption("--nbd <exportname>", "the name");
+  exports.command("rm <export>");
+  root.command("image").command("show <image>");
   return root;
 }
 
@@ -58,6 +64,11 @@ void test("commands, options, their values and volumes are completed by where th
   assert.deepEqual(await values("serve", "--nbd", "a", "b", "--t"), ["--tls"], "an end of a list of values");
   assert.deepEqual(await values("token", "rm", ""), [], "another kind of name");
   assert.deepEqual(await values("snapshot", "rm", "web1@o"), ["web1@old"]);
+  assert.deepEqual(await values("export", "add", "w"), ["web1", "web2"]);
+  assert.deepEqual(await values("export", "add", "web1@n"), ["web1@new"]);
+  assert.deepEqual(await values("export", "add", "web1", "--nbd", ""), [], "a new name");
+  assert.deepEqual(await values("export", "rm", "bo"), ["boot"]);
+  assert.deepEqual(await values("image", "show", "5"), ["5f3c1234"]);
   assert.deepEqual(await values("volume", "show", "--", "--j"), [], "no options behind --");
 });
 

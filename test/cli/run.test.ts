@@ -91,7 +91,7 @@ void test("a format that can't be read is an error unless raw is asked for, and 
   await mkdir(env.TMPDIR);
   const refused = await run(["run", source], { env });
   assert.equal(refused.code, 1);
-  assert.match(refused.stderr, /^ullage: the image is qcow2, which this version cannot read\n.*--format raw/);
+  assert.match(refused.stderr, /^ullage: the qcow2 image has version 0; 2 and 3 can be read\n.*--format raw/);
   assert.deepEqual(await readdir(env.TMPDIR), []);
   const forced = await launch<Announced>(t, ["run", source, "--format", "raw", "--nbd", "127.0.0.1:0"], { env });
   assert.equal(forced.announced.volume.size, 4096);

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { promisify } from "node:util";
 import { parseConfig } from "../../src/config/config-file.ts";
+import { openListeningSocket } from "../../src/export/listening-socket.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { requireTool } from "../support/tools.ts";
 import { run } from "./support.ts";
@@ -62,6 +63,65 @@ void test("systemd hands its sockets over: the first client starts the daemon, o
   child.kill("SIGTERM");
   assert.equal(await ended, 0, stderr);
   assert.ok((await stat(nbd)).isSocket(), "the sockets are systemd's: they stay for the next start");
+});
+
+void test("while the daemon is restarted, its clients wait in the sockets that systemd keeps, and none is refused", async (t) => {
+  if (!requireTool(t, "nbdinfo")) return;
+  const directory = await temporaryDirectory(t);
+  const dataDir = join(directory, "data");
+  await mkdir(dataDir);
+  const api = join(directory, "api.sock");
+  const nbd = join(directory, "nbd.sock");
+  const sockets = [
+    await openListeningSocket({ kind: "unix", path: api }),
+    await openListeningSocket({ kind: "unix", path: nbd }),
+    await openListeningSocket({ kind: "tcp", host: "127.0.0.1", port: 0 }),
+  ];
+  atEnd(t, async () => sockets.forEach((socket) => socket.close()));
+  const { port } = sockets[2].address as { port: number };
+
+  /** As systemd does: the sockets are descriptors 3 and up, the process knows that they are meant for it. */
+  const start = (): { end(signal: NodeJS.Signals): Promise<void> } => {
+    const command = ["-c", 'LISTEN_PID=$$ exec "$@"', "sh", join(root, "bin/ullage"), "serve", "--data", dataDir];
+    const child = spawn("sh", command, {
+      env: { ...process.env, LISTEN_FDS: "3", LISTEN_FDNAMES: "api:nbd:nbd" },
+      stdio: ["ignore", "ignore", "inherit", ...sockets.map(({ fd }) => fd)],
+    });
+    const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
+    const end = async (signal: NodeJS.Signals): Promise<void> => {
+      child.kill(signal);
+      await ended;
+    };
+    atEnd(t, () => end("SIGKILL"));
+    return { end };
+  };
+  const clients = () =>
+    Promise.all([
+      ...[`nbd+unix:///v?socket=${nbd}`, `nbd://127.0.0.1:${port}/v`].map(async (uri) => {
+        const { stdout } = await execute("nbdinfo", ["--size", uri], { timeout });
+        return stdout.trim();
+      }),
+      run(["volume", "show", "v", "--json", "--api", `unix:${api}`]).then(({ code, stdout, stderr }) => {
+        assert.equal(code, 0, stderr);
+        return String((JSON.parse(stdout) as { size: number }).size);
+      }),
+    ]);
+
+  let daemon = start();
+  const made = await run(["volume", "create", "v", "--size", "1M", "--api", `unix:${api}`]);
+  assert.equal(made.code, 0, made.stderr);
+  for (const signal of ["SIGTERM", "SIGKILL"] as const) {
+    await daemon.end(signal);
+    let answered = false;
+    const sizes = clients().finally(() => (answered = true));
+    sizes.catch(() => undefined); // awaited below
+    // Nobody is there: long enough for all of them to have been refused.
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    assert.equal(answered, false, "they wait");
+    daemon = start();
+    assert.deepEqual(await sizes, ["1048576", "1048576", "1048576"], signal);
+  }
+  await daemon.end("SIGTERM");
 });
 
 void test("the units are what systemd expects, and leave the service little that it could do", async (t) => {

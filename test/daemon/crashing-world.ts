@@ -48,7 +48,7 @@ export class CrashingWorld {
   }
 
   #file(file: File): File {
-    const change = ["write", "datasync", "truncate"] as const;
+    const change = ["write", "datasync", "truncate", "punch", "unseal"] as const;
     return new Proxy(file, {
       get: (target, key) => {
         const value: unknown = Reflect.get(target, key, target);
@@ -81,6 +81,9 @@ export class CrashingWorld {
       updateSnapshot: (id, fields) => change("update snapshot", () => inner.updateSnapshot(id, fields)),
       deleteSnapshot: (id) => change("delete snapshot", () => inner.deleteSnapshot(id)),
       listSnapshots: (after, limit) => inner.listSnapshots(after, limit),
+      insertExport: (added) => change("insert export", () => inner.insertExport(added)),
+      deleteExport: (id) => change("delete export", () => inner.deleteExport(id)),
+      listExports: (after, limit) => inner.listExports(after, limit),
       close: () => inner.close(),
     };
   };

@@ -31,7 +31,7 @@ async function check(dataDir: string): Promise<string[]> {
 
 async function repair(dataDir: string): Promise<{ action: string; losses: string[] }[]> {
   const data = await OfflineData.open(dataDir, "repair");
-  const steps = await planRepair(data);
+  const { steps } = await planRepair(data);
   for (const step of steps) await step.run();
   await data.close();
   return steps;

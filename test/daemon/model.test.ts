@@ -10,6 +10,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
 import { CrashingWorld } from "./crashing-world.ts";
+import { demandNothingUseless, demandSpaceAddsUp } from "./layer-inspection.ts";
 
 /*
  * Volumes, snapshots and clones beside a model of plain arrays, one byte per sector: any sequence of commands, kills among
@@ -233,6 +234,19 @@ const commands: fc.Arbitrary<Command>[] = [
   fc.constant<Command>({ check: () => true, run: (_, world) => world.kill(), toString: () => "kill" }),
   fc.constant<Command>({ check: () => true, run: (_, world) => world.restart(), toString: () => "restart" }),
   fc.constant<Command>({ check: () => true, run: compareAll, toString: () => "compare" }),
+  fc.constant<Command>({
+    check: () => true,
+    run: async (_, { ullage }) => {
+      const { leftAlone, reasons } = await ullage.reclaim();
+      assert.deepEqual({ leftAlone, reasons }, { leftAlone: 0, reasons: [] });
+    },
+    toString: () => "reclaim",
+  }),
+  fc.constant<Command>({
+    check: () => true,
+    run: (_, { ullage, dataDir }) => demandSpaceAddsUp(ullage, dataDir),
+    toString: () => "space",
+  }),
 ];
 
 void test("volumes, snapshots and clones are what a model of plain arrays says, through kills and restarts", async () => {
@@ -247,6 +261,10 @@ void test("volumes, snapshots and clones are what a model of plain arrays says, 
     try {
       await world.start();
       await fc.asyncModelRun(() => ({ model, real: world }), list);
+      await compareAll(model, world);
+      await world.ullage.reclaim();
+      await demandNothingUseless(world.ullage, dataDir);
+      await demandSpaceAddsUp(world.ullage, dataDir);
       await compareAll(model, world);
       for (const name of model.keys()) await world.ullage.removeVolume(name, { snapshots: true });
       await world.ullage.close();

@@ -3,10 +3,12 @@ import { cp, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
+import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
 import { describedSnapshots } from "../../src/volume/snapshot-files.ts";
 import { CrashingWorld } from "./crashing-world.ts";
+import { demandNothingUseless } from "./layer-inspection.ts";
 import { temporaryDirectory } from "./support.ts";
 
 const block = 4096;
@@ -33,7 +35,18 @@ async function contents(ullage: Ullage): Promise<string> {
   for (const { volume, name } of ullage.listSnapshots()) {
     found.push(`${volume}@${name}=${await first(await ullage.getSnapshotDevice(volume, name))}`);
   }
+  for (const { name, volume, snapshot, implicit } of ullage.listExports()) {
+    if (!implicit) found.push(`${name}->${snapshot === null ? volume : `${volume}@${snapshot}`}`);
+  }
   return found.join(" ");
+}
+
+/** Rows of exports, whether they say anything or not. */
+async function exportRows(dataDir: string): Promise<string[]> {
+  const store = await SqliteMetadataStore.open(join(dataDir, "catalog.db"));
+  const rows = await store.listExports("", 100);
+  await store.close();
+  return rows.map(({ name }) => name);
 }
 
 /** The logs of a copy are not believed as far as those of the original: opening and closing begins new ones. */
@@ -50,8 +63,8 @@ async function dieEverywhere(
     before: (ullage: Ullage) => Promise<void>;
     work: (ullage: Ullage) => Promise<unknown>;
     allowed: string[];
-    /** Nobody has a snapshot without a name: there is no clone. */
-    allNamed?: boolean;
+    /** What there must be after each death besides. */
+    demand?: (ullage: Ullage, dataDir: string) => Promise<void>;
   },
 ): Promise<void> {
   const directory = await temporaryDirectory(t);
@@ -82,12 +95,10 @@ async function dieEverywhere(
     const found = await contents(next).catch((error: unknown) => assert.fail(`${died}: ${String(error)}`));
     assert.ok(options.allowed.includes(found), `${died}: ${found}`);
     seen.add(found);
-    for (const id of options.allNamed === true ? await readdir(join(dataDir, "volumes")) : []) {
-      const described = describedSnapshots(await readdir(join(dataDir, "volumes", id)));
-      assert.equal(described.length, next.listSnapshots().length, `${died}: a snapshot that nobody sees`);
-    }
+    await options.demand?.(next, dataDir);
     for (const { name } of await next.listVolumes()) await next.removeVolume(name, { snapshots: true });
     await next.close();
+    assert.deepEqual(await exportRows(dataDir), [], `${died}: an export of nothing`);
     for (const folder of ["layers", "maps", "volumes", "orphans"]) {
       assert.deepEqual(await readdir(join(dataDir, folder)).catch(() => []), [], `${died}: ${folder}`);
     }
@@ -120,7 +131,12 @@ void test("durability rule 17: a kill at any step of an export leaves nothing th
       await disk.close();
     },
     allowed: ["web=2 web@s=1"],
-    allNamed: true,
+    demand: async (ullage, dataDir) => {
+      for (const id of await readdir(join(dataDir, "volumes"))) {
+        const described = describedSnapshots(await readdir(join(dataDir, "volumes", id)));
+        assert.equal(described.length, ullage.listSnapshots().length, "a snapshot that nobody sees");
+      }
+    },
   });
 });
 
@@ -159,5 +175,80 @@ void test("durability rule 17: a kill at any step of removing a cloned volume le
     },
     work: (ullage) => ullage.removeVolume("web", { snapshots: true }),
     allowed: ["c=2 web=2 web@s=1", "c=2 web=2", "c=2"],
+  });
+});
+
+async function prepareExports(ullage: Ullage): Promise<void> {
+  await prepare(ullage);
+  await ullage.addExport({ name: "x", target: "web" });
+  await ullage.addExport({ name: "y", target: "web@s" });
+}
+
+void test("durability rule 17: a kill at any step of adding or removing an export leaves all of it or nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepareExports,
+    work: async (ullage) => {
+      await ullage.addExport({ name: "z", target: "web@s" });
+      await ullage.removeExport("x");
+    },
+    allowed: [
+      "web=2 web@s=1 x->web y->web@s",
+      "web=2 web@s=1 x->web y->web@s z->web@s",
+      "web=2 web@s=1 y->web@s z->web@s",
+    ],
+  });
+});
+
+void test("durability rule 17: a kill at any step of removing a volume leaves no export of nothing", async (t) => {
+  await dieEverywhere(t, {
+    before: prepareExports,
+    work: (ullage) => ullage.removeVolume("web", { snapshots: true }),
+    allowed: ["web=2 web@s=1 x->web y->web@s", "web=2 x->web", ""],
+  });
+});
+
+void test("durability rule 17: nor does one of removing a snapshot that a clone begins with", async (t) => {
+  await dieEverywhere(t, {
+    before: async (ullage) => {
+      await prepareExports(ullage);
+      await ullage.createVolume({ name: "c", from: { snapshot: "web@s" } });
+    },
+    work: (ullage) => ullage.removeSnapshot("web", "s"),
+    allowed: ["c=1 web=2 web@s=1 x->web y->web@s", "c=1 web=2 x->web"],
+  });
+});
+
+void test("durability rule 4: a kill at any step of reclaim costs nothing, and the next one frees the rest", async (t) => {
+  const needed = [1, 1, 2, 1];
+  await dieEverywhere(t, {
+    before: async (ullage) => {
+      await ullage.createVolume({ name: "web", size: 1 << 20 });
+      const device = await ullage.getDevice("web");
+      await device.write(0, 4 * block, IoBuffer.from(Buffer.alloc(4 * block, 1)), 0);
+      await ullage.createSnapshot("web", "s");
+      await device.write(2 * block, block, IoBuffer.from(Buffer.alloc(block, 2)), 0);
+      await ullage.createSnapshot("web", "t");
+      await ullage.createVolume({ name: "c", from: { snapshot: "web@t" } });
+      await ullage.removeSnapshot("web", "s");
+    },
+    work: async (ullage) => assert.notEqual((await ullage.reclaim()).reclaimedBytes, 0),
+    allowed: ["c=1 web=1 web@t=1"],
+    demand: async (ullage, dataDir) => {
+      await ullage.reclaim();
+      await demandNothingUseless(ullage, dataDir);
+      const devices = [
+        await ullage.getDevice("web"),
+        await ullage.getDevice("c"),
+        await ullage.getSnapshotDevice("web", "t"),
+      ];
+      for (const device of devices) {
+        const buffer = new IoBuffer(4 * block);
+        await device.read(0, 4 * block, buffer, 0);
+        assert.deepEqual(
+          needed.map((_, at) => buffer.bytes[at * block]),
+          needed,
+        );
+      }
+    },
   });
 });

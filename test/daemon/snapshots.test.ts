@@ -91,6 +91,28 @@ void test("a clone of an image keeps the image's cache when the first volume goe
   assert.equal(await liveValue(ullage, "second", 3), 7);
 });
 
+void test("a removal that is refused because clients are there leaves the snapshots", async (t) => {
+  const ullage = await openUllage(t);
+  await ullage.createVolume({ name: "web", size });
+  await put(ullage, "web", 0, 1);
+  for (const name of ["a", "b"]) await ullage.createSnapshot("web", name);
+  const names = (): string[] => ullage.listSnapshots("web").map(({ name }) => name);
+  const client = { protocol: "nbd", address: "unix", remote: false } as const;
+  for (const attach of [
+    async () => (await ullage.getDevice("web")).attach({ ...client, writable: true, close: () => undefined }),
+    async () =>
+      (await ullage.getSnapshotDevice("web", "b")).attach({ ...client, writable: false, close: () => undefined }),
+  ]) {
+    const attached = await attach();
+    await assert.rejects(ullage.removeVolume("web", { force: false, snapshots: true }), { code: "in-use" });
+    assert.deepEqual(names(), ["a", "b"]);
+    assert.equal(await valueAt(await ullage.getSnapshotDevice("web", "a"), 0), 1);
+    attached.release(true);
+  }
+  await ullage.removeVolume("web", { force: false, snapshots: true });
+  assert.deepEqual(await ullage.listVolumes(), []);
+});
+
 void test("a revert brings back content and size; nobody may write meanwhile", async (t) => {
   const dataDir = join(await temporaryDirectory(t), "data");
   const ullage = await openUllage(t, { dataDir });
@@ -180,6 +202,9 @@ void test("what volumes take adds up to what lies in layers", async (t) => {
     a.exclusiveBytes + b.exclusiveBytes + a.sharedBytes,
     onDisk.reduce((sum, bytes) => sum + bytes, 0),
   );
-  await ullage.removeVolume("b");
-  assert.equal((await ullage.spaceOf("a")).sharedBytes, 0);
+  assert.equal((await ullage.space()).sharedBytes, a.sharedBytes);
+  await ullage.removeVolume("a", { snapshots: true });
+  const { exclusiveBytes, sharedBytes, unusedBytes } = await ullage.space();
+  assert.deepEqual([sharedBytes, unusedBytes], [0, 0], "what is there is all of the clone's");
+  assert.equal((await ullage.spaceOf("b")).exclusiveBytes, exclusiveBytes);
 });

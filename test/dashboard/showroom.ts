@@ -56,8 +56,13 @@ const volumes = [
     fetchedBytes: 0,
   }),
   fakeVolume("ci-runner-template-with-a-rather-long-name.2026-11", {
+    origin: { volume: "web-frontend", snapshot: "before-upgrade", removed: false },
     hydration: { ...fakeVolume("x").hydration, state: "paused" },
   }),
+  fakeVolume("ci-runner-7", {
+    origin: { volume: "ci-runner-template-with-a-rather-long-name.2026-11", snapshot: null, removed: false },
+  }),
+  fakeVolume("web-canary", { origin: { volume: "web-frontend", snapshot: "nightly-2026-11-19", removed: false } }),
   fakeVolume("database", {
     size: 2048 * gigabyte,
     connections: 1,
@@ -84,11 +89,23 @@ const connections = [
   { protocol: "nbd", address: "unix", remote: false, writable: false },
 ];
 
+const exports = [
+  {
+    name: "lab",
+    volume: "web-frontend",
+    snapshot: "before-upgrade",
+    readOnly: true,
+    description: null,
+    implicit: false,
+  },
+];
+
 export async function showroom(t: TestContext): Promise<FakeApi> {
   const runs = exampleMap(20 * gigabyte);
   const paths = {
     "/v1/traffic": ["GET"],
     "/v1/snapshots": ["GET"],
+    "/v1/volumes/{name}/exports": ["GET"],
     "/v1/volumes/{name}/snapshots": ["POST"],
     "/v1/volumes/{name}/revert": ["POST"],
   };
@@ -109,6 +126,8 @@ export async function showroom(t: TestContext): Promise<FakeApi> {
       return { snapshots: query.get("volume") === "web-frontend" ? snapshots : [], next: null };
     }
     if (path === "/v1/volumes/web-frontend/connections") return { connections, next: null };
+    if (path === "/v1/volumes/web-frontend/exports") return { exports, next: null };
+    if (path.endsWith("/exports")) return { exports: [], next: null };
     if (path.endsWith("/map")) return { runs, next: null };
     return answerVolumes(volumes, request);
   });

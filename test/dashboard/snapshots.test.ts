@@ -4,6 +4,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { requireTool } from "../support/tools.ts";
 import { Browser } from "./browser.ts";
 import { answerVolumes, fakeVolume, startFakeApi, type FakeApi } from "./fake-api.ts";
+import { showroom } from "./showroom.ts";
 import { startDashboard } from "./support.ts";
 
 const megabyte = 2 ** 20;
@@ -106,6 +107,28 @@ void test("snapshots are taken, listed the newest first, cloned, reverted to and
     path: "/v1/volumes",
     body: { name: "copy2", from: { volume: "copy" } },
   });
+});
+
+void test("the snapshots of a volume are a tree with what was cloned of them, and of those", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const { url } = await showroom(t);
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${url}#/volumes/web-frontend`);
+  await page.see("web-canary");
+  const branches = `[...document.querySelectorAll(".tree > li")].map((each) => [
+    (each.querySelector(":scope > .grow b") ?? each).textContent.trim(),
+    ...[...each.querySelectorAll(".clones a")].map((link) => link.textContent),
+  ])`;
+  assert.deepEqual(await page.evaluate(branches), [
+    ["now"],
+    ["before-upgrade", "ci-runner-template-with-a-rather-long-name.2026-11", "ci-runner-7"],
+    ["nightly-2026-11-19", "web-canary"],
+    ["nightly-2026-11-18"],
+  ]);
+  await page.click(".clones a", "web-canary");
+  await page.waitFor(`location.hash === "#/volumes/web-canary"`);
+  await page.goto(`${url}#/volumes/ci-runner-template-with-a-rather-long-name.2026-11`);
+  await page.waitFor(`document.querySelector(".tree .now .clones a")?.textContent === "ci-runner-7"`);
 });
 
 void test("a server without snapshots shows nothing of them", async (t) => {

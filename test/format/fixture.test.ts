@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { existsSync, readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import type { ExportView } from "../../src/daemon/views.ts";
 import { requireTool } from "../support/tools.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { crc32c } from "./reader-bytes.ts";
@@ -34,6 +35,19 @@ function adoptInodes(data: string): void {
   }
 }
 
+/** Names that were added, from version 3 on. */
+async function demandExports(world: World, path: string): Promise<void> {
+  const names = existsSync(path) ? (JSON.parse(readFileSync(path, "utf8")) as { name: string; of: string }[]) : [];
+  const { exports } = (await world.cli("export", "ls")) as { exports: ExportView[] };
+  const found = exports.flatMap(({ name, volume, snapshot, description, implicit, readOnly }) => {
+    if (implicit) return [];
+    assert.ok(readOnly, name);
+    return [{ name, of: snapshot === null ? volume : `${volume}@${snapshot}`, description }];
+  });
+  assert.deepEqual(found, names);
+  for (const { name, of } of names) assert.deepEqual(await world.truth(name), await world.truth(of));
+}
+
 for (const version of readdirSync(fixtures)) {
   void test(`a data directory of format ${version} holds what it held then: by the document, checked, and served`, async (t) => {
     if (!requireTool(t, "nbdcopy")) return;
@@ -58,6 +72,7 @@ for (const version of readdirSync(fixtures)) {
       const disk = await world.truth(name);
       assert.deepEqual([disk.length, sha256(disk)], [size, expected], `${name}, served`);
     }
+    await demandExports(world, join(fixtures, version, "exports.json"));
     await world.stop("SIGTERM");
     assert.ok(!readdirSync(join(data, "blobs")).some((id) => existsSync(join(data, "blobs", id, "map.rejected"))));
   });

@@ -1,10 +1,10 @@
 /**
  * Makes the fixture of the present format version, test/format/fixtures/v<version>: a data directory with a volume that
- * was closed, two snapshots of it and two clones, and a volume whose daemon was killed with a snapshot in its log only, and
- * what their disks hold. Run it once per format version, when a new one comes, and never again: what an older version
+ * was closed, two snapshots of it and two clones, further names of some, and a volume whose daemon was killed with a
+ * snapshot in its log only, and what their disks hold. Run it once per format version, when a new one comes, and never again: what an older version
  * wrote must stay as that version wrote it.
  *
- *     sh bin/node test/format/make-fixture.ts 2
+ *     sh bin/node test/format/make-fixture.ts 3
  */
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -112,6 +112,8 @@ try {
     disks.clone = truth("clone");
     cli("volume", "create", "unopened", "--snapshot", "closed@first", "--hydrate", "off");
     disks.unopened = disks["closed@first"];
+    cli("export", "add", "closed@first", "--nbd", "as-it-began", "--description", "before anything else");
+    cli("export", "add", "clone", "--nbd", "twin", "--read-only");
   });
   const maps = join(data, "maps");
   await serving("SIGKILL", async () => {
@@ -143,6 +145,11 @@ try {
     sha256: createHash("sha256").update(disk).digest("hex"),
   }));
   writeFileSync(join(target, "disks.json"), `${JSON.stringify(expected, undefined, 2)}\n`);
+  const names = [
+    { name: "as-it-began", of: "closed@first", description: "before anything else" },
+    { name: "twin", of: "clone", description: null },
+  ];
+  writeFileSync(join(target, "exports.json"), `${JSON.stringify(names, undefined, 2)}\n`);
   console.log(`${archive}: ${size} bytes`);
 } finally {
   rmSync(base, { recursive: true, force: true });

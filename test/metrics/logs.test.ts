@@ -57,6 +57,8 @@ void test("addresses lose what is secret in them, and keep the rest", () => {
     ["nbd+unix:///v?socket=/run/n.sock", "nbd+unix:///v?socket=/run/n.sock"],
     ["nbds://me:pw@host:10809/v", "nbds://host:10809/v"],
     ["two: (https://a:b@c/d) and https://e:f@g", "two: (https://c/d) and https://g"],
+    ["'http://h/it's/a?b='c',(d)', and", "'http://h/it's/a?…)', and"],
+    ["http://h/a?b=c: gone", "http://h/a?…: gone"],
     ["mail to root@example.org about /data/a@b", "mail to root@example.org about /data/a@b"],
   ];
   for (const [text, clean] of cases) assert.equal(withoutSecrets(text), clean);

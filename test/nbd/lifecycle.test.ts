@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
+import { connect } from "node:net";
 import test from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MemoryDevice } from "../support/memory-device.ts";
@@ -128,6 +129,17 @@ void test("a client that leaves while it is being attached is released", async (
   open();
   await until(() => device.stays.length === 1 && device.stays[0].released, "it is released");
   await until(() => server.connections().length === 0, "it is gone");
+});
+
+void test("a client that vanishes before the greeting leaves nothing behind that would hold up the end of the process", async (t) => {
+  const { path, server } = await serve(t);
+  const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === "Timeout").length;
+  const before = timers();
+  for (let i = 1; i <= 20; i++) {
+    const socket = connect(path, () => socket.destroy());
+    await until(() => server.accepted === i && server.connections().length === 0, "it is gone");
+  }
+  await until(() => timers() <= before, "no timer is left");
 });
 
 void test("stop answers what has arrived, then closes, and the client sees no reset", async (t) => {

@@ -12,6 +12,8 @@ export class SimFile implements File {
   readonly #process: SimFileSystem;
   readonly #disk: SimDisk;
   readonly #writable: boolean;
+  /** Opened while a sealed file was unsealed: it may free blocks, and nothing else. */
+  readonly #mayOnlyPunch: boolean;
   #closed = false;
   /** errseq_t: how many failed write-backs this descriptor knows of. */
   #errorsSeen: number;
@@ -22,6 +24,7 @@ export class SimFile implements File {
     this.#process = process;
     this.#disk = process.disk;
     this.#writable = writable;
+    this.#mayOnlyPunch = inode.unsealed;
     // A descriptor opened after an error that nobody was told of is told (experiment E3c).
     this.#errorsSeen = inode.errorSeen ? inode.errorCount : inode.errorCount - 1;
     inode.opens++;
@@ -153,8 +156,18 @@ export class SimFile implements File {
 
   seal(): Promise<void> {
     return this.#pool("seal", () => {
-      if (this.inode.dirty.size > 0) throw new Error(`${this.path} is sealed with unsynced data (durability rule 27)`);
+      if (this.inode.dirty.size > 0 && !this.inode.unsealed) {
+        throw new Error(`${this.path} is sealed with unsynced data (durability rule 27)`);
+      }
       this.inode.sealed = true;
+      this.inode.unsealed = false;
+    });
+  }
+
+  unseal(): Promise<void> {
+    return this.#pool("unseal", () => {
+      this.inode.sealed = false;
+      this.inode.unsealed = true;
     });
   }
 
@@ -211,13 +224,14 @@ export class SimFile implements File {
 
   #apply(buffer: IoBuffer, at: number, length: number, offset: number): void {
     if (length > 0) this.#checkUnsealed();
+    if (this.#mayOnlyPunch) throw new Error(`${this.path} was unsealed, and is written to`);
     if (length > 0) this.inode.write(this.#disk.tick(), buffer.bytes, at, length, offset);
   }
 
   #punch(offset: number, length: number): boolean {
     if (!this.#disk.options.punches) return false;
     this.#process.failMetadata(this.path, "fallocate");
-    this.#checkUnsealed();
+    if (!this.#mayOnlyPunch) this.#checkUnsealed();
     this.inode.punch(this.#disk.tick(), offset, length);
     return true;
   }

@@ -42,8 +42,10 @@ export class SimInode {
   /** Pages that had a durable extent once, or a hole punched into them: they show stale bytes in no mode. */
   readonly #hadExtent = new Set<number>();
   readSinceMount = false;
-  /** chmod 0444; no sync makes it durable. */
+  /** chmod 0400; no sync makes it durable. */
   sealed = false;
+  /** It was sealed, and may be opened for punching. */
+  unsealed = false;
   /** errseq_t: the number of failed write-backs, and whether anyone has been told of the last. */
   errorCount = 0;
   errorSeen = true;
@@ -190,6 +192,7 @@ export class SimInode {
     this.evict();
     this.reserved.clear();
     if (this.sealed && random.chance(0.5)) this.sealed = false;
+    this.unsealed = false;
     for (const number of this.dirty) {
       const state = this.pages.get(number)!;
       let page = pickVersion(state.versions, random, survival).page;

@@ -32,7 +32,9 @@ export interface DebianImage {
 
 const size = 2 ** 30;
 const suite = "bookworm";
-const packages = ["linux-image-cloud-amd64", "systemd-sysv", "nbd-client", "kmod", "e2fsprogs", "iproute2"];
+const packages = ["linux-image-cloud-amd64", "systemd-sysv", "nbd-client", "kmod", "e2fsprogs", "iproute2"].concat(
+  ["libatomic1", "fuse3", "libnbd-bin", "fio"], // what Ullage itself needs, attaching, and its tests
+);
 const buildTimeoutMs = 8 * 60_000;
 const guestScript = new URL("../vm/guest.sh", import.meta.url);
 

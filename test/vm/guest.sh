@@ -1,8 +1,10 @@
 #!/bin/sh
 # Runs once in the guest, at the end of the boot, then powers it off. What it prints is the guest's console.
 # With ullage.volume=HOST:PORT:NAME on the kernel's command line it also puts the kernel's own NBD client to work.
+# With ullage.script=NAME it does nothing but run that script of the second disk.
 exec >/dev/ttyS0 2>&1
 echo "BOOT-OK uptime=$(cut -d' ' -f1 /proc/uptime) kernel=$(uname -r)"
+script=$(sed -n 's/.*ullage.script=\([^ ]*\).*/\1/p' /proc/cmdline)
 volume=$(sed -n 's/.*ullage.volume=\([^ ]*\).*/\1/p' /proc/cmdline)
 
 use_volume() {
@@ -31,6 +33,11 @@ use_volume() {
   nbd-client -d /dev/nbd0
 }
 
+if [ -n "$script" ]; then
+  mount -o ro /dev/vdb /opt && cd /opt && bash "./$script" && echo SCRIPT-OK || echo SCRIPT-FAILED
+  systemctl poweroff --force
+  exit
+fi
 if [ -n "$volume" ]; then
   (use_volume "$volume") && echo VOLUME-OK || echo VOLUME-FAILED
 fi

@@ -8,13 +8,22 @@ import { readFile, rm } from "node:fs/promises";
 import type { DebianImage } from "../support/debian-image.ts";
 
 export interface GuestOptions {
-  /** A QEMU block device name: `nbd+unix:///boot?socket=/path`, a file, … */
-  rootDisk: string;
+  /** The root disk: a QEMU block device name, `nbd+unix:///boot?socket=/path`, a file, … default: the image, which stays as it is */
+  rootDisk?: string;
+  /** Further disks, /dev/vdb and so on, each as the options of QEMU's -drive. */
+  disks?: readonly string[];
   /** Where the console goes; overwritten. */
   consoleFile: string;
   /** host:port:name, see guest.sh */
   volume?: string;
+  /** A script on the first further disk, see guest.sh */
+  script?: string;
   timeoutMs: number;
+}
+
+/** A file as one of the further `disks`; what the guest writes to it is thrown away. */
+export function scratchDisk(file: string): string {
+  return `file=${file},format=raw,if=virtio,snapshot=on`;
 }
 
 /**
@@ -25,7 +34,12 @@ export async function bootGuest(debian: DebianImage, options: GuestOptions): Pro
   const commandLine = [
     "root=/dev/vda rw console=ttyS0 panic=-1 quiet mitigations=off audit=0 net.ifnames=0 systemd.show_status=0",
     ...(options.volume === undefined ? [] : [`ullage.volume=${options.volume}`]),
+    ...(options.script === undefined ? [] : [`ullage.script=${options.script}`]),
   ].join(" ");
+  const rootDisk =
+    options.rootDisk === undefined
+      ? scratchDisk(debian.image)
+      : `file=${options.rootDisk},format=raw,if=virtio,cache=none,discard=unmap`;
   const args = [
     ["-accel", "tcg,thread=multi,tb-size=512"],
     ["-cpu", "max"],
@@ -39,7 +53,8 @@ export async function bootGuest(debian: DebianImage, options: GuestOptions): Pro
     ["-kernel", debian.kernel],
     ["-initrd", debian.initrd],
     ["-append", commandLine],
-    ["-drive", `file=${options.rootDisk},format=raw,if=virtio,cache=none,discard=unmap`],
+    ["-drive", rootDisk],
+    ...(options.disks ?? []).map((disk) => ["-drive", disk]),
     ["-netdev", "user,id=n0"],
     ["-device", "virtio-net-pci,netdev=n0"],
   ].flat();

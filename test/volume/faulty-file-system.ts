@@ -110,6 +110,7 @@ export class FaultyFileSystem {
       allocated: () => file.allocated(),
       binding: () => file.binding(),
       seal: () => file.seal(),
+      unseal: () => file.unseal(),
       close: async () => {
         if (this.#dead) return;
         this.#files.delete(file);

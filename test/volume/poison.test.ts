@@ -140,7 +140,7 @@ void test("rule 6: reopening drops the cached pages before anything is read, and
   const lives = await onDisk(t);
   const volume = await lives.open();
   await write(volume, 0, filled(1));
-  lives.faulty.before = failing("EIO", logSync, 1);
+  lives.faulty.before = failing("EIO", dataSync, 1);
   await assert.rejects(volume.flush());
   await volume.close();
   const dropped = new Set<string>();

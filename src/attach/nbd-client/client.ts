@@ -4,6 +4,7 @@ import { Command, NbdError } from "../../export/nbd/protocol.ts";
 import { commandNames } from "../../export/nbd/request-gate.ts";
 import type { ExportInfo } from "./export-info.ts";
 import { RefusedError } from "./handshake.ts";
+import { probeExport } from "./probe.ts";
 import type { ClientRequest } from "./request.ts";
 import { Session, type SessionOwner } from "./session.ts";
 
@@ -51,7 +52,7 @@ export interface NbdClientOptions {
  */
 export class NbdClient implements SessionOwner {
   readonly #options: NbdClientOptions;
-  readonly info: ExportInfo;
+  info: ExportInfo;
   /** Not answered yet, in the order of their submission. */
   readonly #waiting = new Map<number, ClientRequest>();
   readonly #stop = new AbortController();
@@ -113,6 +114,18 @@ export class NbdClient implements SessionOwner {
       this.#waiting.set(cookie, request);
       this.#send(request);
     });
+  }
+
+  /**
+   * Asks the server for the size anew; until then the export keeps the one that it had.
+   * @throws UllageError `nbd-unreachable`, `nbd-refused` when it can't be asked, or is not the same export any more
+   */
+  async refresh(): Promise<void> {
+    if (this.#state !== "connected") throw new UllageError("nbd-unreachable", `no connection: ${this.#reason}`);
+    const info = await probeExport(this.#options.address, this.#options.exportName, this.#stop.signal);
+    const why = this.#mismatch(info);
+    if (why !== undefined) throw new UllageError("nbd-refused", why);
+    this.info = { ...this.info, size: info.size };
   }
 
   /** Flushes if the server is there, says goodbye, and resolves when the connection is closed. @throws when not flushed */

@@ -3,8 +3,8 @@ import { InvalidArgumentError, Option, type Command } from "commander";
 import { UllageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
 import type { NewFileSystem } from "../../attach/file-system.ts";
-import type { AttachmentView } from "../../attach/state.ts";
-import type { HealthView, VolumeView } from "../../daemon/views.ts";
+import type { AttachmentView, Via } from "../../attach/state.ts";
+import type { ExportView, HealthView, VolumeView } from "../../daemon/views.ts";
 import { askDaemon, clientCommand, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
 import { withSuggestion } from "../volume-names.ts";
@@ -15,6 +15,8 @@ interface Options extends ClientOptions {
   mount?: string;
   mkfs?: NewFileSystem;
   readOnly?: boolean;
+  via: Via | "auto";
+  grow?: boolean;
   timeout: number;
 }
 
@@ -30,6 +32,12 @@ export function addAttachCommand(program: Command): void {
       new Option("--mkfs <type>", "make a file system first, if there is nothing on it").choices(["ext4", "xfs"]),
     )
     .option("--read-only", "let nobody on this host write to it")
+    .addOption(
+      new Option("--via <way>", "the kernel's NBD client, or nbdfuse; auto: the kernel's where it can be used")
+        .choices(["auto", "kernel", "fuse"])
+        .default("auto"),
+    )
+    .option("--grow", "it is attached already: make the device as large as the volume is now")
     .option(
       "--timeout <time>",
       "how long requests wait for a daemon that is away, e.g. 30s or 5m; then they fail",
@@ -38,6 +46,7 @@ export function addAttachCommand(program: Command): void {
     )
     .action(async (name: string | undefined, options: Options) => {
       if (name === undefined) await list(options);
+      else if (options.grow === true) await growDevice(name, options);
       else await attachVolume(name, options);
     });
 }
@@ -50,13 +59,13 @@ async function attachVolume(name: string, options: Options): Promise<void> {
   const { nbdAddressOf } = await import("../../attach/daemon-address.ts");
   await refuseRemoteDaemon(options);
   const health = await askDaemon<HealthView>(options, "/v1/health");
-  // Fails with what was probably meant. A snapshot's name is for NBD to judge.
-  if (!name.includes("@")) await askDaemon<VolumeView>(options, volumePath(name));
   const view = await attach({
     name,
+    exportName: await exportNameOf(name, options),
     mount: options.mount === undefined ? null : resolve(options.mount),
     mkfs: options.mkfs ?? null,
     readOnly: options.readOnly === true,
+    via: options.via === "auto" ? null : options.via,
     timeoutMs: options.timeout * 1000,
     address: nbdAddressOf(health.listeners),
     dataDirectory: health.dataDirectory,
@@ -70,8 +79,32 @@ async function attachVolume(name: string, options: Options): Promise<void> {
   const where = view.mounts.length > 0 ? `, mounted at ${view.mounts.join(", ")}` : "";
   const fileOnly = view.device === null ? " (a plain file: devices and mounts need root and loop devices)" : "";
   print(`${name} is attached: ${view.device ?? view.file}${where}${view.readOnly ? ", read-only" : ""}${fileOnly}
-It keeps its size of ${formatSize(view.size)} while it is attached: after a resize detach it and attach it again.
+It keeps its size of ${formatSize(view.size)} while it is attached: after a resize ${howToGrow(view)}.
 Take it away with: ullage detach ${name}`);
+}
+
+async function growDevice(name: string, options: Options): Promise<void> {
+  const { grow } = await import("../../attach/grow.ts");
+  const view = await grow(name);
+  if (view === undefined) {
+    throw new UllageError("not-attached", `'${name}' is not attached`, { hint: `ullage attach ${name}` });
+  }
+  if (options.json === true) printJson(view);
+  else print(`${view.device} has ${formatSize(view.size)}: a file system on it grows with resize2fs or xfs_growfs`);
+}
+
+/** What makes the volume's new size that of what is attached. */
+export function howToGrow({ name, via }: AttachmentView): string {
+  return via === "kernel" ? `run \`ullage attach ${name} --grow\`` : "detach it and attach it again";
+}
+
+/** A volume or snapshot by the volume's id, which outlives a rename; a name that was added is bound to its volume itself. */
+async function exportNameOf(name: string, options: Options): Promise<string> {
+  const [volume, snapshot] = name.split(/@(.*)/s);
+  const found = await askDaemon<ExportView>(options, `/v1/exports/${encodeURIComponent(name)}`).catch(() => undefined);
+  if (found?.implicit === false) return name;
+  const { id } = await askDaemon<VolumeView>(options, volumePath(volume)); // fails with what was probably meant
+  return snapshot === undefined ? id : `${id}@${snapshot}`;
 }
 
 /** A daemon elsewhere names sockets and ports of its own machine: on this one they may be another daemon's. */
@@ -100,17 +133,18 @@ async function list(options: Options): Promise<void> {
   print(
     formatTable(attachments, [
       { heading: "NAME", value: ({ name }) => name },
-      { heading: "DEVICE", value: ({ device, file }) => device ?? file },
+      { heading: "DEVICE", value: ({ device, file }) => device ?? file ?? "-" },
+      { heading: "VIA", value: ({ via }) => via },
       { heading: "MOUNTED AT", value: ({ mounts }) => mounts.join(", ") || "-" },
       { heading: "SIZE", value: ({ size }) => formatSize(size), right: true },
       { heading: "SINCE", value: ({ since }) => since.replace(/\.\d+Z$/, "Z") },
       { heading: "STATE", value: describeState, elastic: true },
     ]),
   );
-  for (const [index, { name, size, state }] of attachments.entries()) {
+  for (const [index, view] of attachments.entries()) {
     const now = sizes[index];
-    if (state === "attached" && now !== undefined && now > size) {
-      print(`${name} has grown to ${formatSize(now)}: detach it and attach it again to use that`);
+    if (view.state === "attached" && now !== undefined && now > view.size) {
+      print(`${view.name} has grown to ${formatSize(now)}: ${howToGrow(view)} to use that`);
     }
   }
 }

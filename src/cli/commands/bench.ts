@@ -38,7 +38,7 @@ export function addBenchCommand(program: Command): void {
     .command("bench")
     .description("measure this Ullage, in a checkout; with --peers beside nbdkit and qemu-nbd")
     .option("--peers", "beside the peers installed on this machine")
-    .option("--only <table...>", "steady, cold, lazy, hydration, scale or snapshots")
+    .option("--only <table...>", "steady, cold, lazy, hydration, scale, snapshots or control")
     .option("--servers <name...>", "only servers whose names begin like this, e.g. Ullage nbdkit")
     .option("--rounds <n>", "rounds of which the median counts; default 3", positive)
     .option("--seconds <n>", "length of one measurement; default 3", positive)

@@ -81,6 +81,16 @@ function daemonSource(words: readonly string[]): CompletionSource {
         const { snapshots } = (await ask(path)) as { snapshots: { volume: string; name: string }[] };
         return snapshots.map(({ name }) => `${volume}@${name}`);
       }),
+    images: () =>
+      quickly(async () => {
+        const { images } = (await ask("/v1/images?limit=200")) as { images: { id: string }[] };
+        return images.map(({ id }) => id);
+      }),
+    exports: () =>
+      quickly(async () => {
+        const { exports } = (await ask("/v1/exports?limit=1000")) as { exports: { name: string; implicit: boolean }[] };
+        return exports.filter(({ implicit }) => !implicit).map(({ name }) => name);
+      }),
   };
 }
 

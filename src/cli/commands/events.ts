@@ -4,7 +4,7 @@ import { formatSize } from "../../base/units.ts";
 import type { JobObject } from "../../api/job-object.ts";
 import type { ConnectionEventView } from "../../daemon/events.ts";
 import type { Warning } from "../../daemon/health.ts";
-import type { SnapshotView, VolumeView } from "../../daemon/views.ts";
+import type { ExportView, ReclaimView, SnapshotView, VolumeView } from "../../daemon/views.ts";
 import { clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { print } from "../output.ts";
 import { hydrationSummary } from "../progress.ts";
@@ -46,8 +46,14 @@ function describe(name: string, data: object): string {
   if (name === "warning") return (data as Warning).message;
   if (name === "job") {
     const { target, kind, state, progress, error } = data as JobObject;
-    const far = progress.total === null ? "" : ` ${formatSize(progress.done)} of ${formatSize(progress.total)}`;
-    return `${kind} ${target}: ${state}${error === null ? far : `: ${error.detail}`}`;
+    const { done, total, unit } = progress;
+    const amount = (count: number): string => (unit === "bytes" ? formatSize(count) : String(count));
+    const far = total === null ? "" : ` ${amount(done)} of ${amount(total)}${unit === "layers" ? " layers" : ""}`;
+    return `${target === null ? kind : `${kind} ${target}`}: ${state}${error === null ? far : `: ${error.detail}`}`;
+  }
+  if (name === "space-reclaimed") {
+    const { reclaimedBytes, layers } = data as ReclaimView;
+    return `${formatSize(reclaimedBytes)} in ${layers} layers`;
   }
   if (name.startsWith("connection-")) {
     const { export: exportName, connection } = data as ConnectionEventView;
@@ -56,6 +62,10 @@ function describe(name: string, data: object): string {
   if (name.startsWith("snapshot-")) {
     const { volume, name: snapshot } = data as SnapshotView;
     return `${volume}@${snapshot}`;
+  }
+  if (name.startsWith("export-")) {
+    const { name: exportName, volume, snapshot } = data as ExportView;
+    return `${exportName}: ${snapshot === null ? volume : `${volume}@${snapshot}`}`;
   }
   const { name: volume, state, reason, hydration, connections } = data as VolumeView;
   const parts = [state === "ok" || reason === null ? state : `${state}: ${reason}`, hydrationSummary(hydration)];

@@ -24,12 +24,13 @@ async function repair(path: string, options: Options): Promise<void> {
   const { planRepair } = await import("../../daemon/offline-repair.ts");
   const data = await OfflineData.open(resolve(path), "repair");
   try {
-    const steps = await planRepair(data);
+    const { steps, hopeless } = await planRepair(data);
+    if (hopeless.length > 0) process.exitCode = 1;
     if (options.json === true) {
       const described = steps.map(({ action, losses }) => ({ action, losses }));
-      printJson({ steps: described, done: options.yes === true });
+      printJson({ steps: described, hopeless, done: options.yes === true });
     } else {
-      describe(steps);
+      describe(steps, hopeless);
     }
     if (steps.length === 0 || !(await agreed(steps, options))) return;
     for (const step of steps) await step.run();
@@ -39,12 +40,13 @@ async function repair(path: string, options: Options): Promise<void> {
   }
 }
 
-function describe(steps: RepairStep[]): void {
-  if (steps.length === 0) print("nothing is damaged");
+function describe(steps: RepairStep[], hopeless: string[]): void {
+  if (steps.length === 0 && hopeless.length === 0) print("nothing is damaged");
   for (const { action, losses } of steps) {
     print(`- ${action}`);
     for (const loss of losses) print(`    lost: ${loss}`);
   }
+  for (const damage of hopeless) print(`- can't be repaired: ${damage}`);
 }
 
 /** @throws UllageError `not-agreed` when nobody can be asked */

@@ -117,12 +117,11 @@ async function openDisk(
   options: Options,
   stop: AbortSignal,
 ): Promise<VolumeView | undefined> {
-  const { canonicalSource } = await import("../../backend/open.ts");
   const { aborted } = await import("../signals.ts");
   const volumes = await ullage.listVolumes();
   const found = volumes.find(({ name }) => name === diskName);
   if (found !== undefined && volumes.length === 1) {
-    demandSame(found, canonicalSource(source), options);
+    demandSame(ullage, found, source, options);
     return found;
   }
   if (volumes.length > 0) {
@@ -148,8 +147,8 @@ async function showDownload(ullage: Ullage, line: ProgressLine, options: Options
   if (disk?.state === "creating") line.show(hydrationDetail(disk.hydration));
 }
 
-function demandSame(disk: VolumeView, source: string, options: Options): void {
-  if (disk.source !== source) {
+function demandSame(ullage: Ullage, disk: VolumeView, source: string, options: Options): void {
+  if (!ullage.isMadeFrom(diskName, source)) {
     throw new UllageError("other-source", `${options.data} holds a disk made from ${disk.source}, not from ${source}`, {
       hint: "name the same source, or another --data",
     });

@@ -1,13 +1,16 @@
 import { resolve } from "node:path";
 import { Option, type Command } from "commander";
 import type { ApiAuth } from "../../api/connection-access.ts";
+import type { SourceSettings } from "../../backend/source-settings.ts";
 import { UllageError } from "../../base/errors.ts";
+import { defaultLimits } from "../../blob/cache-space.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
 import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
 import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
+import { sizeOption } from "../parse.ts";
 import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
 
 interface Options extends LogOptions, TlsFlags, SocketOptions {
@@ -17,8 +20,14 @@ interface Options extends LogOptions, TlsFlags, SocketOptions {
   apiHost?: string[];
   /** Only the configuration file says it. */
   allowSources?: string[];
+  sourceSettings?: SourceSettings[];
+  sourceLimit?: number;
   nbd?: string[];
   unsafeFileSystem?: boolean;
+  /** bytes */
+  cacheCapacity?: number;
+  /** percent; only the configuration file says it */
+  cacheReserve?: number;
   json?: boolean;
 }
 
@@ -36,6 +45,11 @@ export function addServeCommand(program: Command): void {
     )
     .option("--api-host <name...>", "further names that the API goes by on TCP, such as that of a proxy in front of it")
     .option("--nbd <addr...>", "HOST:PORT, [::1]:PORT or unix:PATH; default: 127.0.0.1:10809 and unix:<data>/nbd.sock")
+    .option(
+      "--cache-capacity <size>",
+      "what the cache may take on disk; default: the file system, less 5 %",
+      sizeOption,
+    )
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where it listens as an object")
     .addHelpText("after", "\nExample:\n  $ ullage serve --data /srv/ullage --nbd 127.0.0.1:10809");
@@ -46,10 +60,11 @@ async function serve(options: Options): Promise<void> {
   const tls = await loadTlsOptions(options);
   const api = apiOptions(options);
   const { stopSignal, aborted } = await import("../signals.ts");
-  const stop = stopSignal();
+  const reload = new EventTarget();
+  const stop = stopSignal(() => reload.dispatchEvent(new Event("reload")));
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { notifyServiceManager } = await import("../service-manager.ts");
-  const { chooseAddresses } = await import("../addresses.ts");
+  const { chooseAddresses, socketAccess } = await import("../addresses.ts");
   const { stderrLog } = await import("../stderr-log.ts");
   const log = stderrLog(options);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
@@ -62,15 +77,25 @@ async function serve(options: Options): Promise<void> {
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
+    cacheLimits: {
+      capacityBytes: options.cacheCapacity ?? defaultLimits.capacityBytes,
+      reserve: options.cacheReserve === undefined ? defaultLimits.reserve : options.cacheReserve / 100,
+    },
+    sourceSettings: options.sourceSettings ?? [],
+    sourceBytesPerSecond: options.sourceLimit ?? null,
     log,
   });
   const library = import("../server.ts"); // a tenth of a second, while the disk and the catalog's thread are at work
   const ullage = await opening;
   const { Server } = await library;
-  const server = await Server.start(ullage, addresses, { tls, ...api }, log);
+  const server = await Server.start(ullage, addresses, { tls, ...api, blobs: socketAccess(options) }, log);
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
   announce(ullage, options.json === true, link);
+  reload.addEventListener("reload", () => {
+    ullage.refreshCredentials();
+    log("info", "credentials of sources are read again");
+  });
   notifyServiceManager("READY=1", log);
   await aborted(stop);
   notifyServiceManager("STOPPING=1", log);
@@ -103,7 +128,7 @@ function announce(ullage: Ullage, json: boolean, dashboard: string | undefined):
   API  ${api.join("  ")}
 ${dashboard === undefined ? "" : `  Dashboard  ${dashboard}\n`}
 Next, in another terminal:
-  ${program} volume create web1 --from SOURCE      a writable disk from an image: a path or an http(s) address
+  ${program} volume create web1 --from SOURCE      a writable disk from an image: a path or an address
   ${program} volume ls
   nbdinfo ${exportUri(uris[0], "web1")}
 Ctrl-C stops it; the volumes stay in ${dataDirectory}.`);

@@ -8,9 +8,9 @@ import { formatBytes, formatTime, plural } from "./format.js";
 import { health } from "./health.js";
 import { ActionForm, ConfirmDialog, CopyButton, ProblemBox } from "./parts.js";
 import { Poller } from "./polling.js";
-import { readVolume } from "./volume-list.js";
+import { followVolumes, readVolume, volumes } from "./volume-list.js";
 
-/* The states of a volume that were kept: the newest on top, below what it is now. */
+/* A volume's family: what it is now, below that the states that were kept, the newest on top, and what was cloned of each. */
 
 /** @typedef {import("./volume-list.js").Volume} Volume */
 /** @typedef {{ id: string, name: string, volume: string, size: number, createdAt: string }} Snapshot */
@@ -19,6 +19,8 @@ const pollMs = 10_000;
 const pageSnapshots = 100;
 /** Shown at once; more on demand. */
 const shownAtFirst = 12;
+/** Of one snapshot. */
+const shownClones = 20;
 
 /**
  * @param {string} volume
@@ -59,6 +61,8 @@ export function SnapshotsPanel({ volume }) {
     const poller = new Poller(read, () => pollMs);
     return () => poller.stop();
   }, [volume.name]);
+
+  useEffect(followVolumes, []); // for the clones
 
   const create = async () => {
     await call(`${volumePath(volume.name)}/snapshots`, { method: "POST", body: { name: name.value || timeName() } });
@@ -104,7 +108,11 @@ export function SnapshotsPanel({ volume }) {
     <//>
     <${ProblemBox} problem=${problem.value} />
     <ol class="tree">
-      <li class="now"><span class="node"></span><b>now</b> <span class="faint">what clients read and write</span></li>
+      <li class="now">
+        <span class="node"></span
+        ><span class="grow"><b>now</b> <span class="faint">what clients read and write</span></span>
+        <${Clones} of=${volume.name} snapshot=${null} />
+      </li>
       ${shown.map(
         (snapshot) =>
           html`<li key=${snapshot.id}>
@@ -130,6 +138,7 @@ export function SnapshotsPanel({ volume }) {
                   </button>`,
               )}
             </span>
+            <${Clones} of=${volume.name} snapshot=${snapshot.name} />
           </li>`,
       )}
     </ol>
@@ -175,6 +184,32 @@ export function SnapshotsPanel({ volume }) {
       <//>`
     }
   </section>`;
+}
+
+/**
+ * Volumes that began as another one, each with those that began as it.
+ * @param {{ of: string, snapshot?: string | null }} props snapshot: of that one only; null: of no snapshot, but of the
+ *   volume as it was
+ */
+function Clones({ of, snapshot }) {
+  const clones = volumes.value.filter(
+    ({ origin }) =>
+      origin?.volume === of && !origin.removed && (snapshot === undefined || origin.snapshot === snapshot),
+  );
+  if (clones.length === 0) return null;
+  return html`<ul class="clones" aria-label=${`Clones of ${typeof snapshot === "string" ? `${of}@${snapshot}` : of}`}>
+    ${clones.slice(0, shownClones).map(
+      ({ id, name, origin }) =>
+        html`<li key=${id}>
+          <a class="name" href=${`#/volumes/${encodeURIComponent(name)}`}>${name}</a>
+          <span class="small faint">
+            ${" "}${snapshot === undefined && origin?.snapshot != null ? `clone of @${origin.snapshot}` : "clone"}
+          </span>
+          <${Clones} of=${name} />
+        </li>`,
+    )}
+    ${clones.length > shownClones && html`<li class="faint">and ${plural(clones.length - shownClones, "more clone")}</li>`}
+  </ul>`;
 }
 
 /** @param {{ force: import("@preact/signals").Signal<boolean>, text: string }} props */

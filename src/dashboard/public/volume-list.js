@@ -36,6 +36,7 @@ import { Poller } from "./polling.js";
  * @property {string | null} source
  * @property {string | null} format
  * @property {number} fetchedBytes
+ * @property {{ volume: string, snapshot: string | null, removed: boolean } | null} [origin] what a clone began as
  * @property {number} writtenBytes
  * @property {Hydration} hydration
  * @property {Record<string, string>} settings

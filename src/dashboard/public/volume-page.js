@@ -131,6 +131,11 @@ export function VolumePage({ name }) {
   </main>`;
 }
 
+/** @param {{ volume: string, snapshot: string | null }} origin */
+function originName({ volume, snapshot }) {
+  return snapshot === null ? volume : `${volume}@${snapshot}`;
+}
+
 /** @param {{ volume: Volume, space: Space | null }} props */
 function Facts({ volume, space }) {
   const rate = rates.value.get(volume.name);
@@ -168,6 +173,16 @@ function Facts({ volume, space }) {
           ? "It needs no source."
           : html`<span class="faint">From${" "}</span>
               <code>${volume.source}</code>${volume.format === null ? "" : ` (${volume.format})`}`
+      }
+      ${
+        volume.origin != null &&
+        html`${" "}<span class="faint">Cloned from${" "}</span> ${
+            volume.origin.removed
+              ? html`<b class="name">${originName(volume.origin)}</b> <span class="faint">(removed since)</span>`
+              : html`<a class="name" href=${`#/volumes/${encodeURIComponent(volume.origin.volume)}`}
+                  >${originName(volume.origin)}</a
+                >`
+          }`
       }
     </p>`;
 }

@@ -164,6 +164,7 @@ export class Connection implements HandshakeChannel, PayloadHolder {
   }
 
   async read(length: number): Promise<Buffer> {
+    this.#demandAlive(); // it may have ended while nobody waited for it: a timer would hold up the end of the process
     const received = this.#received;
     if (received.end - received.start < length) {
       this.#wanted = length;
@@ -172,8 +173,8 @@ export class Connection implements HandshakeChannel, PayloadHolder {
       this.#setReading(true);
       await arrived;
       this.#disarm();
+      this.#demandAlive();
     }
-    if (this.#phase === "closed") throw new UllageError("nbd-gone", "the client is gone");
     const bytes = Buffer.from(received.chunk.bytes.subarray(received.start, received.start + length));
     received.start += length;
     if (!this.hasUnread) received.settle(0);
@@ -181,12 +182,16 @@ export class Connection implements HandshakeChannel, PayloadHolder {
   }
 
   async write(bytes: Buffer): Promise<void> {
-    if (this.#phase === "closed") throw new UllageError("nbd-gone", "the client is gone");
+    this.#demandAlive();
     const written = new Promise<void>((resolve) => this.#socket.write(bytes, () => resolve()));
     if (this.#socket.writableLength <= HANDSHAKE_OUTPUT_BYTES) return;
     this.#arm(this.#options.handshakeTimeoutMs);
     await written;
     this.#disarm();
+  }
+
+  #demandAlive(): void {
+    if (this.#phase === "closed") throw new UllageError("nbd-gone", "the client is gone");
   }
 
   async startTls(): Promise<void> {

@@ -103,7 +103,7 @@ export class NbdServer {
     const listening: Listening = {
       address: socket.address,
       uri: (name) => {
-        const path = encodeURIComponent(name);
+        const path = encodeURIComponent(name).replaceAll("%40", "@");
         if (socket.address.kind === "tcp") return `${scheme}://${formatListenAddress(socket.address)}/${path}`;
         return `${scheme}+unix:///${path}?socket=${encodeURI(socket.address.path)}`;
       },

@@ -13,7 +13,7 @@ interface Options extends ClientOptions {
 export function addExportCommand(parent: Command): void {
   clientCommand(
     parent,
-    "export <name|vol@snap> <file>",
+    "export <vol[@snap]> <file>",
     "copy a volume as it is now, or a snapshot, to a file on this machine, or to standard output (-)",
     "ullage volume export web1@backup web1.qcow2 --format qcow2",
   )

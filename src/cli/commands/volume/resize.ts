@@ -1,6 +1,7 @@
 import type { Command } from "commander";
+import type { AttachmentView } from "../../../attach/state.ts";
 import { formatSize } from "../../../base/units.ts";
-import type { VolumeView } from "../../../daemon/views.ts";
+import type { HealthView, VolumeView } from "../../../daemon/views.ts";
 import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
 import { print, printJson } from "../../output.ts";
 import { sizeOption } from "../../parse.ts";
@@ -21,7 +22,28 @@ export function addResizeCommand(parent: Command): void {
     .action(async (name: string, size: number, options: Options) => {
       const body = { size, ...(options.force === true ? { force: true } : {}) };
       const volume = await askDaemon<VolumeView>(options, volumePath(name), { method: "PATCH", body });
-      if (options.json === true) printJson(volume);
-      else print(`${name} has ${formatSize(volume.size)}`);
+      if (options.json === true) {
+        printJson(volume);
+        return;
+      }
+      print(`${name} has ${formatSize(volume.size)}`);
+      const attached = await attachmentOf(name, options);
+      if (attached === undefined || attached.size === volume.size) return;
+      const { howToGrow } = await import("../attach.ts");
+      print(`${attached.device ?? attached.file} keeps its ${formatSize(attached.size)}: ${howToGrow(attached)}`);
     });
+}
+
+/** What this volume of this daemon is attached as on this host, as far as this user can tell. */
+async function attachmentOf(name: string, options: ClientOptions): Promise<AttachmentView | undefined> {
+  const { listAttachments } = await import("../../../attach/list.ts");
+  let found: AttachmentView | undefined;
+  try {
+    found = listAttachments().find((view) => view.name === name);
+  } catch {
+    return undefined; // no place for the state: nothing was ever attached
+  }
+  if (found === undefined) return undefined;
+  const { dataDirectory } = await askDaemon<HealthView>(options, "/v1/health");
+  return dataDirectory === found.dataDirectory ? found : undefined;
 }

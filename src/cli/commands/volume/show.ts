@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { formatSize } from "../../../base/units.ts";
-import type { SpaceView, VolumeView } from "../../../daemon/views.ts";
+import type { OriginView, SpaceView, VolumeView } from "../../../daemon/views.ts";
 import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
 import { formatFields, print, printJson } from "../../output.ts";
 import { hydrationDetail } from "../../progress.ts";
@@ -25,6 +25,10 @@ async function describeSpace(name: string, options: ClientOptions): Promise<stri
   return formatFields([["on disk    ", `${formatSize(space.exclusiveBytes)} of its own${shared}`]]);
 }
 
+function describeOrigin({ volume, snapshot, removed }: OriginView): string {
+  return `${snapshot === null ? volume : `${volume}@${snapshot}`}${removed ? " (removed since)" : ""}`;
+}
+
 export function describeVolume(volume: VolumeView): string {
   const { state, reason, settings } = volume;
   return formatFields([
@@ -33,6 +37,7 @@ export function describeVolume(volume: VolumeView): string {
     ["size", `${formatSize(volume.size)} (${volume.size} bytes)`],
     ["state", reason === null ? state : `${state}: ${reason}`],
     ["source", volume.source ?? "none (made empty)"],
+    ...(volume.origin === null ? [] : [["cloned from", describeOrigin(volume.origin)] as const]),
     ["format", volume.format ?? "-"],
     ["fetched", formatSize(volume.fetchedBytes)],
     ["written", formatSize(volume.writtenBytes)],

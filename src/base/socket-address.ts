@@ -1,4 +1,4 @@
-import { AF_INET, AF_INET6, AF_UNIX } from "../base/posix.ts";
+import { AF_INET, AF_INET6, AF_UNIX } from "./posix.ts";
 
 // struct sockaddr_* of Linux. The buffers are `allocUnsafeSlow`: their memory never moves, so system calls may use it.
 

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { syncSlots } from "../../src/base/sync-slots.ts";
+import { computeSlots, syncSlots } from "../../src/base/pool-slots.ts";
 
 const threads = Number(process.env["UV_THREADPOOL_SIZE"] ?? 4);
 
-void test("rule 29: at most all threads but two sync at once, the others follow in arrival order, also after failures", async () => {
-  const atOnce = Math.max(1, threads - 2);
+void test("rule 29: syncs and computations leave two threads for reads, the others follow in arrival order, also after failures", async () => {
+  const atOnce = syncSlots.count;
+  assert.ok(atOnce + computeSlots.count <= Math.max(2, threads - 2));
   const started: number[] = [];
   const gates = Array.from({ length: atOnce + 3 }, () => Promise.withResolvers<void>());
   const runs = gates.map((gate, index) =>

@@ -1,0 +1,24 @@
+import type { ListenAddress } from "../../export/listen-address.ts";
+import type { ExportInfo } from "./export-info.ts";
+import { Session } from "./session.ts";
+
+/** The server ends what the probe began, which is nothing. */
+const GOODBYE_MS = 5_000;
+
+/** The helper's export under this name is the same one, looked at anew: with the size that it has now. */
+export const exportAsItIsNow = "as-it-is-now";
+
+/** What the server says of an export, over a connection of its own. @throws RefusedError, UllageError as `Session.open` */
+export async function probeExport(
+  address: ListenAddress,
+  name: string,
+  signal = new AbortController().signal,
+): Promise<ExportInfo> {
+  const session = await Session.open(address, name, signal);
+  const ended = new Promise<void>((resolve) => {
+    session.start({ find: () => undefined, settled: () => undefined, ended: () => resolve() });
+  });
+  session.goodbye(GOODBYE_MS);
+  await ended;
+  return session.info;
+}

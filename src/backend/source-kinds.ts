@@ -1,0 +1,105 @@
+import { createHash } from "node:crypto";
+import { awsChain, awsProfile } from "./aws-credentials.ts";
+import type { Connections } from "./connections.ts";
+import { type CredentialLoader, type CredentialSource, loaderOf } from "./credentials.ts";
+import { dockerCredentials } from "./docker-credentials.ts";
+import { type HttpObject, PlainObject } from "./http-object.ts";
+import { parseTarget } from "./http-target.ts";
+import { StoreSite } from "./object-store.ts";
+import { OssDialect } from "./oss.ts";
+import { ossEnvironment } from "./oss-credentials.ts";
+import { parseRegistrySource, registryEndpoint, RegistrySite } from "./registry.ts";
+import { S3Dialect } from "./s3.ts";
+import { schemeOf } from "./source-address.ts";
+import type { SourceSettings } from "./source-settings.ts";
+
+/** How a source's scheme finds its objects, and by what its connections are shared. */
+export interface Kind {
+  scheme: string;
+  endpoint: string;
+  /** What else makes a difference. */
+  variant: string;
+  /** Of the credentials. */
+  reference: string;
+  /** Absent: no credentials are given. */
+  loader: CredentialLoader | undefined;
+  site(connections: Connections, credentials: CredentialSource | undefined): (source: string) => HttpObject;
+}
+
+/**
+ * @param source as the user wrote it @param url the same in its canonical form
+ * @param guarded only configured credentials are used: those that this process just happens to have are not for whoever
+ *   may name a source over the network
+ * @throws SourceError `source-invalid`
+ */
+export function kindOf(
+  source: string,
+  url: string,
+  settings: SourceSettings,
+  guarded: boolean,
+  env: Readonly<Record<string, string | undefined>>,
+): Kind {
+  const { region, pathStyle, signature } = settings;
+  const scheme = schemeOf(url)!;
+  const given = (standard: string, loader: () => CredentialLoader | undefined): Pick<Kind, "reference" | "loader"> => {
+    const { credentials } = settings;
+    if (credentials !== undefined) return { reference: credentials, loader: loaderOf(credentials, env, awsProfile) };
+    if (guarded) return { reference: "none", loader: undefined };
+    return { reference: standard, loader: loader() };
+  };
+  if (scheme === "s3") {
+    const endpoint = settings.endpoint ?? (env["AWS_ENDPOINT_URL_S3"] || env["AWS_ENDPOINT_URL"] || undefined);
+    const place = region ?? (env["AWS_REGION"] || env["AWS_DEFAULT_REGION"] || undefined);
+    return {
+      scheme,
+      endpoint: endpoint ?? "Amazon",
+      variant: JSON.stringify([place, pathStyle]),
+      ...given("the standard AWS chain", awsChain),
+      site: (_, credentials) => {
+        const site = new StoreSite(new S3Dialect({ endpoint, region: place, pathStyle }), credentials);
+        return (each) => site.object(each);
+      },
+    };
+  }
+  if (scheme === "oss") {
+    const endpoint = settings.endpoint ?? withScheme(env["OSS_ENDPOINT"] || undefined);
+    const place = region ?? (env["OSS_REGION"] || env["ALIBABA_CLOUD_REGION_ID"] || undefined);
+    const dialect = new OssDialect({ endpoint, region: place, pathStyle, signature });
+    return {
+      scheme,
+      endpoint: endpoint ?? place!,
+      variant: JSON.stringify([place, pathStyle, signature]),
+      ...given("the environment, ALIBABA_CLOUD_… or OSS_…", () => ossEnvironment(env)),
+      site: (_, credentials) => {
+        const site = new StoreSite(dialect, credentials);
+        return (each) => site.object(each);
+      },
+    };
+  }
+  if (scheme === "oci") {
+    const { host } = parseRegistrySource(url);
+    const endpoint = registryEndpoint(host, settings.endpoint);
+    return {
+      scheme,
+      endpoint,
+      variant: host,
+      ...given("docker's configuration", () => dockerCredentials(host, env)),
+      site: (connections, credentials) => {
+        const site = new RegistrySite(endpoint, connections, credentials);
+        return (each) => site.object(each);
+      },
+    };
+  }
+  const { url: address, authorization } = parseTarget(source);
+  return {
+    scheme: "http",
+    endpoint: address.origin,
+    variant: authorization === undefined ? "" : createHash("sha256").update(authorization).digest("hex"),
+    ...given("none", () => undefined),
+    site: (_, credentials) => (each) => new PlainObject(each, credentials),
+  };
+}
+
+function withScheme(endpoint: string | undefined): string | undefined {
+  return endpoint === undefined || endpoint.includes("://") ? endpoint : `https://${endpoint}`;
+}

@@ -1,0 +1,11 @@
+import type { Backend, Identity, ReadOptions, Sink } from "../backend/backend.ts";
+import type { ImageReader } from "./image-format.ts";
+
+/** The bytes of a pinned object as they are. */
+export function objectReader(backend: Backend, identity: Identity): ImageReader {
+  return {
+    size: identity.size,
+    read: (offset: number, length: number, sink: Sink, options?: ReadOptions) =>
+      backend.read(identity, offset, length, sink, options),
+  };
+}

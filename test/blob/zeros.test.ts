@@ -1,0 +1,94 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { MemoryReader, openBlob, randomContent, readCacheFile, withFile } from "./support.ts";
+
+const unit = 64 * 1024;
+
+/** A source whose tables know of zeros in [from, to). */
+class SparseReader extends MemoryReader {
+  readonly #from: number;
+  readonly #to: number;
+  questions = 0;
+
+  constructor(content: Buffer, from: number, to: number) {
+    super(content.fill(0, from, to));
+    this.#from = from;
+    this.#to = to;
+  }
+
+  zeroRun(offset: number, length: number): Promise<number> {
+    this.questions++;
+    return Promise.resolve(offset >= this.#from ? Math.max(0, Math.min(this.#to, offset + length) - offset) : 0);
+  }
+}
+
+void test("known zeros become ready at once, far beyond what was asked for, without a request or space", async (t) => {
+  const reader = new SparseReader(randomContent(400 * unit + 100), 10 * unit, 400 * unit + 100);
+  const { blob } = await openBlob(t, reader);
+  await blob.fetch(20 * unit + 5, 10);
+  assert.equal(reader.requests.length, 0);
+  assert.equal(blob.isReady(20 * unit, 380 * unit + 100), true);
+  assert.equal(blob.isReady(19 * unit, 1), false);
+  assert.equal(blob.file.allocated(), 0);
+  await blob.sync();
+  assert.equal(blob.isDurable(20 * unit, 380 * unit + 100), true);
+  await blob.fetch(0, blob.size);
+  assert.deepEqual(await readCacheFile(blob, 0, blob.size), reader.content);
+});
+
+void test("zeros that begin or end within a unit are read with it", async (t) => {
+  const reader = new SparseReader(randomContent(8 * unit), unit + 1000, 5 * unit + 1000);
+  const { blob } = await openBlob(t, reader);
+  for (let n = 0; n < 8; n++) await blob.fetch(n * unit, unit);
+  assert.deepEqual(await readCacheFile(blob, 0, blob.size), reader.content);
+  assert.deepEqual(
+    reader.requests.map(({ offset }) => offset / unit),
+    [0, 1, 5, 6, 7],
+  );
+});
+
+void test("what a failed request has left in the cache file is not there when its range turns out to be zeros", async (t) => {
+  const reader = new SparseReader(randomContent(4 * unit), 0, 4 * unit);
+  const known = reader.zeroRun.bind(reader);
+  reader.zeroRun = () => Promise.reject(new Error("the table can't be read now"));
+  const { blob } = await openBlob(t, reader);
+  reader.content.fill(0xee);
+  reader.before = (offset) => {
+    if (offset === 0) throw new Error("cut");
+  };
+  const read = reader.read.bind(reader);
+  reader.read = async (offset, length, sink, options) => {
+    await read(offset, Math.min(length, 2 * unit), sink, options);
+    throw new Error("cut in the middle");
+  };
+  reader.before = () => undefined;
+  await assert.rejects(blob.fetch(0, 4 * unit), /cut in the middle/);
+  reader.zeroRun = known;
+  await blob.fetch(0, 4 * unit);
+  assert.deepEqual(await readCacheFile(blob, 0, blob.size), Buffer.alloc(4 * unit));
+});
+
+void test("where holes can't be punched, known zeros are written", async (t) => {
+  const reader = new SparseReader(randomContent(4 * unit), 0, 4 * unit);
+  const fs = withFile(/data$/, () => ({ punch: () => Promise.resolve(false) }));
+  const { blob } = await openBlob(t, reader, { fs });
+  await blob.fetch(0, 4 * unit);
+  assert.ok(reader.requests.length > 0);
+  assert.deepEqual(await readCacheFile(blob, 0, blob.size), Buffer.alloc(4 * unit));
+});
+
+void test("zeros that were taken for ready while a sync failed are looked at again", async (t) => {
+  let fail = false;
+  const reader = new SparseReader(randomContent(8 * unit), 0, 8 * unit);
+  const fs = withFile(/data$/, (file) => ({
+    datasync: () => (fail ? Promise.reject(new Error("EIO")) : file.datasync()),
+  }));
+  const { blob } = await openBlob(t, reader, { fs });
+  await blob.fetch(0, unit);
+  fail = true;
+  await assert.rejects(blob.sync());
+  assert.equal(blob.readyBytes, 0);
+  fail = false;
+  await blob.fetch(0, unit);
+  assert.equal(blob.readyBytes, 8 * unit);
+});
