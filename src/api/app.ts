@@ -29,6 +29,7 @@ import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
+import { addTraceRoutes } from "./trace-routes.ts";
 import { addTrafficRoutes } from "./traffic-routes.ts";
 import { Tokens } from "./tokens.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
@@ -84,6 +85,7 @@ const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
   (app, { ullage }) => addCacheRoutes(app, ullage),
+  (app, { ullage }) => addTraceRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
   (app, { ullage }) => addEventRoutes(app, ullage),
   addHealthRoutes,

@@ -21,6 +21,7 @@ const statusOf: Record<string, number> = {
   "bad-cursor": 400,
   "transfer-cut": 400,
   "transfer-damaged": 400,
+  "bad-trace": 400,
   "source-forbidden": 403,
   "no-token": 401,
   "bad-token": 401,

@@ -61,6 +61,8 @@ export const keptByUser = "0".repeat(32);
 
 export interface FetchOptions {
   background?: boolean;
+  /** Nobody waits for it yet, but somebody probably will in a moment: before the background, behind who waits. */
+  soon?: boolean;
   signal?: AbortSignal;
 }
 

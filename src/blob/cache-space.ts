@@ -23,6 +23,7 @@ const PORTION_BYTES = 32 * 1024 * 1024;
 /** A full disk that eviction could not help is not asked again before this, ms. */
 const USELESS_MS = 1000;
 
+/** How much the cache may hold. */
 export interface CacheLimits {
   /** bytes on disk that all blobs together may take; null: as much as the file system has, less the reserve */
   capacityBytes: number | null;

@@ -39,6 +39,8 @@ export interface BlobCacheOptions {
   dataDir: string;
   randomBytes(length: number): Buffer;
   log(level: "info" | "warn" | "error", message: string): void;
+  /** A blob is gone, by whomever. */
+  onRemoved?(id: string): void;
   /** How much space all blobs may take; default: see cache-space.ts. */
   cacheLimits?: CacheLimits;
   /** See `BlobEnvironment.openSource`. */
@@ -251,7 +253,8 @@ export class BlobCache {
 
   /** The same object for everybody, opened when it is not yet. @throws UllageError `not-found`; see `CachedBlob.open` */
   async open(id: string): Promise<CachedBlob> {
-    await this.#leaving.get(id);
+    // Whoever has just found it begins to use it in the same turn, before anybody can throw it out.
+    if (this.#leaving.has(id)) await this.#leaving.get(id);
     if (!this.#known.has(id)) {
       throw new UllageError("not-found", `there is no blob ${id} below ${this.#dir}`, {
         hint: "run `ullage check DATA`",
@@ -352,10 +355,12 @@ export class BlobCache {
     if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`);
     const pins = await this.#options.fs.readdir(join(this.#dir, id, "pins"));
     if (pins.length > 0) throw new UllageError("in-use", `blob ${id} is needed by detached volumes ${pins.join(", ")}`);
+    if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`); // since a moment ago
     this.#closedBytes -= this.#historyOf(id).diskBytes;
     this.#known.delete(id);
     this.#indexLater();
     await this.#leave(id, () => this.#removeFiles(id));
+    this.#options.onRemoved?.(id);
   }
 
   // ---- eviction ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { SourceBusyError } from "../backend/source-errors.ts";
 import type { Clock } from "../base/clock.ts";
 import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
@@ -88,10 +89,7 @@ export class CachedBlob implements Blob {
   readonly #synced: RangeMap;
   readonly #durable: RangeMap;
   readonly #queue: FetchQueue;
-  readonly #readahead = new ReadaheadFetcher(
-    (offset, length) => this.#map.isReady(offset, length),
-    (offset, length) => this.readAhead(offset, length),
-  );
+  readonly #readahead: ReadaheadFetcher;
   readonly #closing = new AbortController();
   #reader: Promise<ImageReader> | undefined;
   /** Undefined: nothing of it is ever evicted. */
@@ -125,6 +123,11 @@ export class CachedBlob implements Blob {
     this.#map = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#synced = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#durable = new RangeMap(meta.size, meta.unitBytes, durableBits);
+    this.#readahead = new ReadaheadFetcher(
+      meta.size,
+      (offset, length) => this.#map.isReady(offset, length),
+      (offset, length) => this.fetch(offset, length, { soon: true }),
+    );
     this.#cold = environment.evicts() ? new ColdUnits(this.#map) : undefined;
     this.#queue = new FetchQueue({
       map: this.#map,
@@ -202,17 +205,14 @@ export class CachedBlob implements Blob {
   }
 
   async fetch(offset: number, length: number, options: FetchOptions = {}): Promise<void> {
-    await this.#queue.fetch(offset, length, options.background ? "background" : "foreground", options.signal);
+    const { background = false, soon = false, signal } = options;
+    const lane = background ? "background" : soon ? "readahead" : "foreground";
+    await this.#queue.fetch(offset, length, lane, signal);
   }
 
   noteRead(offset: number, length: number): void {
     this.#cold?.noteRead(offset, length);
     if (this.#map.missing > 0) this.#readahead.note(offset, length);
-  }
-
-  /** Like `fetch`, for what somebody will probably want in a moment. */
-  async readAhead(offset: number, length: number, signal?: AbortSignal): Promise<void> {
-    await this.#queue.fetch(offset, length, "readahead", signal);
   }
 
   /** Uses `reader` for what is missing, instead of opening the source again. */
@@ -336,6 +336,7 @@ export class CachedBlob implements Blob {
       throw writeError ?? failure.error;
     }
     lane.latency.observe(clock.now() - began);
+    this.#environment.traffic.took(request.lane, clock.now() - began);
     this.sourceTrouble = undefined;
     if (failedSyncs !== this.#failedSyncs) return false;
     this.#becameReady(request.first, request.end);
@@ -346,6 +347,7 @@ export class CachedBlob implements Blob {
 
   #retried(error: SourceError): void {
     this.#traffic.retries++;
+    if (error instanceof SourceBusyError) this.#environment.traffic.throttled();
     this.sourceTrouble = { error, at: this.#environment.clock.wallTime() };
   }
 

@@ -1,4 +1,5 @@
-import type { Blob } from "./blob.ts";
+import type { Blob, FetchOptions } from "./blob.ts";
+import type { TracedRead } from "./boot-trace.ts";
 
 /** Requests under way, and bytes of one: see volume/hydration.ts, which does the same for what a volume needs. */
 const REQUESTS = 16;
@@ -14,17 +15,42 @@ export async function fillBlob(
   options: { signal: AbortSignal; onProgress?: (readyBytes: number) => void },
 ): Promise<void> {
   const { signal, onProgress } = options;
-  let next = 0;
-  const fetchNext = async (): Promise<void> => {
-    while (next < blob.size) {
-      const offset = next;
-      const length = Math.min(REQUEST_BYTES, blob.size - offset);
-      next += length;
-      if (blob.isReady(offset, length)) continue;
-      await blob.fetch(offset, length, { background: true, signal });
-      onProgress?.(blob.readyBytes);
+  const pieces = function* (): Generator<readonly [number, number]> {
+    for (let at = 0; at < blob.size; at += REQUEST_BYTES) yield [at, Math.min(REQUEST_BYTES, blob.size - at)];
+  };
+  await fetchAll(blob, pieces(), { background: true, signal }, () => onProgress?.(blob.readyBytes));
+}
+
+/**
+ * Fetches what a trace names, in its order. Durable when it resolves.
+ * @param options.onProgress called with the bytes of the trace that are done with
+ * @throws SourceError, IoError
+ */
+export async function fillTraced(
+  blob: Blob,
+  reads: readonly TracedRead[],
+  options: { signal: AbortSignal; onProgress?: (bytes: number) => void },
+): Promise<void> {
+  const { signal, onProgress } = options;
+  let done = 0;
+  const pieces = function* (): Generator<readonly [number, number]> {
+    for (const [, offset, length] of reads) yield [offset, length];
+  };
+  await fetchAll(blob, pieces(), { soon: true, signal }, (length) => onProgress?.((done += length)));
+}
+
+async function fetchAll(
+  blob: Blob,
+  pieces: Generator<readonly [number, number]>,
+  options: FetchOptions,
+  onDone: (length: number) => void,
+): Promise<void> {
+  const fetchSome = async (): Promise<void> => {
+    for (const [offset, length] of pieces) {
+      if (!blob.isReady(offset, length)) await blob.fetch(offset, length, options);
+      onDone(length);
     }
   };
-  await Promise.all(Array.from({ length: REQUESTS }, fetchNext));
+  await Promise.all(Array.from({ length: REQUESTS }, fetchSome));
   await blob.sync();
 }

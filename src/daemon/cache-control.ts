@@ -2,7 +2,10 @@ import { UllageError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import { keptByUser } from "../blob/blob.ts";
 import type { CacheLimits } from "../blob/cache-space.ts";
-import { fillBlob } from "../blob/fill-blob.ts";
+import type { BlobMeta } from "../blob/blob-meta.ts";
+import { type BootTrace, checkTrace } from "../blob/boot-trace.ts";
+import { fillBlob, fillTraced } from "../blob/fill-blob.ts";
+import type { BootTraces } from "./boot-traces.ts";
 import type { Images } from "./images.ts";
 import type { Jobs, JobView } from "./jobs.ts";
 import type { Sources } from "./sources.ts";
@@ -12,6 +15,7 @@ export interface CacheControlParts {
   sources: Sources;
   images: Images;
   jobs: Jobs;
+  traces: BootTraces;
 }
 
 /** What people do with the cache: look at it, bound it, warm it, keep things in it and throw things out. */
@@ -19,11 +23,13 @@ export class CacheControl {
   readonly #sources: Sources;
   readonly #images: Images;
   readonly #jobs: Jobs;
+  readonly #traces: BootTraces;
 
-  constructor({ sources, images, jobs }: CacheControlParts) {
+  constructor({ sources, images, jobs, traces }: CacheControlParts) {
     this.#sources = sources;
     this.#images = images;
     this.#jobs = jobs;
+    this.#traces = traces;
   }
 
   view(): CacheView {
@@ -106,5 +112,56 @@ export class CacheControl {
     const job = this.#jobs.start({ kind: "image-pull", target: shownSource(found.url), progress }, controller, work);
     begun.resolve(job.progress);
     return job.view;
+  }
+
+  // ---- traces ------------------------------------------------------------------------------------------------------
+
+  /** What the newest version of an image was first read for. @throws UllageError `not-found` */
+  async trace(imageId: string): Promise<BootTrace> {
+    const trace = await this.#traces.of(await this.#newest(imageId));
+    if (trace !== undefined) return trace;
+    throw new UllageError("not-found", `nothing is known of how image '${imageId}' is read first`, {
+      hint: "`ullage image trace record VOLUME` notes it",
+    });
+  }
+
+  /** Takes the place of the one before. @throws UllageError `not-found`, `bad-trace` */
+  async setTrace(imageId: string, trace: unknown): Promise<BootTrace> {
+    const meta = await this.#newest(imageId);
+    const checked = checkTrace(trace, meta.size);
+    await this.#traces.save(meta, checked);
+    return checked;
+  }
+
+  /** Fetches now what the image's trace names, in that order, as a job. @throws UllageError `not-found` */
+  async replayTrace(imageId: string): Promise<JobView> {
+    const { reads } = await this.trace(imageId);
+    const meta = await this.#newest(imageId);
+    const { cache } = this.#sources;
+    const controller = new AbortController();
+    const { signal } = controller;
+    const begun = Promise.withResolvers<(done: number) => void>();
+    const work = begun.promise.then(async (onProgress): Promise<ImageView> => {
+      const blob = await cache.open(meta.id);
+      try {
+        await fillTraced(blob, reads, { signal, onProgress });
+      } finally {
+        await cache.release(meta.id);
+      }
+      return this.#images.showImage(imageId);
+    });
+    const total = reads.reduce((sum, [, , length]) => sum + length, 0);
+    const progress = { done: 0, total, unit: "bytes" } as const;
+    const about = { kind: "image-pull", target: shownSource(meta.url), progress } as const;
+    const job = this.#jobs.start(about, controller, work);
+    begun.resolve(job.progress);
+    return job.view;
+  }
+
+  async #newest(imageId: string): Promise<BlobMeta> {
+    const { blobs } = await this.#images.showImage(imageId);
+    const meta = this.#sources.cache.list().find(({ id }) => id === blobs[0]);
+    if (meta !== undefined) return meta;
+    throw new UllageError("not-found", `there is no image '${imageId}'`, { hint: "`ullage image ls` lists them" });
   }
 }

@@ -1,5 +1,6 @@
 import { UllageError, describeError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
+import type { TracedRead } from "../blob/boot-trace.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
@@ -8,8 +9,10 @@ import { baseOf, cleanCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
+import { TraceRecording } from "./trace-recording.ts";
 import { Turns } from "./turns.ts";
 import { renameDescription } from "./volume-files.ts";
+import type { BootTraces } from "./boot-traces.ts";
 import type { Events } from "./events.ts";
 import { applyWish, hydrationView } from "./hydration-view.ts";
 import { VolumeNews } from "./volume-news.ts";
@@ -36,6 +39,8 @@ export interface VolumeHost {
   layersUnused(layers: string[]): void;
   /** Something that referred to these layers is gone: blocks that nobody needs any more are freed, in the background. */
   reclaimSoon(layers: Iterable<string>): void;
+  /** What was read first of images. */
+  traces: BootTraces;
   /** Hears of everything that happens to volumes. */
   events: Events;
 }
@@ -63,6 +68,7 @@ export class ManagedVolume {
   readonly #turns = new Turns();
   #opened: Opened | undefined;
   #failure: unknown;
+  #recording: TraceRecording | undefined;
   /** It is being removed, or everything is being stopped: it is not opened any more. */
   #ending = false;
 
@@ -123,7 +129,7 @@ export class ManagedVolume {
           return blob;
         },
       });
-      const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume);
+      const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume, blobs);
       this.#opened = { volume, blobs, hydration };
       this.#failure = undefined;
       this.news.changed();
@@ -138,13 +144,16 @@ export class ManagedVolume {
     }
   }
 
-  async #openHydration(volume: Volume): Promise<Hydration> {
-    const { env, slots } = this.#host;
+  async #openHydration(volume: Volume, blobs: readonly CachedBlob[]): Promise<Hydration> {
+    const { env, slots, traces } = this.#host;
+    const known = new Map<string, readonly TracedRead[]>();
+    for (const { id, meta } of blobs) known.set(id, (await traces.of(meta))?.reads ?? []);
     const hydration = await Hydration.open(volume, {
       clock: env.clock,
       slots,
       space: async () => ({ ...(await env.fs.space(env.dataDir)), room: this.#host.sources.cache.space.room }),
       log: (level, message) => env.log(level, message),
+      trace: (blobId) => known.get(blobId) ?? [],
     });
     applyWish(hydration, this.record.hydration);
     hydration.onChange(() => {
@@ -158,6 +167,8 @@ export class ManagedVolume {
   async #close(): Promise<void> {
     if (this.#opened === undefined) return;
     const { volume, blobs, hydration } = this.#opened;
+    await this.#recording?.end();
+    this.#recording = undefined;
     this.#opened = undefined; // whoever looks meanwhile must not find descriptors that are closed
     await hydration?.close();
     try {
@@ -336,6 +347,26 @@ export class ManagedVolume {
 
   connections(): VolumeInfo["connections"] {
     return this.#opened?.volume.info().connections ?? [];
+  }
+
+  /**
+   * Notes what is read of the image from now on, as what the next disks made from it should fetch first.
+   * @param seconds for so long; undefined: for as long as a boot may take, and only when nothing is known yet
+   * @returns until when, RFC 3339; null: not @throws UllageError `no-source`
+   */
+  async recordTrace(seconds?: number): Promise<string | null> {
+    const { env, traces } = this.#host;
+    const device = await this.device();
+    const blob = this.#opened?.blobs[0];
+    if (blob === undefined) {
+      throw new UllageError("no-source", `volume '${this.record.name}' was made empty: it reads no image`);
+    }
+    await this.#recording?.end();
+    this.#recording =
+      seconds === undefined
+        ? await TraceRecording.startAutomatic(env, traces, device, blob)
+        : TraceRecording.start(env, traces, device, blob, seconds * 1000);
+    return this.#recording?.until ?? null;
   }
 
   async mapRuns(offset: number, length: number, limit: number): Promise<MapRun[]> {

@@ -68,6 +68,10 @@ export class Sources {
     const cache = await BlobCache.open({
       ...options,
       openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
+      onRemoved: (id) => {
+        void opened.get(id)?.close();
+        opened.delete(id);
+      },
     });
     return new Sources(options, backends, cache, opened);
   }
@@ -176,8 +180,6 @@ export class Sources {
         if (error instanceof UllageError && error.code === "in-use") return;
         throw error;
       }
-      await this.#opened.get(blobId)?.close();
-      this.#opened.delete(blobId);
     });
   }
 

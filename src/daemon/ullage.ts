@@ -19,6 +19,7 @@ import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./blob-listener.ts";
+import { BootTraces } from "./boot-traces.ts";
 import { CacheControl } from "./cache-control.ts";
 import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
 import { DataDirectory } from "./data-directory.ts";
@@ -139,6 +140,7 @@ export class Ullage {
     directory: DataDirectory;
     store: MetadataStore;
     sources: Sources;
+    traces: BootTraces;
     volumes: Volumes;
     events: Events;
     clock: Clock;
@@ -160,7 +162,12 @@ export class Ullage {
     this.#contents = new Contents(parts.volumes, parts.meters, parts.log);
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
-    this.cache = new CacheControl({ sources: parts.sources, images: this.#images, jobs: this.jobs });
+    this.cache = new CacheControl({
+      sources: parts.sources,
+      traces: parts.traces,
+      images: this.#images,
+      jobs: this.jobs,
+    });
     parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
@@ -210,8 +217,9 @@ export class Ullage {
       });
       const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, backends);
       undo.push(() => sources.close());
+      const traces = new BootTraces(fs, directory.path, log);
       const volumes = new Volumes(
-        { env, store, sources, slots: new HydrationSlots(), events },
+        { env, store, sources, slots: new HydrationSlots(), traces, events },
         { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
       sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
@@ -230,6 +238,7 @@ export class Ullage {
         directory,
         store,
         sources,
+        traces,
         volumes,
         events,
         clock,
@@ -438,6 +447,14 @@ export class Ullage {
     return this.#volumes.space();
   }
 
+  /**
+   * Notes what a volume reads of its image from now on, for so long; then that is what disks made from it fetch first.
+   * @returns until when, RFC 3339 @throws UllageError `not-found`, `no-source`
+   */
+  async recordTrace(name: string, seconds: number): Promise<{ until: string }> {
+    return { until: (await this.#volumes.getReady(name).recordTrace(seconds))! };
+  }
+
   /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
   startReclaim(): JobView {
     const running = this.jobs.list().find(({ kind, state }) => kind === "reclaim" && state === "running");
@@ -455,7 +472,7 @@ export class Ullage {
   }
 
   /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
-  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+  async reclaim(signal: AbortSignal = new AbortController().signal): Promise<ReclaimView> {
     return reclaimView(await this.#volumes.reclaimer.now({ signal }));
   }
 

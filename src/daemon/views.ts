@@ -31,7 +31,7 @@ export interface VolumeView {
   origin: OriginView | null;
   /** of the source, in the local cache */
   fetchedBytes: number;
-  /** in blocks that were written here */
+  /** in blocks of 4096 that were written here, or in what it was cloned from, and were not trimmed since */
   writtenBytes: number;
   hydration: HydrationView;
   settings: Settings;

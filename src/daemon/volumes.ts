@@ -475,6 +475,7 @@ export class Volumes implements VolumeNames {
       volume.download = undefined;
       // It is complete and stays, whatever opening says: its state tells why it can't be opened.
       await volume.deviceForReader().catch(() => undefined);
+      if (blob !== undefined) await volume.recordTrace().catch(() => undefined);
       volume.news.changed();
     } finally {
       if (blob !== undefined) await sources.cache.release(blob.id);

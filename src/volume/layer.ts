@@ -132,11 +132,6 @@ export class Layer {
     return this.file.punch(Math.ceil(this.file.size() / blockBytes) * blockBytes, blockBytes);
   }
 
-  /** Bytes on disk, without the header. */
-  get writtenBytes(): number {
-    return Math.max(0, this.file.allocated() - headerBytes);
-  }
-
   /** fdatasync. A failure leaves it dirty for ever: the caller poisons the volume. */
   async sync(): Promise<void> {
     const covered = this.unsyncedBytes;

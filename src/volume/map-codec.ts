@@ -125,10 +125,12 @@ export interface MapSink {
   setChunks(chunk: number, count: number, owner: number): void;
   /** @param owners of all 1024 blocks; valid during the call */
   setMixedChunk(chunk: number, owners: Uint16Array): void;
+  /** Comes before the chunks: `owner` is a blob. */
+  noteBlob(owner: number): void;
 }
 
 /** Looks at a map that is read piece by piece. */
-export interface MapVisitor extends Omit<MapSink, "chunks"> {
+export interface MapVisitor extends Omit<MapSink, "chunks" | "noteBlob"> {
   /** @param blocks of the disk @returns whether it wants to see the chunks */
   begin(table: OwnerTable, blocks: number): boolean;
   /** After each piece: when the next one may come; undefined: at once. */
@@ -176,6 +178,7 @@ export class MapDecoder {
         this.#refuse(`has an impossible owner id ${owner}`);
       const id = frame.toString("hex", at + 8, at + 24);
       this.#table.put(owner, { kind, id });
+      if (kind === "blob") this.#map.noteBlob(owner);
     }
   }
 
@@ -250,6 +253,7 @@ export async function visitFrames(
       chunks,
       setChunks: (chunk, count, owner) => visitor.setChunks(chunk, count, owner),
       setMixedChunk: (chunk, owners) => visitor.setMixedChunk(chunk, owners),
+      noteBlob: () => undefined,
     },
     table,
     path,

@@ -80,6 +80,7 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
   table.put(head, { kind: "layer", id: layerId });
   if (options.blob && map) {
     const owner = table.add({ kind: "blob", id: options.blob.id });
+    map.noteBlob(owner);
     const blobBlocks = Math.min(blocks, Math.ceil(options.blob.size / blockBytes));
     if (blobBlocks > 0) map.set(0, blobBlocks, owner);
   }

@@ -75,7 +75,7 @@ export interface VolumeInfo {
   /** why, when the state is not `ok` */
   reason: string | undefined;
   lineage: string;
-  /** bytes of blocks owned by the head */
+  /** bytes of the blocks that its map has in layers, its own or shared; what they take on disk is another question */
   writtenBytes: number;
   logBytes: number;
   /** bytes of the newest checkpoint's file */

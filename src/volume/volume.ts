@@ -3,6 +3,7 @@ import type { File } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import { RangeLock } from "../base/range-lock.ts";
 import type { Blob } from "../blob/blob.ts";
+import type { TraceRecorder } from "../blob/boot-trace.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
 import { Attachments } from "./attachments.ts";
 import { listExtents, listMapRuns, nextNeeded } from "./extents.ts";
@@ -218,6 +219,11 @@ export class Volume implements BlockDevice {
     } finally {
       this.#leave();
     }
+  }
+
+  /** Notes from now on what is read of the image; undefined: no more. */
+  record(recorder: TraceRecorder | undefined): void {
+    this.#reader.recorder = recorder;
   }
 
   async prefetch(offset: number, length: number): Promise<void> {
@@ -548,7 +554,7 @@ export class Volume implements BlockDevice {
       state: this.#volumeState,
       reason: this.#reason,
       lineage: this.lineage,
-      writtenBytes: this.#head.layer.writtenBytes,
+      writtenBytes: this.#map.writtenBlocks * blockBytes,
       logBytes: this.#journal.logBytes,
       mapBytes: this.#journal.mapBytes,
       connections: this.#attachments.clients().map(({ protocol, address, remote, writable }) => ({

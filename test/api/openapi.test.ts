@@ -185,6 +185,18 @@ void test("whatever a server answers on a walk through all operations is what th
   const all = await walk<{ images: ImageView[] }>({ id: "listImages", status: 200 });
   const pulled = all.images.find(({ volumes }) => volumes.length === 0)!;
   await walk({ id: "removeImage", parameters: { id: pulled.id }, status: 204 });
+  const image = { id: images[0].id };
+  await walk({ id: "recordTrace", parameters: v, body: { seconds: 1 }, status: 200 });
+  const recordedAt = new Date().toISOString();
+  await walk({
+    id: "setTrace",
+    parameters: image,
+    body: { imageBytes: images[0].size, recordedAt, reads: [[0, 0, 4096]] },
+    status: 200,
+  });
+  await walk({ id: "getTrace", parameters: image, status: 200 });
+  const replay = await walk<JobObject>({ id: "replayTrace", parameters: image, status: 202 });
+  while ((await walk<JobObject>({ id: "getJob", parameters: { id: replay.id }, status: 200 })).state === "running");
   await walk({ id: "getCache", status: 200 });
   await walk({ id: "changeCache", body: { capacityBytes: null, reserve: 0 }, status: 200 });
   await walk({ id: "evict", body: {}, status: 200 });
@@ -250,6 +262,8 @@ void test("whatever a server answers on a walk through all operations is what th
       reopenVolume: {},
       createSnapshot: { name: "s" },
       revertVolume: { snapshot: "s" },
+      recordTrace: { seconds: 1 },
+      setTrace: { imageBytes: 1, recordedAt, reads: [] },
     };
     await walk({ id, parameters: nothing, status: 404, ...(id in needed ? { body: needed[id] } : {}) });
   }

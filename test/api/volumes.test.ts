@@ -347,6 +347,8 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
     "/v1/health",
     "/v1/images",
     "/v1/images/{id}",
+    "/v1/images/{id}/trace",
+    "/v1/images/{id}/trace/replay",
     "/v1/jobs",
     "/v1/jobs/{id}",
     "/v1/reclaim",
@@ -371,6 +373,7 @@ void test("OpenAPI 3.1 describes every path with the schemas that are checked", 
     "/v1/volumes/{name}/snapshots/{snapshot}/content",
     "/v1/volumes/{name}/snapshots/{snapshot}/diff",
     "/v1/volumes/{name}/space",
+    "/v1/volumes/{name}/trace",
   ]);
   assert.equal(body.components.schemas["VolumeCreate"].additionalProperties, false);
   const references = JSON.stringify(body).match(/"\$ref":"[^"]*"/g)!;

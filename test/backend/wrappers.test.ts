@@ -16,6 +16,9 @@ const content = pattern(1_000_000);
 const once = { attempts: 1, baseMs: 1, capMs: 1, timeLimitMs: 1000 };
 const quick = { probe: once, foreground: once, background: once };
 
+/** Long enough for a request that is made to arrive: a test that is too quick here passes, it never fails. */
+const soon = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 100));
+
 /** Time that passes only when a test says so. */
 function manualClock(): Clock & { advance(ms: number): Promise<void> } {
   let now = 0;
@@ -74,10 +77,14 @@ void test("a mirror with another version is not asked again for this object, and
   await using w = await mirroredWorld();
   w.mirror.replace(pattern(content.length, 9));
   w.mirror.etag = '"another"';
-  const backend = w.open();
+  const clock = manualClock();
+  const backend = w.open(clock);
   const { identity } = await backend.probe(1);
   for (let n = 0; n < 3; n++)
     assert.deepEqual(await readBytes(backend, identity, n, 500), content.subarray(n, n + 500));
+  await clock.advance(120_000);
+  assert.deepEqual(await readBytes(backend, identity, 3, 500), content.subarray(3, 503));
+  await soon();
   assert.equal(w.mirror.requestCount, 1);
   await backend.close();
 });
@@ -324,6 +331,7 @@ void test("a busy source is left alone by the background until Retry-After is ov
   const asked = store.requests.length;
   const waiting = readBytes(two, identity, 0, 10, { background: true });
   await clock.advance(10_000);
+  await soon();
   assert.equal(store.requests.length, asked);
   assert.deepEqual(await readBytes(two, identity, 5, 10), content.subarray(5, 15));
   await clock.advance(10_001);

@@ -90,6 +90,13 @@ async function compareAll(model: Model, { ullage }: World): Promise<void> {
   );
   for (const [name, { sectors, snapshots }] of model) {
     await compare(name, await ullage.getDevice(name), sectors);
+    const { runs } = await ullage.mapVolume(name, 0, 1e6);
+    const written = runs.filter(({ kind }) => kind === "written").map(({ length }) => Math.ceil(length / 4096) * 4096);
+    assert.equal(
+      (await ullage.showVolume(name)).writtenBytes,
+      written.reduce((sum, bytes) => sum + bytes, 0),
+      `written bytes of ${name}`,
+    );
     assert.deepEqual(
       ullage
         .listSnapshots(name)

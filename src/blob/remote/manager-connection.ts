@@ -186,8 +186,7 @@ export class ManagerConnection {
     this.#running.set(header.tag, controller);
     try {
       const { signal } = controller;
-      if (lane === Lane.readahead) await blob.readAhead(start, length, signal);
-      else await blob.fetch(start, length, { background: lane === Lane.background, signal });
+      await blob.fetch(start, length, { background: lane === Lane.background, soon: lane === Lane.readahead, signal });
       return fetched(token, length, Result.success);
     } catch (error) {
       if (controller.signal.aborted) return fetched(token, 0, Result.cancelled);

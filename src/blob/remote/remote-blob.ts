@@ -59,10 +59,7 @@ export class RemoteBlob implements Blob {
   readonly #pins: Set<string>;
   readonly #listeners = new Set<(start: number, length: number) => void>();
   readonly #forget: () => void;
-  readonly #readahead = new ReadaheadFetcher(
-    (offset, length) => this.isReady(offset, length),
-    (offset, length) => this.#fetch(offset, length, Lane.readahead),
-  );
+  readonly #readahead: ReadaheadFetcher;
   #readiness: SharedReadiness;
   /** Over the shared bits; counts for as long as `#sequence` is the readiness's. */
   #map!: RangeMap;
@@ -81,6 +78,11 @@ export class RemoteBlob implements Blob {
     this.size = opened.size;
     this.unitBytes = opened.unitBytes;
     this.#pins = pins;
+    this.#readahead = new ReadaheadFetcher(
+      opened.size,
+      (offset, length) => this.isReady(offset, length),
+      (offset, length) => this.#fetch(offset, length, Lane.readahead),
+    );
     this.file = new PassedFile(`blob ${options.id}`, fileOfDescriptor(`blob ${options.id}`, opened.data), opened.base);
     this.#readiness = opened.readiness;
     this.#token = opened.generation === options.client.generation ? opened.token : undefined;
@@ -157,7 +159,8 @@ export class RemoteBlob implements Blob {
     for (let at = offset; at < end; at += MAX_FETCH_BYTES) {
       const count = Math.min(MAX_FETCH_BYTES, end - at);
       if (this.isReady(at, count)) continue;
-      await this.#fetch(at, count, options.background === true ? Lane.background : undefined, options.signal);
+      const { background = false, soon = false, signal } = options;
+      await this.#fetch(at, count, background ? Lane.background : soon ? Lane.readahead : undefined, signal);
     }
   }
 
