@@ -46,6 +46,9 @@ import type {
  *     open -> lostUnflushed                          recovery lost acknowledged writes: no writers, until the same
  */
 
+/** Why a volume is `lostUnflushed`. */
+export const unflushedLost = "acknowledged writes may have been lost";
+
 export class Volume implements BlockDevice {
   readonly id: string;
   readonly readOnly = false;
@@ -100,7 +103,7 @@ export class Volume implements BlockDevice {
     this.#reader = new OwnerReader(opened.map, opened.head, this.#layers, opened.blobs);
     this.#settings = options.settings;
     this.#volumeState = opened.lostUnflushed ? "lostUnflushed" : "ok";
-    if (opened.lostUnflushed) this.#reason = "acknowledged writes may have been lost";
+    if (opened.lostUnflushed) this.#reason = unflushedLost;
     this.#remoteWriters = opened.remoteWriters;
     this.#writesBlocked = options.settings.sync === "always";
     const warn = (message: string): void => env.log("warn", `volume ${this.id}: ${message}`);
