@@ -59,6 +59,7 @@ export interface Blob {
 /** In the place of a volume's id: somebody wants a blob to be kept, whether a volume needs it or not. */
 export const keptByUser = "0".repeat(32);
 
+/** For whom something is fetched; default: somebody waits for it. */
 export interface FetchOptions {
   background?: boolean;
   /** Nobody waits for it yet, but somebody probably will in a moment: before the background, behind who waits. */
@@ -66,6 +67,7 @@ export interface FetchOptions {
   signal?: AbortSignal;
 }
 
+/** What was asked of a source for a blob's sake. */
 export interface BlobStats {
   /** Bytes received from the source because somebody waited for them. */
   foregroundBytes: number;

@@ -22,11 +22,18 @@ import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
 import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
-import { volumeSize } from "./volume-size.ts";
+import { fillDisk, type ImportContent } from "./volume-import.ts";
+import { sectorBytes, volumeSize } from "./volume-size.ts";
 import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, SpaceView } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
 const openingAtOnce = 2;
+
+/** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
+export interface ImportedVolume {
+  volume: ManagedVolume;
+  dataBytes: number;
+}
 
 /** How a volume is made, beside what it is made from. */
 export interface CreateOptions {
@@ -43,6 +50,7 @@ export interface CreateOptions {
  * that a crash between any two leaves something that the next start understands (durability rule 17):
  *
  *     create   row `creating` -> files and directories -> row `ready` -> answered
+ *     import   the same; the first checkpoint, which makes the files a volume, comes behind the last byte of its content
  *     remove   row `deleting` -> its exports -> files -> row gone -> answered
  */
 export class Volumes implements VolumeNames {
@@ -134,11 +142,26 @@ export class Volumes implements VolumeNames {
    * @throws UllageError `bad-name`, `bad-size`, `name-taken`, `request-key-reused`, `too-large`; SourceError
    */
   create(request: CreateVolumeRequest, requestKey?: RequestKey, options: CreateOptions = {}): Promise<ManagedVolume> {
-    return this.#track(
-      requestKey === undefined
-        ? this.#create(request, undefined, options)
-        : this.#createOnce(request, requestKey, options),
-    );
+    return this.#once(requestKey, () => this.#create(request, requestKey, options));
+  }
+
+  /**
+   * Makes a volume with a content that somebody sends. When anything goes wrong, nothing of it is left: now, or, after a
+   * kill, at the next start.
+   * @throws UllageError `bad-name`, `name-taken`, `request-key-reused`, `too-large`; see `fillDisk`
+   */
+  import(name: string, content: ImportContent, requestKey?: RequestKey): Promise<ImportedVolume> {
+    let dataBytes = 0;
+    const make = async (): Promise<ManagedVolume> => {
+      const made = await this.#import(name, content, requestKey);
+      dataBytes = made.dataBytes;
+      return made.volume;
+    };
+    return this.#once(requestKey, make).then((volume) => ({ volume, dataBytes }));
+  }
+
+  #once(requestKey: RequestKey | undefined, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
+    return this.#track(requestKey === undefined ? make() : this.#madeOnce(requestKey, make));
   }
 
   async #track<T>(work: Promise<T>): Promise<T> {
@@ -150,11 +173,7 @@ export class Volumes implements VolumeNames {
     }
   }
 
-  async #createOnce(
-    request: CreateVolumeRequest,
-    requestKey: RequestKey,
-    options: CreateOptions,
-  ): Promise<ManagedVolume> {
+  async #madeOnce(requestKey: RequestKey, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
     const before = this.#earlier(requestKey.key);
     if (before !== undefined) {
       if (before.digest === requestKey.digest) return before.made;
@@ -162,7 +181,7 @@ export class Volumes implements VolumeNames {
         hint: "use a new Idempotency-Key for a new request",
       });
     }
-    const made = this.#create(request, requestKey, options);
+    const made = make();
     this.#requests.set(requestKey.key, { digest: requestKey.digest, made });
     try {
       return await made;
@@ -207,6 +226,44 @@ export class Volumes implements VolumeNames {
       throw explain(error, volume.record.size);
     }
     return volume;
+  }
+
+  async #import(name: string, content: ImportContent, requestKey: RequestKey | undefined): Promise<ImportedVolume> {
+    const { env, store } = this.#host;
+    this.#demandFree(name);
+    const announced = content.size === undefined ? sectorBytes : volumeSize(content.size, undefined);
+    const nowhere = { source: null, format: null, blobId: null, origin: null };
+    const volume = this.#reserve({ name }, announced, nowhere, requestKey);
+    let size = announced;
+    let dataBytes = 0;
+    try {
+      await store.insertVolume(volume.record);
+      const { id, settings, createdAt } = volume.record;
+      await Volume.create(env, {
+        id,
+        name,
+        size,
+        content: async (disk) => {
+          const filled = await fillDisk(content, this.#stopping.signal, disk, (bytes) => {
+            size = Math.max(size, bytes);
+            volume.download = { bytes, total: Math.max(bytes, content.size ?? 0) };
+            volume.news.progress();
+          });
+          dataBytes = filled.dataBytes;
+          return (size = volumeSize(filled.size, undefined));
+        },
+        details: { source: null, format: null, settings, createdAt, blobId: null },
+      });
+      await store.updateVolume(id, { state: "ready", size });
+      volume.record = { ...volume.record, state: "ready", size };
+      volume.download = undefined;
+      await volume.deviceForReader().catch(() => undefined); // as for any other new volume
+      volume.news.changed();
+      return { volume, dataBytes };
+    } catch (error) {
+      await this.#giveUp(volume, undefined);
+      throw explain(error, size);
+    }
   }
 
   /** @throws UllageError `not-found`, `bad-size`, … */
@@ -463,6 +520,7 @@ export class Volumes implements VolumeNames {
     volume.demandNoWriters(force);
     for (const snapshot of taken) await this.snapshots.demandNoReaders(volume, snapshot, force);
     for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, true);
+    await this.snapshots.releaseOf(id);
     await this.snapshots.settle(volume);
     await volume.end(true, async () => {
       await store.updateVolume(id, { state: "deleting" });
