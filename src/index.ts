@@ -23,7 +23,10 @@ export { volumeViewStates } from "./daemon/views.ts";
 export type { HealthCheck, HealthStatus, Warning } from "./daemon/health.ts";
 export type { Log, LogFields, LogLevel } from "./daemon/log.ts";
 export type { MetadataStore, Settings } from "./catalog/metadata-store.ts";
+export type { CacheControl } from "./daemon/cache-control.ts";
+export type { CacheLimits } from "./blob/cache-space.ts";
 export type { Resolver } from "./backend/source-guard.ts";
+export type { SourceSettings } from "./backend/source-settings.ts";
 
 export { type Attachment, type BlockDevice, type Client, type Extent, ExtentState } from "./export/block-device.ts";
 export {

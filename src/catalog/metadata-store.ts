@@ -119,7 +119,9 @@ export interface VolumeRecord {
   origin: Origin | null;
 }
 
-export type VolumeChange = Partial<Pick<VolumeRecord, "name" | "state" | "size" | "format" | "blobId" | "settings" | "hydration">>;
+export type VolumeChange = Partial<
+  Pick<VolumeRecord, "name" | "state" | "size" | "format" | "blobId" | "settings" | "hydration">
+>;
 
 /** What a user can set on a volume. */
 export interface Settings {

@@ -27,7 +27,8 @@ export async function callAndFollow<T extends object>(
   const job = await follow(daemon, answer, stop, quiet);
   if (job.state === "done") return job.result as unknown as T;
   if (job.state === "cancelled") {
-    const left = job.target === null ? "what was done stays done" : `nothing is left of '${job.target}'`;
+    const stays = job.target === null || job.kind === "image-pull";
+    const left = stays ? "what was done stays done" : `nothing is left of '${job.target}'`;
     throw new UllageError("cancelled", `cancelled: ${left}`);
   }
   const { code, detail, hint } = job.error!;

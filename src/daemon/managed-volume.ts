@@ -143,7 +143,7 @@ export class ManagedVolume {
     const hydration = await Hydration.open(volume, {
       clock: env.clock,
       slots,
-      space: () => env.fs.space(env.dataDir),
+      space: async () => ({ ...(await env.fs.space(env.dataDir)), room: this.#host.sources.cache.space.room }),
       log: (level, message) => env.log(level, message),
     });
     applyWish(hydration, this.record.hydration);

@@ -10,7 +10,7 @@ import { describedSnapshots, describeSnapshot, forgetSnapshot, readSnapshot } fr
 import { SnapshotView } from "../volume/snapshot-view.ts";
 import { dropLayers } from "./layer-files.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
-import { type LayerSpace, layerSpace } from "./space.ts";
+import { type AllLayerSpace, allLayerSpace, type LayerSpace, type SpaceHost, volumeSpace } from "./space.ts";
 import { Turns } from "./turns.ts";
 
 /** Snapshots that stay open without a client, so that the next one finds them ready. */
@@ -213,12 +213,23 @@ export class Snapshots {
 
   /** Bytes on disk in the layers of a volume and its snapshots. */
   space(volume: ManagedVolume): Promise<LayerSpace> {
-    const host = {
+    return this.references.run(() => volumeSpace(this.#spaceHost(), volume.record.id));
+  }
+
+  /** Bytes on disk in all layers. */
+  allSpace(): Promise<AllLayerSpace> {
+    return this.references.run(() => allLayerSpace(this.#spaceHost()));
+  }
+
+  #spaceHost(): SpaceHost {
+    return {
       env: this.#host.env,
-      openLayers: (id: string) => this.#openLayers(id),
-      ownerOf: (id: string) => this.#rows.get(id)?.volumeId,
+      openLayers: (id) => this.#openLayers(id),
+      ownerOf: (id) => {
+        const row = this.#rows.get(id);
+        return row === undefined || row.name === null ? undefined : row.volumeId;
+      },
     };
-    return this.references.run(() => layerSpace(host, volume.record.id));
   }
 
   /** Removes layers that were given up, unless somebody else needs them. Runs in a turn of `references`. */

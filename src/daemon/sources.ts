@@ -6,6 +6,7 @@ import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
+import { fillBlob } from "../blob/fill-blob.ts";
 import { detectHeadBytes } from "../image/detect.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { objectReader } from "../image/object-reader.ts";
@@ -121,8 +122,12 @@ export class Sources {
           ...options,
           onProgress: (bytes) => options.onProgress?.(bytes, found.identity.size),
         });
-      } else await fetchAll(blob, options);
-      await blob.sync();
+        await blob.sync();
+      } else {
+        const { size } = blob;
+        const { signal = new AbortController().signal, onProgress } = options;
+        await fillBlob(blob, { signal, onProgress: (bytes) => onProgress?.(bytes, size) });
+      }
       return blob;
     } catch (error) {
       if (blob !== undefined) await this.cache.release(blob.id);
@@ -236,6 +241,16 @@ export class Sources {
     return this.cache.list().some(({ id }) => id === blobId);
   }
 
+  /**
+   * No volume refers to the blob any more. It stays in the cache for the next one, until its space is wanted, unless
+   * nothing of it is here or it could not be found again.
+   */
+  async giveUp(blobId: string): Promise<void> {
+    const look = await this.cache.look(blobId);
+    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    await this.remove(blobId);
+  }
+
   /** Frees the space of a blob that no volume refers to any more, unless somebody has begun to use it again. */
   async remove(blobId: string): Promise<void> {
     await this.#turns.run(async () => {
@@ -272,15 +287,6 @@ async function orAborted(work: Promise<unknown>, signal: AbortSignal | undefined
     await Promise.race([work, promise]);
   } finally {
     signal.removeEventListener("abort", onAbort);
-  }
-}
-
-/** For images that are read in ranges all the same. */
-async function fetchAll(blob: CachedBlob, { signal, onProgress }: FillOptions): Promise<void> {
-  const step = 32 * 1024 * 1024;
-  for (let at = 0; at < blob.size; at += step) {
-    await blob.fetch(at, step, signal === undefined ? {} : { signal });
-    onProgress?.(blob.readyBytes, blob.size);
   }
 }
 

@@ -13,10 +13,13 @@ import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
 import type { ConnectionWatch } from "../export/nbd/connection.ts";
+import type { CacheLimits } from "../blob/cache-space.ts";
+import type { SocketAccess } from "../export/listen-address.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./blob-listener.ts";
+import { CacheControl } from "./cache-control.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
@@ -39,6 +42,7 @@ import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
+  AllSpaceView,
   AddExportRequest,
   BlobView,
   ConnectionView,
@@ -74,6 +78,8 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
   allowSources?: readonly string[];
+  /** How much space the cache may take; default: what the file system has, less 5 %. */
+  cacheLimits?: CacheLimits;
   /** How sources are reached, by prefix (backend/source-settings.ts). */
   sourceSettings?: readonly SourceSettings[];
   /** What all sources together may deliver; null, the default: no limit. Local files are not counted. */
@@ -111,6 +117,8 @@ export class Ullage {
   readonly #sources: Sources;
   readonly #volumes: Volumes;
   readonly #images: Images;
+  /** What people do with the cache. */
+  readonly cache: CacheControl;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
   #blobs: BlobListener | undefined;
@@ -148,6 +156,7 @@ export class Ullage {
     this.#probe = parts.probe;
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    this.cache = new CacheControl({ sources: parts.sources, images: this.#images, jobs: this.jobs });
     parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
@@ -165,6 +174,7 @@ export class Ullage {
     const { dataDir, fs = realFileSystem, clock = systemClock, openStore = openSqliteStore } = options;
     const events = new Events();
     const log = tellWarnings(events, options.log ?? (() => undefined));
+    const limits = options.cacheLimits === undefined ? {} : { cacheLimits: options.cacheLimits };
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -194,12 +204,13 @@ export class Ullage {
         settings: options.sourceSettings ?? [],
         bytesPerSecond: options.sourceBytesPerSecond ?? null,
       });
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, backends);
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, backends);
       undo.push(() => sources.close());
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), events },
         { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
+      sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
         await store.deleteVolume(id);
@@ -378,10 +389,13 @@ export class Ullage {
   }
 
   /** Where a volume's bytes are on this host. @throws UllageError `not-found`, `creating` */
-  async spaceOf(name: string): Promise<SpaceView> {
-    const volume = this.#volumes.getReady(name);
-    const layers = await this.#volumes.snapshots.space(volume);
-    return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
+  spaceOf(name: string): Promise<SpaceView> {
+    return this.#volumes.spaceOf(name);
+  }
+
+  /** Where the bytes of the data directory are. */
+  space(): Promise<AllSpaceView> {
+    return this.#volumes.space();
   }
 
   /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
@@ -401,7 +415,7 @@ export class Ullage {
   }
 
   /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
-  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+  async reclaim(signal: AbortSignal = new AbortController().signal): Promise<ReclaimView> {
     return reclaimView(await this.#volumes.reclaimer.now({ signal }));
   }
 
@@ -549,12 +563,13 @@ export class Ullage {
    * Offers the cache to other processes of this host, on <data>/blobd.sock.
    * @throws UllageError `listen-in-use`, `listen`
    */
-  async serveBlobs(): Promise<void> {
+  async serveBlobs(access: SocketAccess): Promise<void> {
     this.#blobs = await BlobListener.open({
       path: this.#directory.below("blobd.sock"),
       dataDir: this.#directory.path,
       store: this.#sources.cache,
       log: this.#log,
+      access,
     });
     this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
   }
@@ -654,6 +669,7 @@ export class Ullage {
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
       reclaim: this.#volumes.reclaimer.figures,
+      cache: this.cache.view(),
       volumes,
     };
   }

@@ -20,9 +20,10 @@ import type { ReclaimVolume } from "./reclaim.ts";
 import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
+import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { volumeSize } from "./volume-size.ts";
-import type { CloneRequest, CreateVolumeRequest, OriginView } from "./views.ts";
+import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, SpaceView } from "./views.ts";
 
 /** At start, volumes that are opened at the same time. */
 const openingAtOnce = 2;
@@ -482,16 +483,38 @@ export class Volumes implements VolumeNames {
     this.reclaimer.soon(layers);
   }
 
+  /** @throws UllageError `not-found`, `creating` */
+  async spaceOf(name: string): Promise<SpaceView> {
+    const volume = this.getReady(name);
+    const { blobId } = volume.record;
+    const cachedBytes = blobId === null ? 0 : await blobSpace(this.#host.env, blobId);
+    return { ...(await this.snapshots.space(volume)), cachedBytes };
+  }
+
+  async space(): Promise<AllSpaceView> {
+    return { ...(await this.snapshots.allSpace()), cachedBytes: await allBlobSpace(this.#host.env) };
+  }
+
   #openLayers(id: string): Set<string> | undefined {
     return this.#byId.get(id)?.opened?.layerIds();
   }
 
-  /** A volume is gone: its blob goes too, unless another volume was made from it. */
+  /** The blobs that volumes were made from, and whether all volumes of one want only what they read. */
+  neededBlobs(): Map<string, boolean> {
+    const needed = new Map<string, boolean>();
+    for (const { record } of this.all()) {
+      const { blobId, hydration } = record;
+      if (blobId !== null) needed.set(blobId, !hydration.wanted && needed.get(blobId) !== false);
+    }
+    return needed;
+  }
+
+  /** A volume is gone: its blob is given up, unless another volume was made from it. */
   async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
     if (blobId === null) return;
     const { sources } = this.#host;
     await sources.unpin(blobId, volumeId);
-    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
+    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.giveUp(blobId);
   }
 
   /**

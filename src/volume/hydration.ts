@@ -39,13 +39,22 @@ export interface HydrationOptions {
   /** One for the host. */
   slots: HydrationSlots;
   /** Of the file system that the cache is on, in bytes. */
-  space(): Promise<{ free: number; total: number }>;
+  space(): Promise<HydrationSpace>;
   log(level: "info" | "warn", message: string): void;
   /** bytes per second; null: no limit */
   limitBytesPerSecond?: number | null;
   priority?: number;
   /** Share of the file system that is left alone. */
   reserve?: number;
+}
+
+/** What is left of the space that the cache may take, bytes. */
+export interface HydrationSpace {
+  /** of the file system */
+  free: number;
+  total: number;
+  /** of the cache's capacity */
+  room: number;
 }
 
 export const NO_SPACE = "no-space";
@@ -339,7 +348,8 @@ export class Hydration {
   }
 
   async #checkSpace(): Promise<void> {
-    const { free, total } = await this.#options.space();
+    const { free, total, room } = await this.#options.space();
+    if (room <= 0) throw new IoError("ENOSPC", "the cache has as many bytes as its capacity allows");
     const reserve = Math.ceil(total * (this.#options.reserve ?? DEFAULT_RESERVE));
     if (free < reserve) {
       throw new IoError(

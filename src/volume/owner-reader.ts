@@ -75,7 +75,7 @@ export class OwnerReader {
     if (inside > 0) {
       const { losses } = blob;
       if (!blob.isReady(offset, inside)) return false;
-      if (blob.readyBytes < blob.size) blob.noteRead(offset, inside);
+      blob.noteRead(offset, inside);
       if (blob.file.tryRead(buffer, at, inside, offset) !== inside || blob.losses !== losses) return false;
     }
     if (inside < length) buffer.bytes.fill(0, at + inside, at + length);

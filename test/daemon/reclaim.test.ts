@@ -7,6 +7,7 @@ import { IoError } from "../../src/base/errors.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
+import type { Volume } from "../../src/volume/volume.ts";
 import { Gate, interposedFileSystem, type Interposer } from "./interposed-file-system.ts";
 import { demandNothingUseless, uselessBlocks } from "./layer-inspection.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";
@@ -158,6 +159,34 @@ void test("volumes that are closed keep what they need: a clone that only names 
   const own = await ullage.getDevice("own");
   assert.deepEqual([await get(own, 0), await get(own, 4), await get(own, 63)], [5, 1, 1]);
   await demandNothingUseless(ullage, dataDir);
+});
+
+void test("blocks whose last snapshot goes while a clone takes them over are not lost between the two", async (t) => {
+  const release = Promise.withResolvers<void>();
+  let state: "idle" | "armed" | "held" = "idle";
+  const hold: Interposer = async (what, path, proceed) => {
+    if (state === "armed" && what === "open read" && path.includes("/maps/")) {
+      state = "held"; // the volumes have been looked at
+      await release.promise;
+    }
+    return proceed();
+  };
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const ullage = await openUllage(t, { dataDir, fs: interposedFileSystem(hold) });
+  await prepared(ullage);
+  await (await ullage.getDevice("web")).flush();
+  await (await ullage.getSnapshotDevice("web", "s")).flush(); // its frozen map is in its file
+  state = "armed";
+  const reclaiming = ullage.reclaim();
+  await until("the frozen map is about to be read", () => state === "held");
+  await ullage.createVolume({ name: "clone", from: { snapshot: "web@s" } });
+  const clone = (await ullage.getDevice("clone")) as Volume;
+  await clone.checkpoint(); // it names the frozen map no more
+  await ullage.removeSnapshot("web", "s");
+  assert.deepEqual(await readdir(join(dataDir, "maps")), []);
+  release.resolve();
+  assert.equal((await reclaiming).reclaimedBytes, 0);
+  assert.deepEqual([await get(clone, 16), await get(clone, 63)], [1, 1]);
 });
 
 void test("a poisoned volume keeps all its layers, and it is said why", async (t) => {

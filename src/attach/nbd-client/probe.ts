@@ -12,7 +12,7 @@ export const exportAsItIsNow = "as-it-is-now";
 export async function probeExport(
   address: ListenAddress,
   name: string,
-  signal = new AbortController().signal,
+  signal: AbortSignal = new AbortController().signal,
 ): Promise<ExportInfo> {
   const session = await Session.open(address, name, signal);
   const ended = new Promise<void>((resolve) => {

@@ -235,9 +235,10 @@ export class ManagerConnection {
 }
 
 function stat(token: bigint, blob: CachedBlob): Answer {
-  const { foregroundBytes, backgroundBytes, requests, errors } = blob.stats;
+  const { foregroundBytes, readaheadBytes, backgroundBytes, requests, errors } = blob.stats;
+  const ahead = readaheadBytes + backgroundBytes;
   const body = new Body().u64(token).u32(Result.success);
-  for (const figure of [blob.size, blob.readyBytes, foregroundBytes, backgroundBytes, requests, errors]) {
+  for (const figure of [blob.size, blob.readyBytes, foregroundBytes, ahead, requests, errors]) {
     body.u64(figure);
   }
   return { body: body.done() };

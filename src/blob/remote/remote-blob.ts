@@ -48,7 +48,13 @@ export class RemoteBlob implements Blob {
   readonly size: number;
   readonly unitBytes: number;
   readonly file: PassedFile;
-  readonly stats: BlobStats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly stats: BlobStats = {
+    foregroundBytes: 0,
+    readaheadBytes: 0,
+    backgroundBytes: 0,
+    requests: 0,
+    errors: 0,
+  };
   readonly #options: RemoteBlobOptions;
   readonly #pins: Set<string>;
   readonly #listeners = new Set<(start: number, length: number) => void>();
@@ -172,7 +178,7 @@ export class RemoteBlob implements Blob {
       if (signal?.aborted !== true) this.stats.errors++;
       throw error;
     }
-    this.stats[lane === undefined ? "foregroundBytes" : "backgroundBytes"] += Math.max(0, this.readyBytes - before);
+    this.stats[laneBytes(lane)] += Math.max(0, this.readyBytes - before);
   }
 
   async sync(): Promise<void> {
@@ -304,6 +310,11 @@ async function getBlob({ client, id }: RemoteBlobOptions): Promise<Opened> {
     descriptors.forEach(closeDescriptor);
     throw error;
   }
+}
+
+function laneBytes(lane: number | undefined): "foregroundBytes" | "readaheadBytes" | "backgroundBytes" {
+  if (lane === undefined) return "foregroundBytes";
+  return lane === Lane.readahead ? "readaheadBytes" : "backgroundBytes";
 }
 
 function discard(opened: Opened): void {

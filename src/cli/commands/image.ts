@@ -13,7 +13,8 @@ const leastIdDigits = 4;
 
 /** `ullage image …`: what volumes were made from. */
 export function addImageCommand(program: Command): void {
-  const image = program.command("image").description("list and show the images in the cache (asks the daemon)");
+  const image = program.command("image").description("the images in the cache (asks the daemon)");
+  addChanges(image);
   clientCommand(image, "ls", "list what volumes were made from", "ullage image ls").action(
     async (options: ClientOptions) => {
       const images = await allPages<ImageView>(await findDaemon(options), "/v1/images", "images");
@@ -42,6 +43,50 @@ export function addImageCommand(program: Command): void {
     "show one image, named by its source or the beginning of its id, and its versions in the cache",
     "ullage image show https://example.org/debian.raw",
   ).action(show);
+}
+
+interface PullOptions extends ClientOptions {
+  format?: string;
+  download?: boolean;
+  unpinned?: boolean;
+}
+
+function addChanges(image: Command): void {
+  clientCommand(
+    image,
+    "pull <source>",
+    "fetch an image whole, before a volume is made from it; Ctrl-C ends it, what was fetched stays",
+    "ullage image pull https://example.org/debian.raw",
+  )
+    .option("--format <format>", "the image's format; default: by its first bytes")
+    .option("--download", "fetch it in one go, for servers that can't serve ranges")
+    .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .action(async (source: string, options: PullOptions) => {
+      const daemon = await findDaemon(options);
+      const { callAndFollow } = await import("../follow-job.ts");
+      const { format, download, unpinned } = options;
+      const body = {
+        source: absoluteSource(source),
+        ...(format === undefined ? {} : { format }),
+        ...(download === undefined ? {} : { download }),
+        ...(unpinned === undefined ? {} : { unpinned }),
+      };
+      const call = { method: "POST", body } as const;
+      const pulled = await callAndFollow<ImageView>(daemon, "/v1/images", call, options.json === true);
+      if (options.json === true) printJson(pulled);
+      else print(`${pulled.source} is in the cache: ${formatSize(pulled.readyBytes)}`);
+    });
+  clientCommand(
+    image,
+    "rm <image>",
+    "throw an image out of the cache that no volume was made from",
+    "ullage image rm https://example.org/debian.raw",
+  ).action(async (given: string, options: ClientOptions) => {
+    const daemon = await findDaemon(options);
+    const { id, source } = await findImage(daemon, given);
+    await daemon.call(`/v1/images/${id}`, { method: "DELETE" });
+    if (options.json !== true) print(`${source} is gone from the cache`);
+  });
 }
 
 async function show(given: string, options: ClientOptions): Promise<void> {
