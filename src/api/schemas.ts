@@ -195,7 +195,7 @@ export const schemas = [
   ),
 ];
 
-const problemResponse = {
+export const problemResponse = {
   description: "an error",
   content: { "application/problem+json": { schema: ref("Problem") } },
 };

@@ -4,7 +4,7 @@ export async function fewAtOnce<T>(
   atOnce: number,
   work: (item: T) => Promise<unknown>,
 ): Promise<PromiseSettledResult<unknown>[]> {
-  const results = new Array<PromiseSettledResult<unknown>>(items.length);
+  const results: PromiseSettledResult<unknown>[] = [];
   let started = 0;
   const worker = async (): Promise<void> => {
     while (started < items.length) {

@@ -69,9 +69,9 @@ export class ManagedVolume {
   readonly #turns = new Turns();
   #opened: Opened | undefined;
   #failure: unknown;
+  #recording: TraceRecording | undefined;
   /** The record's standing was compared with the files, which only this process changes. */
   #standingHolds = false;
-  #recording: TraceRecording | undefined;
   /** It is being removed, or everything is being stopped: it is not opened any more. */
   #ending = false;
 

@@ -21,6 +21,7 @@ import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./blob-listener.ts";
 import { BootTraces } from "./boot-traces.ts";
 import { CacheControl } from "./cache-control.ts";
+import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
@@ -64,6 +65,7 @@ import type {
   VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
+import type { ImportContent } from "./volume-import.ts";
 import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
 import { Volumes, type CreateOptions } from "./volumes.ts";
 
@@ -117,6 +119,7 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #contents: Contents;
   readonly #images: Images;
   /** What people do with the cache. */
   readonly cache: CacheControl;
@@ -156,6 +159,7 @@ export class Ullage {
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
     this.#probe = parts.probe;
+    this.#contents = new Contents(parts.volumes, parts.meters, parts.log);
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
     this.cache = new CacheControl({
@@ -292,6 +296,42 @@ export class Ullage {
     options: CreateOptions = {},
   ): Promise<MadeVolume> {
     return this.#volumeJobs.create(request, requestKey, options);
+  }
+
+  /**
+   * Makes a volume from bytes that somebody sends; durable when it resolves. See `Volumes.import` for errors.
+   * @param requestKey recognises a repeated request, whose content is then not asked for
+   */
+  async importVolume(name: string, content: ImportContent, requestKey?: RequestKey): Promise<VolumeView> {
+    try {
+      const { volume, dataBytes } = await this.#volumes.import(name, content, requestKey);
+      this.#meters.of(volume.record.id).importedBytes += dataBytes;
+      this.#log("info", `volume '${name}' is ready`, { volume: name, volumeId: volume.record.id });
+      return volume.view();
+    } catch (error) {
+      this.#forgetGoneVolumes();
+      throw error;
+    }
+  }
+
+  /** Bytes of a disk, without reading it: a snapshot's, or a volume's. @throws UllageError `not-found`, `creating` */
+  sizeOf(volumeName: string, snapshotName?: string): number {
+    const volume = this.#volumes.getReady(volumeName);
+    if (snapshotName !== undefined) return this.#volumes.snapshots.get(volume, snapshotName).size;
+    return volume.view().size;
+  }
+
+  /**
+   * A disk as a file, as it is at this moment: a snapshot, or a volume, however it is written to meanwhile. The content must
+   * be closed. See `Contents.open` for errors.
+   */
+  openContent(
+    volumeName: string,
+    snapshotName: string | undefined,
+    format: ContentFormat,
+    reader: ContentReader,
+  ): Promise<VolumeContent> {
+    return this.#contents.open(volumeName, snapshotName, format, reader);
   }
 
   /**
@@ -730,6 +770,7 @@ export class Ullage {
     const failures: unknown[] = [];
     const steps = [
       () => this.#nbd.stop(0),
+      () => this.#contents.close(),
       () => this.#volumes.close(),
       () => this.#opening,
       () => this.#sources.close(),

@@ -93,6 +93,17 @@ const trafficFamilies: readonly Family[] = [
       ]),
   },
   {
+    name: "ullage_transfer_bytes_total",
+    type: "counter",
+    help: "Bytes that went through the API: export, read to be downloaded; import, other than zeros, uploaded",
+    labels: ["volume", "direction"],
+    samples: (measured) =>
+      fromMeters(measured, ({ exportedBytes, importedBytes }, volume) => [
+        ...(exportedBytes === 0 ? [] : [{ labels: { volume, direction: "export" }, value: exportedBytes }]),
+        ...(importedBytes === 0 ? [] : [{ labels: { volume, direction: "import" }, value: importedBytes }]),
+      ]),
+  },
+  {
     name: "ullage_flush_round_duration_seconds",
     type: "summary",
     help: "How long rounds of the journal took: sync of the data, commit record, sync of the log",

@@ -140,6 +140,11 @@ void test("whatever a server answers on a walk through all operations is what th
   }
   await walk({ id: "createVolume", body: { name: "v", from: { source: source.url } }, status: 201 });
   await walk({ id: "createVolume", body: { name: "empty", size: 4096 }, status: 201 });
+  const upload = { method: "PUT", body: "disk", headers: { "content-type": "application/octet-stream" } };
+  demand("importVolume", await api.call("/v1/volumes/uploaded/content", upload));
+  demand("importVolume", await api.call("/v1/volumes/uploaded/content", upload));
+  walked.add("importVolume");
+  refused.add("importVolume");
   await walk({ id: "listVolumes", query: "?limit=1", status: 200 });
   await walk({ id: "getVolume", parameters: v, status: 200 });
   await walk({ id: "changeVolume", parameters: v, body: { settings: { sync: "always" } }, status: 200 });
@@ -220,9 +225,12 @@ void test("whatever a server answers on a walk through all operations is what th
   while ((await walk<JobObject>({ id: "getJob", parameters: { id: reclaim.id }, status: 200 })).state === "running");
 
   // What is no JSON.
+  await walk({ id: "createSnapshot", parameters: { name: "uploaded" }, body: { name: "s" }, status: 201 });
   for (const [id, path, type] of [
     ["getMetrics", "/metrics", "text/plain"],
     ["listenToEvents", "/v1/events", "text/event-stream"],
+    ["downloadVolume", "/v1/volumes/uploaded/content", "application/octet-stream"],
+    ["downloadSnapshot", "/v1/volumes/uploaded/snapshots/s/content", "application/octet-stream"],
   ]) {
     const { stdout } = await execute(
       "curl",
@@ -247,7 +255,7 @@ void test("whatever a server answers on a walk through all operations is what th
 
   // And what goes wrong.
   for (const [id, { path }] of operations) {
-    if (!path.includes("{")) continue;
+    if (!path.includes("{") || id === "importVolume") continue; // which makes what is not there
     const needed: Record<string, object> = {
       changeVolume: { settings: {} },
       steerHydration: {},
