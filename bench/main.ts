@@ -17,9 +17,10 @@ import { hydration } from "./tables/hydration.ts";
 import { lazy } from "./tables/lazy.ts";
 import { scale } from "./tables/scale.ts";
 import { snapshots } from "./tables/snapshots.ts";
+import { sources } from "./tables/sources.ts";
 import { steady } from "./tables/steady.ts";
 
-const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, scale, snapshots, control];
+const benchmarks: readonly Benchmark[] = [steady, cold, lazy, hydration, sources, scale, snapshots, control];
 export const tableNames = benchmarks.map(({ name }) => name);
 
 export async function runBenchmarks(options: BenchOptions): Promise<void> {

@@ -36,6 +36,34 @@ export async function qemuNbd(
   });
 }
 
+/** A qcow2 overlay that keeps what it reads over HTTP. */
+export async function qemuNbdCurl(folder: string, url: string): Promise<DiskServer> {
+  const overlay = join(folder, `overlay-${++started}.qcow2`);
+  const backing = JSON.stringify({ driver: "raw", file: { driver: new URL(url).protocol.slice(0, -1), url } });
+  await run("qemu-img", [
+    "create",
+    "-q",
+    "-f",
+    "qcow2",
+    "-o",
+    "cluster_size=64k",
+    "-b",
+    `json:${backing}`,
+    "-F",
+    "raw",
+    overlay,
+  ]);
+  const open = { driver: "copy-on-read", file: { driver: "qcow2", file: { driver: "file", filename: overlay } } };
+  const server = await diskServer("qemu-nbd curl", folder, (socket) => {
+    return ["qemu-nbd", "-k", socket, "-t", "-e", "16", `json:${JSON.stringify(open)}`];
+  });
+  const stop = async (): Promise<void> => {
+    await server.stop();
+    await rm(overlay, { force: true });
+  };
+  return { ...server, stop };
+}
+
 /** A qcow2 file over a raw one, clusters of 64 KiB. */
 export async function makeOverlay(file: string, backing: string): Promise<void> {
   await run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", "-b", backing, "-F", "raw", file]);

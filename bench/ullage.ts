@@ -16,12 +16,15 @@ export interface VolumeCreation {
 }
 
 export class UllageServer {
+  /** the data directory */
+  readonly folder: string;
   readonly nbdSocket: string;
   readonly #apiSocket: string;
   readonly #agent = new Agent({ keepAlive: true });
   readonly #process: RunningServer;
 
   private constructor(folder: string, process: RunningServer) {
+    this.folder = folder;
     this.#apiSocket = join(folder, "api.sock");
     this.nbdSocket = join(folder, "nbd.sock");
     this.#process = process;

@@ -13,6 +13,10 @@ export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
 export type { CreateOptions } from "./daemon/volumes.ts";
 export type { RequestKey } from "./daemon/exports.ts";
 export type { MadeVolume } from "./daemon/volume-jobs.ts";
+export type { ContentFormat, ContentReader, DataRuns, VolumeContent } from "./daemon/contents.ts";
+export type { ImportContent } from "./daemon/volume-import.ts";
+export type { Piece } from "./image/sparse-stream.ts";
+export type { Run } from "./base/zero-blocks.ts";
 export type { JobProgress, Jobs, JobState, JobView } from "./daemon/jobs.ts";
 export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.ts";
 export type { Measured } from "./daemon/measured.ts";
@@ -23,7 +27,12 @@ export { volumeViewStates } from "./daemon/views.ts";
 export type { HealthCheck, HealthStatus, Warning } from "./daemon/health.ts";
 export type { Log, LogFields, LogLevel } from "./daemon/log.ts";
 export type { MetadataStore, Settings } from "./catalog/metadata-store.ts";
+export type { CacheControl } from "./daemon/cache-control.ts";
+export type { CacheLimits } from "./blob/cache-space.ts";
+export { type BlobManagerConnection, connectBlobManager } from "./blob/remote/connect.ts";
+export type { Blob, BlobStats, FetchOptions } from "./blob/blob.ts";
 export type { Resolver } from "./backend/source-guard.ts";
+export type { SourceSettings } from "./backend/source-settings.ts";
 
 export { type Attachment, type BlockDevice, type Client, type Extent, ExtentState } from "./export/block-device.ts";
 export {
@@ -36,6 +45,6 @@ export { loadTls, type TlsMode, type TlsSettings } from "./export/nbd/tls.ts";
 
 export { CorruptionError, describeError, errnoOf, IoError, SourceError, UllageError } from "./base/errors.ts";
 export type { Clock } from "./base/clock.ts";
-export type { FileSystem } from "./base/file-system.ts";
+export type { FileSystem, ReadableFile } from "./base/file-system.ts";
 export { IoBuffer } from "./base/io-buffer.ts";
 export { formatSize, parseSize } from "./base/units.ts";

@@ -1,5 +1,5 @@
 /**
- * `npm test`, `npm run test:vm`, `npm run test:soak`: installs what the tests need when it may (root and apt-get), else says
+ * `npm test`, `npm run test:sources`, `npm run test:vm`, `npm run test:soak`: installs what the tests need when it may (root and apt-get), else says
  * what is missing, then hands over to node:test. Files or folders can be named to run only those:
  * `npm test -- test/nbd`.
  */
@@ -11,7 +11,7 @@ interface Group {
   /** What to run: globs below the checkout. */
   files: readonly string[];
   without: readonly string[];
-  tools: "tests" | "vm";
+  tools: "tests" | "vm" | "sources";
   /** For one test, ms; a test can ask for less. */
   testTimeoutMs: number;
   /** For the whole run, ms. */
@@ -19,13 +19,20 @@ interface Group {
 }
 
 const minute = 60_000;
-const groups: Record<"tests" | "vm" | "soak", Group> = {
+const groups: Record<"tests" | "sources" | "vm" | "soak", Group> = {
   tests: {
     files: ["test/**/*.test.ts"],
-    without: ["test/vm/**", "test/soak/**"],
+    without: ["test/vm/**", "test/sources/**", "test/soak/**"],
     tools: "tests",
     testTimeoutMs: 3 * minute,
     totalMs: 19 * minute,
+  },
+  sources: {
+    files: ["test/sources/**/*.test.ts"],
+    without: [],
+    tools: "sources",
+    testTimeoutMs: 5 * minute,
+    totalMs: 12 * minute,
   },
   vm: { files: ["test/vm/**/*.test.ts"], without: [], tools: "vm", testTimeoutMs: 10 * minute, totalMs: 17 * minute },
   soak: {
@@ -45,7 +52,7 @@ process.exitCode = await main(process.argv.slice(2));
 
 async function main(args: readonly string[]): Promise<number> {
   const [first, ...rest] = args;
-  const groupNamed = first === "vm" || first === "soak";
+  const groupNamed = first === "vm" || first === "soak" || first === "sources";
   const group = groups[groupNamed ? first : "tests"];
   const named = groupNamed ? rest : args;
   const files = named.length === 0 ? filesOf(group.files, group.without) : named.flatMap(expand);
@@ -66,7 +73,7 @@ function expand(path: string): string[] {
 }
 
 /** Installs the missing tools, or says loudly which tests will be skipped for want of them. Never fails by itself. */
-function provideTools(of: "tests" | "vm"): void {
+function provideTools(of: Group["tools"]): void {
   let missing = missingTools(...toolsFor(of));
   const packages = packagesFor(missing);
   if (packages.length > 0 && process.getuid?.() === 0 && commandExists("apt-get")) {

@@ -2,14 +2,15 @@
 import { existsSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { type TracedRead, loadBootTrace } from "../boot-trace.ts";
 import type { Benchmark, Context } from "../context.ts";
 import { wants } from "../context.ts";
 import { makeImage, settle } from "../files.ts";
 import { NbdClient } from "../nbd-client.ts";
-import { nbdkitCurl, nbdkitFile } from "../peers.ts";
+import { nbdkitCurl, nbdkitFile, qemuNbdCurl } from "../peers.ts";
 import { run } from "../process.ts";
-import { type Table, atMost, short } from "../report.ts";
+import { type Table, type Target, atLeast, atMost, short } from "../report.ts";
 import { startSource } from "../source.ts";
 import { median } from "../statistics.ts";
 import { UllageServer } from "../ullage.ts";
@@ -87,8 +88,26 @@ function table(context: Context, reads: readonly TracedRead[], measured: Map<str
               firstReadMostMs,
               "ms",
             ),
+            ...traceTargets(medians),
           ],
   };
+}
+
+/** How much sooner a boot's reads are done than with the best of the peers that need no download first. */
+function traceTargets(medians: readonly { name: string; trace: number }[]): Target[] {
+  const peers = medians.filter(({ name }) => !name.startsWith("Ullage") && !name.startsWith("download"));
+  const best = Math.min(...peers.map(({ trace }) => trace));
+  if (!Number.isFinite(best)) return [];
+  return (
+    [
+      ["Ullage", "the first time", 1.5],
+      ["Ullage, trace known", "the trace known, the cache empty", 3],
+      ["Ullage, in the cache", "in the cache", 10],
+    ] as const
+  ).flatMap(([contender, how, least]) => {
+    const own = medians.find(({ name }) => name === contender);
+    return own === undefined ? [] : [atLeast(`boot trace, ${how}, beside the best lazy peer`, best / own.trace, least)];
+  });
 }
 
 function contendersOf(context: Context): Map<string, Contender> {
@@ -96,21 +115,53 @@ function contendersOf(context: Context): Map<string, Contender> {
   if (wants(context, "Ullage")) {
     contenders.set("Ullage", ullage(context.folder, true));
     contenders.set("Ullage, first volume of a daemon", ullage(context.folder, false));
+    contenders.set("Ullage, trace known", ullage(context.folder, true, knowTrace));
+    contenders.set("Ullage, in the cache", ullage(context.folder, true, pull));
   }
   if (wants(context, "nbdkit curl"))
     contenders.set("nbdkit curl + cow + readahead + cache", lazyNbdkit(context.folder));
+  if (wants(context, "qemu-nbd")) contenders.set("qemu-nbd qcow2 over curl, copy-on-read", lazyQemu(context.folder));
   if (wants(context, "download")) contenders.set("download first (curl), then nbdkit file", download(context.folder));
   return contenders;
 }
 
-/** @param usedBefore the daemon has made and served a volume from another server: its code has run once */
-function ullage(folder: string, usedBefore: boolean): Contender {
+type Prepare = (daemon: UllageServer, url: string, reads: readonly TracedRead[]) => Promise<void>;
+
+/** The daemon has the image's trace, and nothing of the image. */
+const knowTrace: Prepare = async (daemon, url, reads) => {
+  await daemon.create({ name: "before", from: { source: url }, settings: { hydrate: "off" } });
+  const { images } = (await daemon.api("GET", "/v1/images")) as {
+    images: { id: string; source: string; size: number }[];
+  };
+  const { id, size } = images.find(({ source }) => source === url)!;
+  const trace = { imageBytes: size, recordedAt: new Date().toISOString(), reads };
+  await daemon.api("POST", `/v1/images/${id}/trace`, trace);
+  await daemon.api("DELETE", "/v1/volumes/before");
+  await daemon.api("POST", "/v1/cache/evict", {});
+};
+
+const pull: Prepare = async (daemon, url) => {
+  const { id } = (await daemon.api("POST", "/v1/images", { source: url })) as { id: string };
+  for (;;) {
+    const { state } = (await daemon.api("GET", `/v1/jobs/${id}`)) as { state: string };
+    if (state === "done") return;
+    if (state !== "running") throw new Error(`the pull ${state}`);
+    await sleep(100);
+  }
+};
+
+/**
+ * @param usedBefore the daemon has made and served a volume from another server: its code has run once
+ * @param prepare before the clock starts
+ */
+function ullage(folder: string, usedBefore: boolean, prepare?: Prepare): Contender {
   return async (url, reads) => {
     // Its own data directory each time: volumes of one daemon share a cache, and a second round would find it full.
     const data = await mkdtemp(join(folder, "lazy-ullage-"));
     const daemon = await UllageServer.start(data);
     try {
       if (usedBefore) await useOnce(folder, daemon);
+      await prepare?.(daemon, url, reads);
       // Opens the API connection; the NBD connection has shaken hands and waits for the export to exist.
       await daemon.api("GET", "/v1/volumes");
       const client = await NbdClient.connect(daemon.nbdSocket);
@@ -144,6 +195,18 @@ function lazyNbdkit(folder: string): Contender {
   return async (url, reads) => {
     const start = performance.now();
     const server = await nbdkitCurl(folder, url);
+    try {
+      return await replay(await connectTo(server.uri), "", start, reads);
+    } finally {
+      await server.stop();
+    }
+  };
+}
+
+function lazyQemu(folder: string): Contender {
+  return async (url, reads) => {
+    const start = performance.now();
+    const server = await qemuNbdCurl(folder, url);
     try {
       return await replay(await connectTo(server.uri), "", start, reads);
     } finally {

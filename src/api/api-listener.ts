@@ -57,6 +57,7 @@ export class ApiListener {
       { headersTimeout: headersMs, requestTimeout: 0, connectionsCheckingInterval: headersMs / 4 },
       handler,
     );
+    server.on("checkContinue", handler); // who may send a body is told so when that is known (time-limits.ts)
     server.maxConnections = maxConnections;
     server.keepAliveTimeout = idleMs;
     const access: Access = path === undefined ? { kind: "tcp", auth } : { kind: "unix" };

@@ -6,6 +6,8 @@ import { packageVersion } from "../daemon/version.ts";
 import { auditChanges } from "./audit.ts";
 import { guardRoutes } from "./auth.ts";
 import { namePattern, nameRule } from "../catalog/names.ts";
+import { addCacheRoutes } from "./cache-routes.ts";
+import { addContentRoutes } from "./content-routes.ts";
 import { addDashboardRoutes } from "./dashboard-routes.ts";
 import { addEventRoutes } from "./event-routes.ts";
 import { addExportRoutes } from "./export-routes.ts";
@@ -27,11 +29,12 @@ import { addSourceRoutes } from "./source-routes.ts";
 import { addSnapshotRoutes } from "./snapshot-routes.ts";
 import { defaultTransferLimits, limitTransfers, type TransferLimits } from "./time-limits.ts";
 import { addTokenRoutes } from "./token-routes.ts";
+import { addTraceRoutes } from "./trace-routes.ts";
 import { addTrafficRoutes } from "./traffic-routes.ts";
 import { Tokens } from "./tokens.ts";
 import { addVolumeRoutes } from "./volume-routes.ts";
 
-/** Requests carry small objects only; nothing streams through here. */
+/** Requests carry small objects; what streams says so (content-routes.ts). */
 const maxBodyBytes = 256 * 1024;
 
 /** Longer than any name: what is too long is not found, or refused by what checks it. */
@@ -62,6 +65,7 @@ export interface ApiContext {
   ullage: Ullage;
   tokens: Tokens;
   log: Log;
+  transfers: TransferLimits;
 }
 
 /**
@@ -74,11 +78,14 @@ export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | 
 const routeModules: readonly RouteModule[] = [
   (app, { ullage }) => addVolumeRoutes(app, ullage),
   (app, { ullage }) => addSnapshotRoutes(app, ullage),
+  addContentRoutes,
   (app, { ullage }) => addExportRoutes(app, ullage),
   (app, { ullage }) => addImageRoutes(app, ullage),
   (app, { ullage }) => addSourceRoutes(app, ullage),
   (app, { ullage }) => addServerRoutes(app, ullage),
   (app, { ullage }) => addTrafficRoutes(app, ullage),
+  (app, { ullage }) => addCacheRoutes(app, ullage),
+  (app, { ullage }) => addTraceRoutes(app, ullage),
   (app, { ullage }) => addJobRoutes(app, ullage),
   (app, { ullage }) => addEventRoutes(app, ullage),
   addHealthRoutes,
@@ -150,7 +157,8 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
     reply.header("x-request-id", request.id);
   });
   auditChanges(app, log);
-  limitTransfers(app, options.transferLimits ?? defaultTransferLimits);
+  const transfers = options.transferLimits ?? defaultTransferLimits;
+  limitTransfers(app, transfers);
   guardRoutes(app, {
     tokens,
     limiter: await RateLimiter.create(app, options.rateLimits ?? defaultRateLimits),
@@ -159,7 +167,7 @@ export async function buildApi(ullage: Ullage, log: Log, options: ApiOptions = {
   });
   bindIdempotencyKeys(app);
 
-  for (const add of routeModules) await add(app, { ullage, tokens, log });
+  for (const add of routeModules) await add(app, { ullage, tokens, log, transfers });
   app.get("/openapi.json", { schema: { hide: true } }, () => app.swagger());
   await app.ready();
   return app;

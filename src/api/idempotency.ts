@@ -31,9 +31,9 @@ export function idempotencyHeaders(what: string): object {
   };
 }
 
-/** What recognises a repeated request: the client's key, and a digest of what it asked for. */
-export function requestKeyOf(request: FastifyRequest): RequestKey | undefined {
+/** What recognises a repeated request: the client's key, and a digest of what it asked for; by default, the body. */
+export function requestKeyOf(request: FastifyRequest, asked: unknown = request.body): RequestKey | undefined {
   const key = request.headers["idempotency-key"];
   if (typeof key !== "string") return undefined;
-  return { key, digest: createHash("sha256").update(JSON.stringify(request.body)).digest("hex") };
+  return { key, digest: createHash("sha256").update(JSON.stringify(asked)).digest("hex") };
 }

@@ -27,15 +27,18 @@ export const jobSchemas = [
     required: ["id", "kind", "target", "state", "progress", "result", "error", "createdAt", "endedAt"],
     properties: {
       id: text,
-      kind: { enum: ["volume-create", "reclaim"], description: "what it does" },
-      target: { ...orNull(text), description: "name of the volume that it is about; null: the whole data directory" },
+      kind: { enum: ["volume-create", "reclaim", "image-pull"], description: "what it does" },
+      target: {
+        ...orNull(text),
+        description: "name of the volume, or the source, that it is about; null: the whole data directory",
+      },
       state: {
         enum: ["running", "done", "failed", "cancelled"],
         description: "of one that failed or was cancelled nothing is left; what reclaim has freed by then stays free",
       },
       progress: ref("JobProgress"),
       result: {
-        anyOf: [ref("Volume"), ref("Reclaimed"), { type: "null" }],
+        anyOf: [ref("Volume"), ref("Reclaimed"), ref("Image"), { type: "null" }],
         description: "what it made, once it is done",
       },
       error: { ...orNull(ref("Problem")), description: "why it failed" },

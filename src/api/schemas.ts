@@ -81,7 +81,11 @@ export const schemas = [
       description: "what a clone began as; null: it is none, or was made by a version that did not note it",
     },
     fetchedBytes: { ...bytes, description: "bytes of the source in the local cache" },
-    writtenBytes: { ...bytes, description: "bytes in blocks that were written here" },
+    writtenBytes: {
+      ...bytes,
+      description:
+        "bytes in blocks of 4096 that were written here, or in what it was cloned from, and not trimmed since; 0 while it is not open",
+    },
     hydration: ref("Hydration"),
     settings: ref("Settings"),
     connections: count,
@@ -191,7 +195,7 @@ export const schemas = [
   ),
 ];
 
-const problemResponse = {
+export const problemResponse = {
   description: "an error",
   content: { "application/problem+json": { schema: ref("Problem") } },
 };

@@ -60,7 +60,26 @@ export const snapshotSchemas = [
     properties: {
       exclusiveBytes: { type: "integer", description: "in layers that only this volume and its snapshots need" },
       sharedBytes: { type: "integer", description: "in layers that other volumes need as well" },
-      cachedBytes: { type: "integer", description: "of the image, in the cache that all volumes made from it share" },
+      cachedBytes: {
+        type: "integer",
+        description: "in the cache of the image that it was made from, which all volumes made from that share",
+      },
+    },
+  },
+  {
+    $id: "AllSpace",
+    type: "object",
+    description: "bytes on disk: what `du` says of the files in layers/ and of the caches in blobs/",
+    additionalProperties: false,
+    required: ["exclusiveBytes", "sharedBytes", "unusedBytes", "cachedBytes"],
+    properties: {
+      exclusiveBytes: { type: "integer", description: "in layers that one volume needs: the sum over all volumes" },
+      sharedBytes: { type: "integer", description: "in layers that several volumes need, each counted once" },
+      unusedBytes: {
+        type: "integer",
+        description: "in layers that nothing needs: about to be removed, or left by a removal that failed",
+      },
+      cachedBytes: { type: "integer", description: "of images, each counted once" },
     },
   },
   {

@@ -58,7 +58,13 @@ export class Place {
   readonly name: string;
   readonly path: string;
 
+  /** @throws UllageError `attach-name` when it would be a directory elsewhere */
   constructor(root: string, name: string) {
+    if (name === "" || name === "." || name === ".." || name.includes("/")) {
+      throw new UllageError("attach-name", `'${name}' is no name of a volume`, {
+        hint: "`ullage attach` lists what is attached",
+      });
+    }
     this.name = name;
     this.path = join(root, directoryName(name));
   }

@@ -23,6 +23,12 @@ export interface Backend {
    */
   read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void>;
 
+  /**
+   * How many bytes from `offset` on, at most `length`, are zeros as far as the source tells without sending them. 0: nothing
+   * is known, or not yet. Absent: nothing is ever known.
+   */
+  zeroRun?(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number>;
+
   /** Streams the whole object (no ranges needed), for sources that cannot seek. Same contract as `read`. */
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void>;
 
@@ -54,7 +60,7 @@ export interface Probe {
 export interface Identity {
   /** Bytes of the object. */
   size: number;
-  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:dev:ino:mtimeNs:ctimeNs`, `digest:sha256:…`; "" when the source offers nothing */
+  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:dev:ino:mtimeNs:ctimeNs`, `digest:sha256:…`, `sample:sha256:…`; "" when the source offers nothing */
   version: string;
   /** False: a change could go unnoticed (no validator, or a weak one); needs `--unpinned`. */
   strong: boolean;

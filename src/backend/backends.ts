@@ -7,11 +7,13 @@ import { HttpBackend } from "./http.ts";
 import type { HttpObject } from "./http-object.ts";
 import { LocalFileBackend } from "./localfs.ts";
 import { type Mirror, MirroredBackend, MirrorHealth } from "./mirrors.ts";
+import { isNbd, parseNbdSource } from "./nbd-address.ts";
+import { NbdBackend, type NbdOptions } from "./nbd.ts";
 import { environmentProxy, fixedProxy } from "./proxy.ts";
 import { HostRateLimit, RateLimitedBackend } from "./rate-limit.ts";
 import { RetryBackend, type RetryOptions } from "./retry.ts";
 import { RetryBudget } from "./retry-budget.ts";
-import { canonicalSource } from "./source-address.ts";
+import { canonicalSource, schemeOf } from "./source-address.ts";
 import type { SourcePolicy } from "./source-guard.ts";
 import { kindOf } from "./source-kinds.ts";
 import { type SourceSettings, mirrored, settingsFor } from "./source-settings.ts";
@@ -21,6 +23,7 @@ export interface BackendsOptions {
   /** Uniform in [0, 1): spreads retries. */
   random?: () => number;
   connections?: ConnectionOptions;
+  nbd?: NbdOptions;
   retry?: RetryOptions;
   /** What guarded sources may be. */
   policy?: SourcePolicy;
@@ -39,7 +42,7 @@ const keepMs = 60_000;
  * policy shares one set of connections, tokens and retries (an *access*), however many objects are read and however often
  * what the credentials refer to changes. One that nobody uses any more goes after a minute.
  *
- *     RetryBackend( MirroredBackend( the source, its mirrors ) ), each of them RateLimitedBackend( HttpBackend )
+ *     RetryBackend( MirroredBackend( the source, its mirrors ) ), each of them RateLimitedBackend( HttpBackend or NbdBackend )
  */
 export class Backends {
   readonly rateLimit: HostRateLimit;
@@ -102,6 +105,13 @@ export class Backends {
 
   #openOne(source: string, guarded: boolean): { backend: Backend; budget: RetryBudget } {
     const url = canonicalSource(source);
+    if (isNbd(schemeOf(url)!)) {
+      const { policy, nbd = {}, random } = this.#options;
+      const bound = { ...nbd, ...(random && { random }), ...(guarded && policy !== undefined ? { policy } : {}) };
+      // An export has connections of its own: what is negotiated with its server is about nothing else.
+      const backend = new NbdBackend(parseNbdSource(source), this.#clock, bound);
+      return { backend: new RateLimitedBackend(backend, this.rateLimit), budget: new RetryBudget(this.#clock) };
+    }
     const settings = settingsFor(url, this.#settings) ?? { prefix: "" };
     const access = this.#access(source, url, settings, guarded);
     const http = new HttpBackend(access.object(source), access.connections);

@@ -112,6 +112,10 @@ export class MirroredBackend implements Backend {
     );
   }
 
+  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
+    return this.#source.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
+  }
+
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     return this.#failOver(

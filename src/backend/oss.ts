@@ -1,4 +1,5 @@
 import { createHash, createHmac } from "node:crypto";
+import ipaddr from "ipaddr.js";
 import { SourceError } from "../base/errors.ts";
 import type { Credentials } from "./credentials.ts";
 import type { Headers } from "./http-object.ts";
@@ -13,7 +14,7 @@ import {
 export interface OssOptions {
   endpoint?: string | undefined;
   region?: string | undefined;
-  /** The bucket in the path, not in front of the host; OSS itself never wants that. */
+  /** The bucket in the path, not in front of the host; default: where the endpoint is an address. OSS itself never wants it. */
   pathStyle?: boolean | undefined;
   /** Default: v4 when the region is known, which it needs. */
   signature?: "v1" | "v4" | undefined;
@@ -29,13 +30,13 @@ export class OssDialect implements StoreDialect {
   readonly #signature: "v1" | "v4";
 
   /** @throws SourceError `source-invalid` when nothing says where it is, or v4 lacks the region */
-  constructor({ endpoint, region, pathStyle = false, signature }: OssOptions) {
+  constructor({ endpoint, region, pathStyle, signature }: OssOptions) {
     if (endpoint === undefined && region === undefined) throw unknownPlace("an endpoint or a region");
     this.#endpoint = new URL(endpoint ?? `https://oss-${region}.aliyuncs.com`);
     // oss-cn-hangzhou.aliyuncs.com, oss-cn-hangzhou-internal.aliyuncs.com
     const named = /^oss-([a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com$/.exec(this.#endpoint.hostname)?.[1];
     this.region = region ?? named ?? "";
-    this.#pathStyle = pathStyle;
+    this.#pathStyle = pathStyle ?? ipaddr.isValid(this.#endpoint.hostname.replace(/^\[(.*)\]$/, "$1"));
     this.#signature = signature ?? (this.region === "" ? "v1" : "v4");
     if (this.#signature === "v4" && this.region === "") throw unknownPlace("a region, for signatures of version 4");
   }

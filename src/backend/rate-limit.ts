@@ -105,6 +105,10 @@ export class RateLimitedBackend implements Backend {
     return this.#inner.read(identity, offset, length, this.#limited(sink, options), options);
   }
 
+  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
+    return this.#inner.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
+  }
+
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     // Whole objects are fetched while nobody reads them yet: all else goes first.
     return this.#inner.stream(identity, this.#limited(sink, { ...options, background: true }), options);

@@ -76,6 +76,11 @@ export class RetryBackend implements Backend {
     );
   }
 
+  /** Not tried again: what is not known is read. */
+  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
+    return this.#inner.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
+  }
+
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     const policy = this.#policies.background;

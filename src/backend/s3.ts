@@ -71,7 +71,7 @@ export class S3Dialect implements StoreDialect {
 }
 
 /** Node's hashes in the form that the SDK takes. */
-class Sha256 {
+export class Sha256 {
   readonly #hash: Hash | Hmac;
 
   constructor(secret?: string | ArrayBuffer | ArrayBufferView) {

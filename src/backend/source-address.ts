@@ -2,6 +2,7 @@ import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { SourceError } from "../base/errors.ts";
 import { parseTarget } from "./http-target.ts";
+import { isNbd, parseNbdSource } from "./nbd-address.ts";
 import { canonicalStoreSource } from "./object-store.ts";
 import { canonicalRegistrySource } from "./registry.ts";
 
@@ -15,10 +16,15 @@ export function canonicalSource(source: string): string {
   if (scheme === "s3" || scheme === "oss") return canonicalStoreSource(source, scheme);
   if (scheme === "oci") return canonicalRegistrySource(source);
   if (scheme === "http" || scheme === "https") return parseTarget(source).url.href;
-  throw new SourceError("source-unsupported", `this version reads files, http(s), s3, oss and oci, not ${scheme}://`, {
-    transient: false,
-    hint: "`ullage help sources` lists what a source can be",
-  });
+  if (isNbd(scheme)) return parseNbdSource(source).url;
+  throw new SourceError(
+    "source-unsupported",
+    `this version reads files, http(s), s3, oss, oci and nbd(s), not ${scheme}://`,
+    {
+      transient: false,
+      hint: "`ullage help sources` lists what a source can be",
+    },
+  );
 }
 
 /** `http` of `http://…`; undefined for a path. */

@@ -15,12 +15,12 @@ import { SourceError, UllageError } from "../base/errors.ts";
  * judged anew, so the policy holds for as long as a source is read.
  *
  *     entry              lets in
- *     public             http(s) to any host, at public addresses
- *     example.org        http(s) to this host, at public and private addresses
+ *     public             http(s) and nbd(s) to any host, at public addresses
+ *     example.org        the same to this host, at public and private addresses
  *     *.example.org      the same for every host below it, not for itself
- *     10.1.0.0/16, ::1   http(s) to these addresses, whatever the host is called
+ *     10.1.0.0/16, ::1   the same to these addresses, whatever the host is called
  *     file:/images       this file, or everything below this directory
- *     any                everything, local files included
+ *     any                everything, local files and sockets included
  *
  * Special addresses (loopback, link-local and metadata, multicast, unspecified, reserved, tunnels) are let in by an entry
  * that names them and by `any`, never by a host's name: who may write names into a zone shall not get any further with it.
@@ -35,6 +35,8 @@ export interface SourcePolicy {
   checkResolved(url: URL): Promise<void>;
   /** @param path absolute @throws SourceError `source-forbidden` */
   checkFile(path: string): void;
+  /** A unix socket: behind it may be anything. @throws SourceError `source-forbidden` */
+  checkSocket(): void;
   /** For `net.connect`: resolves a host, and finds nothing but addresses that may be connected to. */
   readonly lookup: LookupFunction;
 }
@@ -76,7 +78,7 @@ export function sourcePolicy(entries: readonly string[], resolver: Resolver = re
 
   const policy: SourcePolicy = {
     check(url) {
-      if (url.protocol !== "http:" && url.protocol !== "https:") throw forbidden(`${url.protocol} is no http address`);
+      if (!/^(http|nbd)s?:$/.test(url.protocol)) throw forbidden(`${url.protocol} is no http or nbd address`);
       const literal = literalAddress(url.hostname);
       if (literal !== undefined) {
         if (!permits(undefined, literal)) throw forbidden(`${url.host} is a ${classOf(literal)} address`);
@@ -91,6 +93,10 @@ export function sourcePolicy(entries: readonly string[], resolver: Resolver = re
       const name = normalise(path);
       const inside = (root: string): boolean => root === "/" || name === root || name.startsWith(`${root}/`);
       if (!allowed.any && !allowed.files.some(inside)) throw forbidden("it is a file of the server");
+    },
+
+    checkSocket() {
+      if (!allowed.any) throw forbidden("it is a socket of the server");
     },
 
     lookup(host, options, callback) {

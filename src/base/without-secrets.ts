@@ -6,13 +6,14 @@ const behind = /['),.:;]*$/;
 
 /**
  * Text that may be shown or logged: addresses in it lose user and password, and http, s3 and oss ones their query, which is
- * where pre-signed addresses carry their secrets.
+ * where pre-signed addresses carry their secrets; the version of an object is none.
  */
 export function withoutSecrets(text: string): string {
   if (!text.includes("://")) return text;
   return text.replace(address, (_, scheme: string, _userinfo: string | undefined, rest: string, query?: string) => {
     if (query === undefined) return `${scheme}${rest}`;
-    return `${scheme}${rest}${/^(https?|s3|oss):/i.test(scheme) ? `?…${behind.exec(query)![0]}` : query}`;
+    const secret = /^https?:/i.test(scheme) || (/^(s3|oss):/i.test(scheme) && !/^\?versionId=[^&]*$/.test(query));
+    return `${scheme}${rest}${secret ? `?…${behind.exec(query)![0]}` : query}`;
   });
 }
 

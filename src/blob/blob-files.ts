@@ -105,6 +105,18 @@ export async function inspectData(
   return { data, problem: found === expected ? undefined : `the data file has ${found} bytes, not ${expected}` };
 }
 
+/** Bytes that a blob's cache file takes on disk; 0 when there is none. */
+export async function diskBytesOf(fs: FileSystem, dir: string): Promise<number> {
+  const path = join(dir, "data");
+  if (!(await fs.exists(path))) return 0;
+  const data = await fs.open(path, "read");
+  try {
+    return data.allocated();
+  } finally {
+    await data.close();
+  }
+}
+
 /** @returns undefined when there is no map (nothing is durably ready then), else its bits or why it is not believed */
 export async function readRangeMap(
   fs: FileSystem,

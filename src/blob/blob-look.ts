@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
 import { inspectData, readRangeMap } from "./blob-files.ts";
+import type { IndexedBlob } from "./blob-index.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { BlobStats } from "./blob.ts";
 import type { SourceTrouble } from "./cached-blob.ts";
@@ -17,14 +18,20 @@ export interface BlobLook {
   pins: string[];
   /** how often it is in use now; 0: it is closed */
   users: number;
-  /** since it was opened; undefined: it is closed */
-  stats: Readonly<BlobStats> | undefined;
+  /** since it was made */
+  stats: Readonly<BlobStats>;
+  /** when somebody used it last; ms since 1970, 0: unknown */
+  usedAt: number;
   /** what the last request to the source came to, if that was nothing good */
   trouble: SourceTrouble | undefined;
 }
 
 /** A blob that nobody uses, from its files, none of which is changed. @throws IoError */
-export async function lookAtFiles(fs: FileSystem, dir: string, meta: BlobMeta): Promise<BlobLook> {
+export async function lookAtFiles(
+  fs: FileSystem,
+  dir: string,
+  { meta, total, usedAt }: IndexedBlob,
+): Promise<BlobLook> {
   const pins = await fs.readdir(join(dir, "pins"));
   const found = await inspectData(fs, dir, meta, "read");
   try {
@@ -32,7 +39,7 @@ export async function lookAtFiles(fs: FileSystem, dir: string, meta: BlobMeta): 
     const bits = map !== undefined && "bits" in map ? map.bits : undefined;
     const { readyBytes } = new RangeMap(meta.size, meta.unitBytes, bits);
     const diskBytes = found.data?.allocated() ?? 0;
-    return { meta, readyBytes, diskBytes, pins, users: 0, stats: undefined, trouble: undefined };
+    return { meta, readyBytes, diskBytes, pins, users: 0, stats: total, usedAt, trouble: undefined };
   } finally {
     await found.data?.close();
   }

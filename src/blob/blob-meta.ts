@@ -23,6 +23,8 @@ export interface BlobMeta {
   readonly createdAt: string;
   /** The source was named over the network: it is read only as far as `sources.allow` lets it. Absent: no. */
   readonly guarded?: boolean;
+  /** The image was unpacked as a whole when the blob was made: what is lost can't be fetched again. Absent: no. */
+  readonly unpacked?: boolean;
 }
 
 const FORMAT = "ullage-blob";
@@ -48,14 +50,20 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
     throw new CorruptionError(`${path} is not JSON: ${describeError(error)}`);
   }
   if (typeof raw !== "object" || raw === null) throw new CorruptionError(`${path} holds no object`);
-  const { format, version, id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = raw as Record<
+  const { format, version } = raw as Record<string, unknown>;
+  if (format !== FORMAT) throw new CorruptionError(`${path} has format '${String(format)}', not '${FORMAT}'`);
+  if (typeof version === "number" && version > VERSION) throw newerFormat(path, version, VERSION);
+  if (version !== VERSION) throw new CorruptionError(`${path} has format version ${String(version)}`);
+  return blobMetaOf(raw, path);
+}
+
+/** @throws CorruptionError when a field is missing or out of range */
+export function blobMetaOf(raw: unknown, path: string): BlobMeta {
+  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded, unpacked } = (raw ?? {}) as Record<
     string,
     unknown
   >;
-  if (format !== FORMAT) throw new CorruptionError(`${path} has format '${String(format)}', not '${FORMAT}'`);
-  if (typeof version === "number" && version > VERSION) throw newerFormat(path, version, VERSION);
   const valid =
-    version === VERSION &&
     typeof id === "string" &&
     isBlobId(id) &&
     typeof url === "string" &&
@@ -64,9 +72,11 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
     isLength(size) &&
     isUnit(unitBytes) &&
     typeof createdAt === "string" &&
-    (guarded === undefined || typeof guarded === "boolean");
+    (guarded === undefined || typeof guarded === "boolean") &&
+    (unpacked === undefined || typeof unpacked === "boolean");
   if (!valid) throw new CorruptionError(`${path} has a field that is missing or out of range`);
-  return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...(guarded === true ? { guarded } : {}) };
+  const flags = { ...(guarded === true ? { guarded } : {}), ...(unpacked === true ? { unpacked } : {}) };
+  return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
 }
 
 export const isBlobId = (text: string): boolean => /^[0-9a-f]{32}$/.test(text);

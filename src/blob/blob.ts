@@ -25,7 +25,7 @@ export interface Blob {
    * blob's at any moment.
    */
   readonly losses: number;
-  /** What was asked of the source since the blob was opened. */
+  /** What was asked of the source: of a cached blob since it was made, of a remote one since it was opened. */
   readonly stats: Readonly<BlobStats>;
 
   /** Whether every byte of the range that lies below `size` can be read from `file` now. No allocation, no wait. */
@@ -56,15 +56,24 @@ export interface Blob {
   isPinnedBy(volumeId: string): boolean;
 }
 
+/** In the place of a volume's id: somebody wants a blob to be kept, whether a volume needs it or not. */
+export const keptByUser = "0".repeat(32);
+
+/** For whom something is fetched; default: somebody waits for it. */
 export interface FetchOptions {
   background?: boolean;
+  /** Nobody waits for it yet, but somebody probably will in a moment: before the background, behind who waits. */
+  soon?: boolean;
   signal?: AbortSignal;
 }
 
+/** What was asked of a source for a blob's sake. */
 export interface BlobStats {
   /** Bytes received from the source because somebody waited for them. */
   foregroundBytes: number;
-  /** Bytes received by hydration and readahead. */
+  /** Bytes received because somebody would probably want them in a moment. */
+  readaheadBytes: number;
+  /** Bytes received to fill the blob. */
   backgroundBytes: number;
   /** Requests to the source. */
   requests: number;

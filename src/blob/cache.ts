@@ -4,13 +4,23 @@ import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
+import {
+  type BlobHistory,
+  type IndexedBlob,
+  indexName,
+  noHistory,
+  readBlobIndex,
+  writeBlobIndex,
+} from "./blob-index.ts";
 import { lookAtFiles, type BlobLook } from "./blob-look.ts";
-import { readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
+import { diskBytesOf, readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
 import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
+import { type CacheLimits, CacheSpace } from "./cache-space.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
 import { SourceTraffics } from "./source-traffic.ts";
+import { MAKING, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
 
 /*
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
@@ -30,6 +40,10 @@ export interface BlobCacheOptions {
   dataDir: string;
   randomBytes(length: number): Buffer;
   log(level: "info" | "warn" | "error", message: string): void;
+  /** A blob is gone, by whomever. */
+  onRemoved?(id: string): void;
+  /** How much space all blobs may take; default: see cache-space.ts. */
+  cacheLimits?: CacheLimits;
   /** See `BlobEnvironment.openSource`. */
   openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
 }
@@ -47,6 +61,15 @@ export interface CreateBlobOptions {
   guarded?: boolean;
 }
 
+/** Who knows which blobs are needed. Without one, none that is closed is ever evicted. */
+export interface BlobNeeds {
+  /** The blobs that volumes refer to, open or not; true: each of these volumes is content with less than all of it. */
+  needed(): ReadonlyMap<string, boolean>;
+}
+
+/** The index is written so long after a change, ms, and when the cache is closed. */
+const INDEX_DELAY_MS = 5000;
+
 interface OpenBlob {
   users: number;
   blob: Promise<CachedBlob>;
@@ -61,15 +84,37 @@ export class BlobCache {
   readonly #environment: BlobEnvironment;
   readonly #dir: string;
   readonly #lock: DirectoryLock;
-  readonly #known: Map<string, BlobMeta>;
+  readonly #known: Map<string, IndexedBlob>;
+  readonly #indexPath: string;
+  readonly #closing = new AbortController();
+  #indexing: Promise<void> | undefined;
+  /** Of closed blobs: what their cache files take on disk. */
+  #closedBytes = 0;
+  #needs: BlobNeeds | undefined;
+  /** How much the cache takes, and what goes when that is too much. */
+  readonly space: CacheSpace;
   readonly #open = new Map<string, OpenBlob>();
   /** Directories that are closing, or being removed: an `open` of the same id waits for it. */
   readonly #leaving = new Map<string, Promise<void>>();
   #closed: Promise<void> | undefined;
 
-  private constructor(options: BlobCacheOptions, dir: string, lock: DirectoryLock, known: Map<string, BlobMeta>) {
+  private constructor(options: BlobCacheOptions, dir: string, lock: DirectoryLock, known: Map<string, IndexedBlob>) {
     const { clock } = options;
     this.#options = options;
+    this.#indexPath = join(options.dataDir, indexName);
+    for (const { diskBytes } of known.values()) this.#closedBytes += diskBytes;
+    this.space = new CacheSpace(
+      {
+        clock,
+        use: () => this.diskBytes,
+        fileSystem: () => options.fs.space(options.dataDir),
+        unneeded: () => this.#unneeded(),
+        removeBlob: (id) => this.#evictBlob(id),
+        thinnable: () => this.#thinnable(),
+        log: (level, message) => options.log(level, message),
+      },
+      options.cacheLimits,
+    );
     this.#environment = {
       fs: options.fs,
       clock,
@@ -78,6 +123,10 @@ export class BlobCache {
       traffic: new FetchTraffic(clock),
       buffers: new StagingBuffers(),
       sources: this.sources,
+      totalOf: (id) => this.#historyOf(id).total,
+      evicts: () => this.#needs !== undefined,
+      filled: (bytes) => this.space.filled(bytes),
+      makeRoom: () => this.space.makeRoom(),
     };
     this.#dir = dir;
     this.#lock = lock;
@@ -93,12 +142,19 @@ export class BlobCache {
     const lock = await fs.lockDirectory(dir);
     try {
       await fs.syncDirectory(dir); // a blob whose creator was killed half-way may be found, and used
-      const known = new Map<string, BlobMeta>();
+      const known = new Map<string, IndexedBlob>();
+      const index = await readBlobIndex(fs, join(dataDir, indexName), (level, message) => options.log(level, message));
       for (const id of await fs.readdir(dir)) {
-        if (id.endsWith(TOMBSTONE)) await removeBlobDirectory(fs, join(dir, id));
+        if (id.endsWith(TOMBSTONE) || id.endsWith(MAKING)) await removeBlobDirectory(fs, join(dir, id));
         if (!isBlobId(id)) continue;
+        const indexed = index.get(id);
+        if (indexed !== undefined) {
+          known.set(id, indexed);
+          continue;
+        }
         try {
-          known.set(id, await readBlobMeta(fs, join(dir, id)));
+          const meta = await readBlobMeta(fs, join(dir, id));
+          known.set(id, { meta, ...noHistory(), diskBytes: await diskBytesOf(fs, join(dir, id)) });
         } catch (error) {
           if (error instanceof UllageError && error.code === "newer-format") throw error;
           // Half made when something crashed, or damaged. It is nobody's; `check` tells which.
@@ -113,33 +169,53 @@ export class BlobCache {
   }
 
   list(): BlobMeta[] {
-    return [...this.#known.values()];
+    return Array.from(this.#known.values(), ({ meta }) => meta);
+  }
+
+  /** What is needed is known from now on: what is not may be evicted. To be called before a blob is opened. */
+  setNeeds(needs: BlobNeeds): void {
+    this.#needs = needs;
+  }
+
+  /** Bytes that all cache files take on disk; of closed ones as they were when they were closed. */
+  get diskBytes(): number {
+    let bytes = this.#closedBytes;
+    for (const blob of this.opened()) bytes += blob.file.allocated();
+    return bytes;
+  }
+
+  #historyOf(id: string): BlobHistory {
+    return this.#known.get(id) ?? noHistory();
   }
 
   /** What is to be seen of a blob. Opens nothing. @returns undefined when there is none; it may be on its way out */
   async look(id: string): Promise<BlobLook | undefined> {
     await this.#leaving.get(id);
-    const meta = this.#known.get(id);
-    if (meta === undefined) return undefined;
+    const known = this.#known.get(id);
+    if (known === undefined) return undefined;
     const entry = this.#open.get(id);
     const blob = entry?.opened;
     if (entry === undefined || blob === undefined) {
-      return lookAtFiles(this.#options.fs, join(this.#dir, id), meta).catch((error: unknown) => {
+      return lookAtFiles(this.#options.fs, join(this.#dir, id), known).catch((error: unknown) => {
         if (this.#known.has(id)) throw error;
         return undefined; // it was removed meanwhile
       });
     }
     const { readyBytes, pins, stats, sourceTrouble: trouble } = blob;
-    return { meta, readyBytes, diskBytes: blob.file.allocated(), pins, users: entry.users, stats, trouble };
+    const diskBytes = blob.file.allocated();
+    return { meta: known.meta, readyBytes, diskBytes, pins, users: entry.users, stats, usedAt: known.usedAt, trouble };
   }
 
-  /** The blob that caches this object already. Never one whose identity is weak: it may be something else by now. */
+  /**
+   * The blob that caches this object already. Never one whose identity is weak: it may be something else by now.
+   * @param imageFormat a chain, or the beginning of one when the rest isn't known
+   */
   find(url: string, imageFormat: string, identity: Identity): BlobMeta | undefined {
     if (!identity.strong) return undefined;
     return this.list().find(
       (meta) =>
         meta.url === url &&
-        meta.imageFormat === imageFormat &&
+        (meta.imageFormat === imageFormat || meta.imageFormat.startsWith(`${imageFormat}+`)) &&
         meta.identity.strong &&
         meta.identity.version === identity.version &&
         meta.identity.size === identity.size,
@@ -173,14 +249,60 @@ export class BlobCache {
       throw error;
     }
     if (reader !== undefined) blob.attach(reader);
-    this.#known.set(id, meta);
+    this.#known.set(id, { meta, usedAt: this.#wallClock(), diskBytes: 0, total: blob.stats });
+    this.#indexLater();
     this.#open.set(id, { users: 1, blob: Promise.resolve(blob), opened: blob });
     return blob;
   }
 
+  /**
+   * Makes a new blob, complete and durable, from an image that has to be unpacked, and opens it.
+   * @param about `imageFormat` is asked for when the disk was opened
+   * @param unpacking.onId called with the blob's id before anything is made
+   */
+  async createUnpacked(
+    about: Pick<CreateBlobOptions, "url" | "identity" | "guarded"> & { imageFormat(): string },
+    unpacking: Pick<UnpackOptions, "signal" | "unpack" | "openDisk"> & { onId?: (id: string) => Promise<unknown> },
+  ): Promise<CachedBlob> {
+    const { fs, clock } = this.#options;
+    const { url, identity, guarded = false } = about;
+    const id = this.#options.randomBytes(16).toString("hex");
+    await unpacking.onId?.(id);
+    const dir = join(this.#dir, `${id}${MAKING}`);
+    await fs.mkdir(dir);
+    let meta: BlobMeta;
+    try {
+      meta = await makeUnpackedFiles({
+        ...unpacking,
+        fs,
+        dir,
+        describe: (size) => ({
+          id,
+          url,
+          imageFormat: about.imageFormat(),
+          identity,
+          size,
+          unitBytes: DEFAULT_UNIT_BYTES,
+          createdAt: clock.wallTime(),
+          ...(guarded ? { guarded } : {}),
+          unpacked: true,
+        }),
+      });
+      await fs.rename(dir, join(this.#dir, id));
+      await fs.syncDirectory(this.#dir);
+    } catch (error) {
+      await removeBlobDirectory(fs, dir).catch(() => undefined); // the next start tries again
+      throw error;
+    }
+    this.#known.set(id, { meta, ...noHistory(), usedAt: this.#wallClock() });
+    this.#indexLater();
+    return this.open(id);
+  }
+
   /** The same object for everybody, opened when it is not yet. @throws UllageError `not-found`; see `CachedBlob.open` */
   async open(id: string): Promise<CachedBlob> {
-    await this.#leaving.get(id);
+    // Whoever has just found it begins to use it in the same turn, before anybody can throw it out.
+    if (this.#leaving.has(id)) await this.#leaving.get(id);
     if (!this.#known.has(id)) {
       throw new UllageError("not-found", `there is no blob ${id} below ${this.#dir}`, {
         hint: "run `ullage check DATA`",
@@ -202,10 +324,56 @@ export class BlobCache {
     };
     this.#open.set(id, entry);
     entry.blob.then(
-      (blob) => (entry.opened = blob),
+      (blob) => {
+        entry.opened = blob;
+        this.#closedBytes -= this.#historyOf(id).diskBytes;
+        this.#remember(id, 0);
+      },
       () => this.#open.delete(id),
     );
     return entry;
+  }
+
+  /** @param diskBytes that its cache file takes while it is closed; 0 while it is open */
+  #remember(id: string, diskBytes: number): void {
+    const known = this.#known.get(id);
+    if (known === undefined) return;
+    known.usedAt = this.#wallClock();
+    known.diskBytes = diskBytes;
+    this.#closedBytes += diskBytes;
+    this.#indexLater();
+  }
+
+  #wallClock(): number {
+    return Date.parse(this.#options.clock.wallTime());
+  }
+
+  /** Never rejects: the index is a convenience. */
+  #indexLater(): void {
+    const { clock } = this.#options;
+    this.#indexing ??= clock
+      .sleep(INDEX_DELAY_MS, this.#closing.signal)
+      .catch(() => undefined) // closing, which writes it
+      .then(async () => {
+        this.#indexing = undefined;
+        if (!this.#closing.signal.aborted) await this.#writeIndex();
+      });
+  }
+
+  async #writeIndex(): Promise<void> {
+    const { fs } = this.#options;
+    const blobs = Array.from(this.#known.values(), (known) => {
+      const open = this.#open.get(known.meta.id)?.opened;
+      return open === undefined ? known : { ...known, diskBytes: open.file.allocated() };
+    });
+    await writeBlobIndex(fs, this.#indexPath, blobs).catch((error: unknown) => {
+      this.#options.log("warn", `the index of the cache could not be written: ${describeError(error)}`);
+    });
+  }
+
+  /** The blob, if somebody uses it. */
+  ifOpen(id: string): CachedBlob | undefined {
+    return this.#open.get(id)?.opened;
   }
 
   /** Those that somebody uses. */
@@ -220,7 +388,14 @@ export class BlobCache {
     entry.users--;
     if (entry.users > 0) return;
     this.#open.delete(id);
-    await this.#leave(id, async () => (await entry.blob).close());
+    await this.#leave(id, () => this.#closeBlob(id, entry));
+  }
+
+  async #closeBlob(id: string, entry: OpenBlob): Promise<void> {
+    const blob = await entry.blob;
+    const diskBytes = blob.file.allocated();
+    await blob.close();
+    this.#remember(id, diskBytes);
   }
 
   /**
@@ -233,8 +408,55 @@ export class BlobCache {
     if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`);
     const pins = await this.#options.fs.readdir(join(this.#dir, id, "pins"));
     if (pins.length > 0) throw new UllageError("in-use", `blob ${id} is needed by detached volumes ${pins.join(", ")}`);
+    if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`); // since a moment ago
+    this.#closedBytes -= this.#historyOf(id).diskBytes;
     this.#known.delete(id);
+    this.#indexLater();
     await this.#leave(id, () => this.#removeFiles(id));
+    this.#options.onRemoved?.(id);
+  }
+
+  // ---- eviction ----------------------------------------------------------------------------------------------------
+
+  /** Closed, and needed by nobody; least recently used first. */
+  #unneeded(): string[] {
+    const needs = this.#needs;
+    if (needs === undefined) return [];
+    const needed = needs.needed();
+    return [...this.#known.values()]
+      .filter(({ meta: { id } }) => !this.#open.has(id) && !this.#leaving.has(id) && !needed.has(id))
+      .sort((a, b) => a.usedAt - b.usedAt)
+      .map(({ meta: { id } }) => id);
+  }
+
+  /**
+   * Throws out a blob, or as much of it as volumes can do without.
+   * @returns bytes freed; undefined when none of it may go
+   */
+  async evict(id: string): Promise<number | undefined> {
+    const open = this.#thinnable().find((blob) => blob.id === id);
+    if (open !== undefined) return open.evict(open.size);
+    const freed = await this.#evictBlob(id);
+    return this.#known.has(id) ? undefined : freed;
+  }
+
+  #thinnable(): CachedBlob[] {
+    const needed = this.#needs?.needed();
+    return this.opened().filter((blob) => blob.mayBeEvicted && needed?.get(blob.id) === true);
+  }
+
+  /** @returns bytes freed; 0 when somebody has begun to need it, or pinned it */
+  async #evictBlob(id: string): Promise<number> {
+    if (this.#open.has(id) || this.#needs?.needed().has(id) !== false) return 0;
+    const look = await this.look(id);
+    try {
+      await this.remove(id);
+    } catch (error) {
+      if (error instanceof UllageError && error.code === "in-use") return 0;
+      throw error;
+    }
+    this.#options.log("info", `blob ${id} was evicted: no volume needs it`);
+    return look?.diskBytes ?? 0;
   }
 
   /** Closes everything, saving the range maps. */
@@ -244,10 +466,13 @@ export class BlobCache {
   }
 
   async #close(): Promise<void> {
+    this.#closing.abort(new UllageError("closed", "the cache is being closed"));
     const open = [...this.#open];
     this.#open.clear();
-    await Promise.all(open.map(([id, entry]) => this.#leave(id, async () => (await entry.blob).close())));
+    await Promise.all(open.map(([id, entry]) => this.#leave(id, () => this.#closeBlob(id, entry))));
     await Promise.all(this.#leaving.values());
+    await this.#indexing;
+    await this.#writeIndex();
     this.#environment.traffic.close();
     await this.#lock.release();
   }

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { SourceBusyError } from "../backend/source-errors.ts";
 import type { Clock } from "../base/clock.ts";
 import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
@@ -8,6 +9,7 @@ import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from ".
 import type { BlobMeta } from "./blob-meta.ts";
 import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
+import { ColdUnits, type UnitRun } from "./cold-units.ts";
 import { replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
@@ -44,6 +46,14 @@ export interface BlobEnvironment {
   readonly buffers: StagingBuffers;
   readonly sources: SourceTraffics;
   log(level: "info" | "warn" | "error", message: string): void;
+  /** What was asked for a blob's sake so far; goes on being counted in there. */
+  totalOf(id: string): BlobStats;
+  /** Whether there may be a need to free some of a blob's space. */
+  evicts(): boolean;
+  /** So many bytes came into the cache. */
+  filled(bytes: number): void;
+  /** A request found the disk full. @returns whether it is worth while to try again */
+  makeRoom(): Promise<boolean>;
   /** A reader of exactly the object that `meta.identity` pins. Called at the first miss, and again after a failure. */
   openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
 }
@@ -66,7 +76,7 @@ export interface ReadinessWatcher {
 export class CachedBlob implements Blob {
   readonly meta: BlobMeta;
   readonly file: File;
-  readonly stats: BlobStats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly stats: BlobStats;
   /** Undefined: the last request was answered well, or none was made yet. */
   sourceTrouble: SourceTrouble | undefined;
   readonly #environment: BlobEnvironment;
@@ -79,27 +89,30 @@ export class CachedBlob implements Blob {
   readonly #synced: RangeMap;
   readonly #durable: RangeMap;
   readonly #queue: FetchQueue;
-  readonly #readahead = new ReadaheadFetcher(
-    (offset, length) => this.#map.isReady(offset, length),
-    (offset, length) => this.readAhead(offset, length),
-  );
+  readonly #readahead: ReadaheadFetcher;
   readonly #closing = new AbortController();
   #reader: Promise<ImageReader> | undefined;
+  /** Undefined: nothing of it is ever evicted. */
+  readonly #cold: ColdUnits | undefined;
   /** Where readiness lies once other processes look at it. */
   #shared: SharedReadiness | undefined;
   readonly #watchers = new Set<ReadinessWatcher>();
   /** Counts failed data syncs: bytes written before one are not to be trusted after it. */
   #failedSyncs = 0;
+  /** Counts evictions, for the same reason. */
+  #evictions = 0;
   #unsyncedBytes = 0;
   #persisting = false;
   #persistFailure = "";
-  #syncRunning: Promise<void> = Promise.resolve();
+  /** Syncs and evictions, one after the other: both write the map. */
+  #mapTurn: Promise<void> = Promise.resolve();
   #syncWaiting: Promise<void> | undefined;
   #closed: Promise<void> | undefined;
 
   private constructor(environment: BlobEnvironment, dir: string, lock: DirectoryLock, files: BlobFiles) {
     const { meta, data, durableBits, pins } = files;
     this.meta = meta;
+    this.stats = environment.totalOf(meta.id);
     this.file = data;
     this.#environment = environment;
     this.#traffic = environment.sources.of(meta.url);
@@ -110,6 +123,12 @@ export class CachedBlob implements Blob {
     this.#map = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#synced = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#durable = new RangeMap(meta.size, meta.unitBytes, durableBits);
+    this.#readahead = new ReadaheadFetcher(
+      meta.size,
+      (offset, length) => this.#map.isReady(offset, length),
+      (offset, length) => this.fetch(offset, length, { soon: true }),
+    );
+    this.#cold = environment.evicts() ? new ColdUnits(this.#map) : undefined;
     this.#queue = new FetchQueue({
       map: this.#map,
       lanes: new FetchLanes(environment.traffic),
@@ -170,7 +189,7 @@ export class CachedBlob implements Blob {
   }
 
   get losses(): number {
-    return this.#failedSyncs;
+    return this.#failedSyncs + this.#evictions;
   }
 
   isReady(offset: number, length: number): boolean {
@@ -186,16 +205,14 @@ export class CachedBlob implements Blob {
   }
 
   async fetch(offset: number, length: number, options: FetchOptions = {}): Promise<void> {
-    await this.#queue.fetch(offset, length, options.background ? "background" : "foreground", options.signal);
+    const { background = false, soon = false, signal } = options;
+    const lane = background ? "background" : soon ? "readahead" : "foreground";
+    await this.#queue.fetch(offset, length, lane, signal);
   }
 
   noteRead(offset: number, length: number): void {
+    this.#cold?.noteRead(offset, length);
     if (this.#map.missing > 0) this.#readahead.note(offset, length);
-  }
-
-  /** Like `fetch`, for what somebody will probably want in a moment. */
-  async readAhead(offset: number, length: number, signal?: AbortSignal): Promise<void> {
-    await this.#queue.fetch(offset, length, "readahead", signal);
   }
 
   /** Uses `reader` for what is missing, instead of opening the source again. */
@@ -230,7 +247,18 @@ export class CachedBlob implements Blob {
 
   // ---- bytes from the source ---------------------------------------------------------------------------------------
 
+  /** A disk that is full is met once more after something was evicted, if somebody waits for the bytes. */
   async #transfer(request: Transfer): Promise<boolean> {
+    try {
+      return await this.#transferOnce(request);
+    } catch (error) {
+      const full = error instanceof IoError && error.errno === "ENOSPC";
+      if (!full || request.lane !== "foreground" || !(await this.#environment.makeRoom())) throw error;
+      return this.#transferOnce(request);
+    }
+  }
+
+  async #transferOnce(request: Transfer): Promise<boolean> {
     const source = this.#source();
     const first = await this.#skipZeros(request, source);
     if (first === undefined) return false;
@@ -263,9 +291,16 @@ export class CachedBlob implements Blob {
     const bytes = end === this.#map.units ? dataFileBytes(this.meta) - offset : end * this.unitBytes - offset;
     if (!(await this.file.punch(offset, bytes))) return request.first;
     if (failedSyncs !== this.#failedSyncs) return undefined;
-    this.#map.addRun(request.first, end);
+    this.#becameReady(request.first, end);
     this.#noteUnsynced(0);
     return end;
+  }
+
+  /** Units [first, end). */
+  #becameReady(first: number, end: number): void {
+    this.#map.addRun(first, end);
+    if (this.#shared !== undefined) this.#shared.readyBytes = this.#map.readyBytes;
+    for (const watcher of this.#watchers) watcher.ready(first, end);
   }
 
   /** @returns false when a sync of the data failed meanwhile: some of the bytes may be lost */
@@ -293,7 +328,7 @@ export class CachedBlob implements Blob {
     }
     // What the cache file said goes before how the source's reader may have wrapped it.
     const writeError = await writer.close();
-    this.stats[background ? "backgroundBytes" : "foregroundBytes"] += writer.received;
+    this.stats[`${request.lane}Bytes`] += writer.received;
     lane.bytes += writer.received;
     if (failure !== undefined) {
       if (!request.signal.aborted) this.stats.errors++;
@@ -301,17 +336,18 @@ export class CachedBlob implements Blob {
       throw writeError ?? failure.error;
     }
     lane.latency.observe(clock.now() - began);
+    this.#environment.traffic.took(request.lane, clock.now() - began);
     this.sourceTrouble = undefined;
     if (failedSyncs !== this.#failedSyncs) return false;
-    for (let unit = request.first; unit < request.end; unit++) this.#map.add(unit);
-    if (this.#shared !== undefined) this.#shared.readyBytes = this.#map.readyBytes;
-    for (const watcher of this.#watchers) watcher.ready(request.first, request.end);
+    this.#becameReady(request.first, request.end);
     this.#noteUnsynced(writer.received);
+    this.#environment.filled(writer.received);
     return true;
   }
 
   #retried(error: SourceError): void {
     this.#traffic.retries++;
+    if (error instanceof SourceBusyError) this.#environment.traffic.throttled();
     this.sourceTrouble = { error, at: this.#environment.clock.wallTime() };
   }
 
@@ -372,15 +408,18 @@ export class CachedBlob implements Blob {
   sync(): Promise<void> {
     if (this.#syncWaiting !== undefined) return this.#syncWaiting;
     // A round that is running took its copy of the bits before this call: only the next one will do.
-    const round = this.#syncRunning
-      .catch(() => undefined)
-      .then(() => {
-        this.#syncWaiting = undefined;
-        this.#syncRunning = round;
-        return this.#syncRound();
-      });
+    const round = this.#inMapTurn(() => {
+      this.#syncWaiting = undefined;
+      return this.#syncRound();
+    });
     this.#syncWaiting = round;
     return round;
+  }
+
+  #inMapTurn(work: () => Promise<void>): Promise<void> {
+    const turn = this.#mapTurn.catch(() => undefined).then(work);
+    this.#mapTurn = turn;
+    return turn;
   }
 
   async #syncRound(): Promise<void> {
@@ -399,7 +438,7 @@ export class CachedBlob implements Blob {
       throw error;
     }
     this.#synced.addAll(bits);
-    await replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
+    await this.#writeMap(bits);
     this.#durable.addAll(bits);
   }
 
@@ -431,6 +470,58 @@ export class CachedBlob implements Blob {
       await this.#persist();
     }
     this.#persisting = false;
+  }
+
+  // ---- eviction ----------------------------------------------------------------------------------------------------
+
+  /**
+   * Whether clean ranges may be taken away: nobody was promised them, no other process may be reading them, and they can
+   * be fetched again.
+   */
+  get mayBeEvicted(): boolean {
+    if (this.meta.unpacked === true) return false;
+    return this.#cold !== undefined && this.#pins.size === 0 && this.#shared === undefined;
+  }
+
+  /**
+   * Takes back about so many bytes that were not read lately; they are fetched again when somebody wants them. The map
+   * says so durably before their space is freed, so that a crash in between costs at most the space until the next time.
+   * Readers that are in the middle of such a range see `losses` change, and read again.
+   * @returns bytes freed @throws IoError; nothing is lost then
+   */
+  async evict(bytes: number): Promise<number> {
+    let freed = 0;
+    await this.#inMapTurn(async () => {
+      if (!this.mayBeEvicted || this.#closing.signal.aborted) return;
+      const runs = this.#cold!.pick(bytes).filter((run) => !this.#anyInFlight(run));
+      if (runs.length === 0) return;
+      await this.#queue.hold(runs, async () => {
+        const before = [this.#map, this.#synced, this.#durable].map((map) => map.copyBits());
+        this.#evictions++;
+        for (const map of [this.#map, this.#synced, this.#durable]) forEachUnit(runs, (unit) => map.remove(unit));
+        try {
+          await this.#writeMap(this.#durable.copyBits());
+        } catch (error) {
+          // All of it is still there. What came meanwhile was not among it.
+          [this.#map, this.#synced, this.#durable].forEach((map, index) => map.addAll(before[index]));
+          throw error;
+        }
+        for (const { first, end } of runs) {
+          const length = this.#map.bytesOf(first, end);
+          if (await this.file.punch(first * this.unitBytes, length)) freed += length;
+        }
+      });
+    });
+    return freed;
+  }
+
+  #anyInFlight({ first, end }: UnitRun): boolean {
+    for (let unit = first; unit < end; unit++) if (this.#queue.isInFlight(unit)) return true;
+    return false;
+  }
+
+  #writeMap(bits: Uint8Array): Promise<void> {
+    return replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
   }
 
   async #persist(): Promise<void> {
@@ -494,4 +585,8 @@ export class CachedBlob implements Blob {
       await this.#lock.release();
     }
   }
+}
+
+function forEachUnit(runs: readonly UnitRun[], work: (unit: number) => void): void {
+  for (const { first, end } of runs) for (let unit = first; unit < end; unit++) work(unit);
 }

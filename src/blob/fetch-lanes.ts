@@ -36,12 +36,30 @@ const QUIET_MS = 500;
  */
 const EXPECTED_MS = 100;
 
-/** The foreground traffic of all blobs of the host. */
+/** A source that throttles is asked less at once; so long, ms, nothing more is changed. */
+const ADAPT_MS = 1000;
+/** Who waits, waits this many times as long beside the background as without it: then there is too much of that. */
+const TOO_SLOW = 3;
+const TOO_SLOW_MS = 10;
+/** Weight of one more request in what is usual. */
+const EWMA = 0.1;
+
+/**
+ * The traffic of all blobs of the host, by which the background is measured: additive increase, multiplicative decrease.
+ * The limit is halved when a source throttles (429, 503), or when who waits is held up by the background; while neither
+ * happens it grows by one a second.
+ */
 export class FetchTraffic {
   readonly #clock: Clock;
   readonly #listeners = new Set<() => void>();
   readonly #closing = new AbortController();
   #foreground = 0;
+  #limit: number = LANE_LIMIT.background;
+  #adaptedAt = -Infinity;
+  /** Requests of the background under way. */
+  #background = 0;
+  /** How long who waits waits usually, ms, beside the background and without it; NaN: unknown. */
+  readonly #usual = { beside: Number.NaN, without: Number.NaN };
   #busyUntil = -Infinity;
   #silentUntil = -Infinity;
   #watching = false;
@@ -54,7 +72,38 @@ export class FetchTraffic {
   get backgroundLimit(): number {
     const now = this.#clock.now();
     if (now < this.#silentUntil) return 0;
-    return this.#foreground > 0 || now < this.#busyUntil ? BACKGROUND_LIMIT_WHEN_BUSY : LANE_LIMIT.background;
+    const busy = this.#foreground > 0 || now < this.#busyUntil;
+    return Math.floor(busy ? Math.min(BACKGROUND_LIMIT_WHEN_BUSY, this.#limit) : this.#limit);
+  }
+
+  /** A source says that it is asked too much. */
+  throttled(): void {
+    this.#adapt(() => this.#limit / 2);
+  }
+
+  /** A request has ended well. @param ms it took */
+  took(lane: Lane, ms: number): void {
+    if (lane !== "foreground") {
+      this.#adapt(() => this.#limit + 1);
+      return;
+    }
+    const beside = this.#background > 0 ? "beside" : "without";
+    const usual = this.#usual[beside];
+    this.#usual[beside] = Number.isNaN(usual) ? ms : usual + EWMA * (ms - usual);
+    if (this.#usual.beside > TOO_SLOW * this.#usual.without + TOO_SLOW_MS) this.throttled();
+  }
+
+  #adapt(change: () => number): void {
+    const now = this.#clock.now();
+    if (now - this.#adaptedAt < ADAPT_MS) return;
+    this.#adaptedAt = now;
+    this.#limit = Math.min(LANE_LIMIT.background, Math.max(1, change()));
+    for (const listener of this.#listeners) listener();
+  }
+
+  /** A request of the background begins, or ends. */
+  backgroundRuns(change: 1 | -1): void {
+    this.#background += change;
   }
 
   started(): void {
@@ -162,7 +211,9 @@ export class FetchLanes {
 
   async #run(job: Job, lane: Lane): Promise<void> {
     this.#running[lane]++;
+    if (lane === "background") this.#traffic.backgroundRuns(1);
     await job.run();
+    if (lane === "background") this.#traffic.backgroundRuns(-1);
     this.#running[lane]--;
     this.#pump();
   }

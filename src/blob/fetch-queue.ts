@@ -239,6 +239,34 @@ export class FetchQueue {
     if (outcome.kind === "again") throw new IoError("EIO", "the cache file lost what was streamed into it");
   }
 
+  /** Whether a flight has the unit now. */
+  isInFlight(unit: number): boolean {
+    return this.#whole !== undefined || this.#byUnit.has(unit);
+  }
+
+  /**
+   * Keeps units, which no flight has, from being fetched while `work` runs; whoever asks for one of them meanwhile waits
+   * and asks again.
+   */
+  async hold(runs: readonly { first: number; end: number }[], work: () => Promise<void>): Promise<void> {
+    const flights: Flight[] = [];
+    const { promise, resolve } = Promise.withResolvers<Outcome>();
+    for (const { first, end } of runs) {
+      const flight = new Flight(first, end, "background", () => promise);
+      flight.waiters++;
+      for (let unit = first; unit < end; unit++) this.#byUnit.set(unit, flight);
+      flights.push(flight);
+    }
+    const held = flights.map((flight) => flight.run());
+    try {
+      await work();
+    } finally {
+      for (const flight of flights) this.#release(flight);
+      resolve({ kind: "again" });
+      await Promise.all(held);
+    }
+  }
+
   #flights(): Set<Flight> {
     const flights = new Set(this.#byUnit.values());
     if (this.#whole !== undefined) flights.add(this.#whole);

@@ -48,6 +48,12 @@ export class RangeMap {
     this.#missing--;
   }
 
+  remove(unit: number): void {
+    if (!this.has(unit)) return;
+    this.#bits[unit >> 3] &= ~(1 << (unit & 7));
+    this.#missing++;
+  }
+
   /** Adds the units [first, end). */
   addRun(first: number, end: number): void {
     for (let unit = first; unit < end;) {

@@ -20,10 +20,7 @@ export function chooseAddresses(
   given: { api?: string[] | undefined; nbd?: string[] | undefined } & SocketOptions,
   defaults: { api: string[]; nbd: string[] },
 ): ServerAddresses {
-  const access: SocketAccess = {
-    ...(given.socketMode === undefined ? {} : { mode: given.socketMode }),
-    ...(given.socketGroup === undefined ? {} : { group: given.socketGroup }),
-  };
+  const access = socketAccess(given);
   const passed = takeInheritedSockets(process.env);
   const choose = (fds: number[], named: string[] | undefined, otherwise: string[]): ListenTarget[] => [
     ...fds.map((fd) => ({ kind: "fd" as const, fd })),
@@ -34,6 +31,13 @@ export function chooseAddresses(
   return {
     api: choose(fdsFor(true), given.api, defaults.api),
     nbd: choose(fdsFor(false), given.nbd, defaults.nbd),
+  };
+}
+
+export function socketAccess({ socketMode, socketGroup }: SocketOptions): SocketAccess {
+  return {
+    ...(socketMode === undefined ? {} : { mode: socketMode }),
+    ...(socketGroup === undefined ? {} : { group: socketGroup }),
   };
 }
 

@@ -1,11 +1,16 @@
-import { request as requestHttp, type IncomingMessage } from "node:http";
+import { once } from "node:events";
+import { request as requestHttp, type ClientRequest, type IncomingMessage, type RequestOptions } from "node:http";
 import { request as requestHttps } from "node:https";
+import { systemClock } from "../base/clock.ts";
 import { UllageError } from "../base/errors.ts";
 import { findApiServer, type ApiServer } from "./api-server.ts";
 import { withSuggestion } from "./volume-names.ts";
 
 /** Answers are pages; more than this is not an answer of Ullage. */
 const maxAnswerBytes = 64 * 1024 * 1024;
+
+/** How long an upload waits to be let in before it begins. */
+const continueMs = 2000;
 
 export interface Call {
   method?: "GET" | "POST" | "PATCH" | "DELETE";
@@ -34,11 +39,49 @@ export class ApiClient {
     }
   }
 
-  /** An answer without end, as it comes. @throws UllageError as `call` */
-  async stream(path: string, signal: AbortSignal): Promise<AsyncIterable<Buffer>> {
-    const answer = await this.#send(path, {}, signal);
-    if (answer.statusCode !== 200) this.#read(answer, await this.#receive(answer));
-    return answer;
+  /**
+   * An answer of any length, as it comes; whoever reads it meets an error of the connection as it is.
+   * @param accept the content type that is wanted
+   * @throws UllageError as `call`
+   */
+  async stream(path: string, signal: AbortSignal, accept = "*/*"): Promise<AsyncIterable<Buffer>> {
+    try {
+      const answer = await this.#send(path, { headers: { accept } }, signal);
+      if (answer.statusCode !== 200) this.#read(answer, await this.#receive(answer));
+      return answer;
+    } catch (error) {
+      throw await withSuggestion(error, (other) => this.#ask(other));
+    }
+  }
+
+  /**
+   * Sends a body of any length, once the daemon lets it come. What it answers before the end, a refusal, ends the sending.
+   * @param body is ended early then
+   * @returns the answer's object @throws UllageError as `call`, and whatever `body` throws
+   */
+  async upload<T>(path: string, type: string, body: AsyncIterable<Buffer>): Promise<T> {
+    const headers = { "content-type": type, "transfer-encoding": "chunked", expect: "100-continue" };
+    const outgoing = this.#request(path, { method: "PUT", headers });
+    let answered = false;
+    const answer = new Promise<IncomingMessage>((resolve, reject) => {
+      outgoing.on("response", resolve);
+      outgoing.on("error", (error) => reject(this.#unreachable(error)));
+    }).finally(() => (answered = true));
+    answer.catch(() => undefined); // met below
+    outgoing.flushHeaders();
+    try {
+      // Something in between may keep the permission to itself.
+      await Promise.race([once(outgoing, "continue"), answer, systemClock.sleep(continueMs)]);
+      for await (const chunk of body) {
+        if (answered) break;
+        if (!outgoing.write(chunk)) await Promise.race([once(outgoing, "drain"), answer]);
+      }
+      if (!answered) outgoing.end();
+      const incoming = await answer;
+      return this.#read(incoming, await this.#receive(incoming)) as T;
+    } finally {
+      outgoing.destroy();
+    }
   }
 
   async #ask<T>(path: string, call: Call = {}): Promise<T> {
@@ -46,14 +89,26 @@ export class ApiClient {
     return this.#read(answer, await this.#receive(answer)) as T;
   }
 
-  #send(path: string, { method = "GET", body }: Call, signal?: AbortSignal): Promise<IncomingMessage> {
+  #request(
+    path: string,
+    { headers, ...options }: Omit<RequestOptions, "headers"> & { headers: Record<string, string> },
+  ): ClientRequest {
     const { kind, target, headers: own } = this.#server;
     const request = kind === "https" ? requestHttps : requestHttp;
+    return request({ ...target, path, agent: false, ...options, headers: { ...own, ...headers } });
+  }
+
+  #send(
+    path: string,
+    { method = "GET", body, headers }: Call & { headers?: Record<string, string> },
+    signal?: AbortSignal,
+  ): Promise<IncomingMessage> {
     const text = body === undefined ? undefined : JSON.stringify(body);
-    const headers = { ...own, ...(text === undefined ? {} : { "content-type": "application/json" }) };
-    const options = { ...target, path, method, headers, agent: false, ...(signal === undefined ? {} : { signal }) };
+    const type = text === undefined ? {} : { "content-type": "application/json" };
+    const options = { method, headers: { ...headers, ...type }, ...(signal === undefined ? {} : { signal }) };
     return new Promise((resolve, reject) => {
-      const outgoing = request(options, resolve);
+      const outgoing = this.#request(path, options);
+      outgoing.on("response", resolve);
       outgoing.on("error", (error) => reject(this.#unreachable(error)));
       outgoing.end(text);
     });

@@ -40,6 +40,8 @@ const topics: readonly Candidate[] = helpTopics.map(({ name, summary }) => candi
 const fileNames = new Set(["file", "source"]);
 const directoryNames = new Set(["dir", "data"]);
 const volumeNames = new Set(["name", "volume", "vol[@snap]"]);
+/** Commands whose `<name>` is made up by whoever types it. */
+const makers = new Set(["create", "import"]);
 /** Below these, `<name>` is the name of a volume. */
 const volumeCommands = new Set(["volume", "attach", "detach"]);
 
@@ -117,7 +119,7 @@ async function completeValue(
   if (placeholder === "image") return matching(candidates(await source.images()), typed);
   if (placeholder === "export") return matching(candidates(await source.exports()), typed);
   if (!volumeNames.has(placeholder)) return nothing;
-  if (placeholder === "name" && (command.name() === "create" || !volumeCommands.has(path(command)[0]))) return nothing;
+  if (placeholder === "name" && (makers.has(command.name()) || !volumeCommands.has(path(command)[0]))) return nothing;
   return matching(candidates(await source.volumes()), typed);
 }
 

@@ -2,12 +2,10 @@ import type { JobObject } from "../api/job-object.ts";
 import { systemClock } from "../base/clock.ts";
 import { UllageError } from "../base/errors.ts";
 import type { ApiClient, Call } from "./api-client.ts";
-import { hydrationDetail, ProgressLine } from "./progress.ts";
+import { ProgressLine, ProgressMeter } from "./progress.ts";
 import { stopSignal } from "./signals.ts";
 
 const pollMs = 500;
-/** The rate shown is that of so many polls. */
-const ratePolls = 10;
 
 /**
  * Asks for something that may be answered with a job, and shows that until it has ended. Ctrl-C cancels it, and is only
@@ -27,7 +25,8 @@ export async function callAndFollow<T extends object>(
   const job = await follow(daemon, answer, stop, quiet);
   if (job.state === "done") return job.result as unknown as T;
   if (job.state === "cancelled") {
-    const left = job.target === null ? "what was done stays done" : `nothing is left of '${job.target}'`;
+    const stays = job.target === null || job.kind === "image-pull";
+    const left = stays ? "what was done stays done" : `nothing is left of '${job.target}'`;
     throw new UllageError("cancelled", `cancelled: ${left}`);
   }
   const { code, detail, hint } = job.error!;
@@ -41,11 +40,11 @@ function isJob(answer: object): answer is JobObject {
 async function follow(daemon: ApiClient, begun: JobObject, stop: AbortSignal, quiet: boolean): Promise<JobObject> {
   const path = `/v1/jobs/${begun.id}`;
   const line = new ProgressLine();
-  const samples: { at: number; done: number }[] = [];
+  const meter = new ProgressMeter();
   let job = begun;
   try {
     while (job.state === "running") {
-      if (!quiet) line.show(describe(job, samples));
+      if (!quiet) line.show(describe(job, meter));
       await pause(stop);
       job = await daemon.call<JobObject>(path, { method: stop.aborted ? "DELETE" : "GET" });
     }
@@ -56,24 +55,9 @@ async function follow(daemon: ApiClient, begun: JobObject, stop: AbortSignal, qu
 }
 
 /** `[#####     ] 42%  420M of 1G  50M/s  12s left` */
-function describe({ progress }: JobObject, samples: { at: number; done: number }[]): string {
-  const { done, total, unit } = progress;
+function describe({ progress: { done, total, unit } }: JobObject, meter: ProgressMeter): string {
   if (unit === "layers") return total === null ? "looking" : `${done} of ${total} layers`;
-  samples.push({ at: performance.now(), done });
-  if (samples.length > ratePolls) samples.shift();
-  const first = samples[0];
-  const seconds = (samples.at(-1)!.at - first.at) / 1000;
-  const rate = seconds > 0 ? (done - first.done) / seconds : 0;
-  return hydrationDetail({
-    state: "running",
-    reason: null,
-    readyBytes: done,
-    totalBytes: total ?? done,
-    rateBytesPerSecond: rate,
-    etaSeconds: total !== null && rate > 0 ? Math.ceil((total - done) / rate) : null,
-    limitBytesPerSecond: null,
-    priority: 0,
-  });
+  return meter.text(done, total);
 }
 
 /** A while, or until it is to stop. */

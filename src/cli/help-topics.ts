@@ -22,8 +22,10 @@ export const helpTopics: readonly HelpTopic[] = [
   $ ullage volume create web1 --from https://example.org/debian.raw
   $ ullage volume create web2 --from ./debian.raw --size 40G
 
-Its format is told by its first bytes: raw, qcow2, vmdk, vhd, vhdx, and any of them in a tar archive (tar+qcow2). --format
-overrides that; --format raw serves the bytes as they are. All about formats: docs/SOURCES.md. A disk larger than its image reads as zeros behind it.
+Its format is told by its first bytes: raw, qcow2, vmdk, vhd, vhdx, and any of them in a tar archive (tar+qcow2) or
+packed with gzip, zstd or xz (xz+raw), which are fetched and unpacked before the volume is there. --format overrides that;
+--format raw serves the bytes as they are. All about formats: docs/SOURCES.md.
+A disk larger than its image reads as zeros behind it.
 
 Bytes are fetched when they are first read, into a cache that all volumes of the same image share, and the rest in
 the background: the volume is then 'detached', and the source may vanish. Until then it must stay as it is: a source that
@@ -96,7 +98,7 @@ volume's id.
   nbd+unix:///web1?socket=/var/lib/ullage/nbd.sock
 
   $ nbdinfo nbd://127.0.0.1/web1
-  $ nbdcopy --flush image.raw nbd://127.0.0.1/web1
+  $ nbdcopy --flush image.raw nbd://127.0.0.1/web1      (a new volume: ullage volume import)
   $ qemu-system-x86_64 -drive file=nbd://127.0.0.1/web1,format=raw,if=virtio,discard=unmap
   $ ullage attach web1 --mount /mnt/web1
 
@@ -123,7 +125,9 @@ An example, and more on sockets and sources: docs/CONFIG.md.`,
     text: () => `restart     SIGTERM answers what has arrived, flushes and closes. Clients that reconnect (QEMU with reconnect-delay,
             nbd-client -persist, ullage attach) see a pause and no error.
 upgrade     install the new version, restart. Older data is opened; newer data is refused, naming both versions.
-backup      of one disk:  ullage snapshot create web1@b; nbdcopy nbd://127.0.0.1/web1@b web1.raw
+backup      of one disk, in use or not, as it is now:  ullage volume export web1 web1.qcow2 --format qcow2
+            back, as another one:  ullage volume create web2 --from web1.qcow2
+            the same when the file is not on the daemon's machine:  ullage volume import web2 web1.raw    (raw only)
             of the data directory: stop Ullage and copy it (cp -a --sparse=always, rsync -aS), or take an atomic snapshot
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states

@@ -35,11 +35,43 @@ function percent(part: number, whole: number): string {
   return whole === 0 ? "100%" : `${Math.floor((part / whole) * 100)}%`;
 }
 
+/** The rate shown is that of so many looks at the progress. */
+const rateSamples = 10;
+
+/** How far something is, by looking at it now and then. */
+export class ProgressMeter {
+  readonly #samples = [{ at: performance.now(), done: 0 }];
+
+  /** `[#####     ] 42%  420M of 1G  50M/s  12s left`, or `420M  50M/s` when nobody knows the total */
+  text(done: number, total: number | null): string {
+    this.#samples.push({ at: performance.now(), done });
+    if (this.#samples.length > rateSamples) this.#samples.shift();
+    const [first] = this.#samples;
+    const seconds = (this.#samples.at(-1)!.at - first.at) / 1000;
+    const rate = seconds > 0 ? (done - first.done) / seconds : 0;
+    if (total === null) return `${formatSize(done)}  ${formatSize(Math.round(rate))}/s`;
+    return hydrationDetail({
+      state: "running",
+      reason: null,
+      readyBytes: done,
+      totalBytes: total,
+      rateBytesPerSecond: rate,
+      etaSeconds: rate > 0 ? Math.ceil((total - done) / rate) : null,
+      limitBytesPerSecond: null,
+      priority: 0,
+    });
+  }
+}
+
 /** One line that is rewritten in place on a terminal; elsewhere a new line now and then, when it changed. */
 export class ProgressLine {
-  readonly #out = process.stdout;
+  readonly #out: NodeJS.WriteStream;
   #shown = "";
   #shownAt = -Infinity;
+
+  constructor(out: NodeJS.WriteStream = process.stdout) {
+    this.#out = out;
+  }
 
   show(text: string): void {
     if (this.#out.isTTY) {

@@ -6,7 +6,12 @@ import { Tokens } from "../api/tokens.ts";
 import type { Log } from "../daemon/log.ts";
 import type { ListenTarget, NbdOptions } from "../daemon/nbd-listeners.ts";
 import type { Ullage } from "../daemon/ullage.ts";
-import { formatListenAddress, isLocalAddress, type ListenAddress } from "../export/listen-address.ts";
+import {
+  formatListenAddress,
+  isLocalAddress,
+  type ListenAddress,
+  type SocketAccess,
+} from "../export/listen-address.ts";
 
 /** How long connections may take to finish what they started before a stop closes them. */
 const stopGraceMs = 5000;
@@ -22,7 +27,7 @@ export interface ServerOptions extends NbdOptions {
   /** Further names that the API goes by over TCP, in lower case. */
   apiHosts?: readonly string[];
   /** Offer the cache to other processes of this host. */
-  blobs?: boolean;
+  blobs?: SocketAccess;
 }
 
 export interface ServerAddresses {
@@ -63,7 +68,7 @@ export class Server {
         listeners.push(listener);
         noteListener(ullage, listener.address, log);
       }
-      if (options.blobs === true) await ullage.serveBlobs();
+      if (options.blobs !== undefined) await ullage.serveBlobs(options.blobs);
       await serveNbd(ullage, addresses.nbd, options);
       ullage.resume();
       return server;

@@ -57,7 +57,8 @@ export function parseConfig(text: string, directory: string): { values: ConfigVa
     const pattern = patternOf(path);
     const known = configKeys.find((each) => each.key === pattern);
     const wrong = (message: string, hint?: string): void => {
-      problems.push({ line: lineOf(text, path), key, message, ...(hint === undefined ? {} : { hint }) });
+      const place = value === undefined ? path.slice(0, -1) : path;
+      problems.push({ line: lineOf(text, place), key, message, ...(hint === undefined ? {} : { hint }) });
     };
     if (known === undefined) {
       wrong(`there is no key '${key}'`, suggest(pattern));
@@ -152,6 +153,14 @@ function suggest(key: string): string | undefined {
   if (listed.length > 0) return `it is a list of tables, [[${key}]], with ${listKeys(listed)}`;
   const sameName = configKeys.filter((known) => lastName(known.key) === last);
   if (sameName.length > 0) return `did you mean ${listKeys(sameName)}?`;
+  const inList = key.slice(0, key.lastIndexOf("].") + 2);
+  if (inList !== "") {
+    const near = didYouMean(
+      last,
+      configKeys.filter((known) => known.key.startsWith(inList)).map((known) => lastName(known.key)),
+    );
+    if (near !== undefined) return near;
+  }
   const names = configKeys.map((known) => known.key);
   return didYouMean(key, names) ?? "`ullage help config` lists all keys";
 }
@@ -169,7 +178,7 @@ function firstLine(message: string): string {
 }
 
 /**
- * The line on which a key begins; of one that is missing in a list's table, the file's last. The parser does not tell, but every beginning of a file that ends between two
+ * The line on which a key begins. The parser does not tell, but every beginning of a file that ends between two
  * statements parses: the key stands behind the longest one that does not have it yet.
  */
 function lineOf(text: string, path: Path): number {

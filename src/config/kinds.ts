@@ -75,6 +75,18 @@ export const sourceEntries: Kind = {
   },
 };
 
+export const byteSize: Kind = {
+  name: 'a size such as "100G"',
+  read(value) {
+    if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return value;
+    try {
+      return parseSize(text(value, 'a size such as "100G"'));
+    } catch (error) {
+      throw new Error(`must be a size such as "100G", not ${describe(value)}`, { cause: error });
+    }
+  },
+};
+
 /** What the addresses of sources begin with: see backend/source-settings.ts. */
 export const sourcePrefix: Kind = {
   name: "the beginning of addresses",
@@ -88,8 +100,8 @@ export const sourcePrefixes: Kind = {
 
 /** Host names have one spelling in addresses: lower case. */
 function prefix(value: string): string {
-  const [, scheme, host, rest] = /^(https?|s3|oss|oci):\/\/([^/]*)(.*)$/is.exec(value) ?? [];
-  if (scheme === undefined) throw new Error("must begin with http://, https://, s3://, oss:// or oci://");
+  const [, scheme, host, rest] = /^(https?|s3|oss|oci|nbds?(?:\+unix)?):\/\/([^/]*)(.*)$/is.exec(value) ?? [];
+  if (scheme === undefined) throw new Error("must begin with http://, https://, s3://, oss://, oci:// or nbd://");
   if (host.includes("@")) throw new Error("must not hold credentials: name them in 'credentials'");
   const isName = /^(s3|oss)$/i.test(scheme);
   return `${scheme.toLowerCase()}://${isName ? host : host.toLowerCase()}${rest}`;
@@ -131,6 +143,14 @@ export const credentialReference: Kind = {
       const hint = error instanceof UllageError && error.hint !== undefined ? `: ${error.hint}` : "";
       throw new Error(`is no reference to credentials${hint}`, { cause: error });
     }
+  },
+};
+
+export const percentage: Kind = {
+  name: "a percentage, 0 to 100",
+  read(value) {
+    if (typeof value === "number" && value >= 0 && value <= 100) return value;
+    throw new Error(`must be a percentage, 0 to 100, not ${describe(value)}`);
   },
 };
 

@@ -1,8 +1,10 @@
 import {
   addresses,
   boolean,
+  byteSize,
   credentialReference,
   endpoint,
+  percentage,
   fileMode,
   group,
   hostNames,
@@ -138,6 +140,21 @@ export const configKeys: readonly ConfigKey[] = [
     meaning: "which sources may be named over TCP, see below; over the unix socket any may",
   },
   {
+    key: "cache.capacity",
+    kind: byteSize,
+    option: "cacheCapacity",
+    flag: "--cache-capacity",
+    fallback: "what the file system has, less the reserve",
+    meaning: "bytes on disk that the cache may take; what no volume needs goes first, least recently used",
+  },
+  {
+    key: "cache.reserve",
+    kind: percentage,
+    option: "cacheReserve",
+    fallback: "5",
+    meaning: "percentage of the file system that the cache leaves free",
+  },
+  {
     key: "sources.limit",
     kind: rate,
     option: "sourceLimit",
@@ -170,7 +187,7 @@ export const configKeys: readonly ConfigKey[] = [
     key: "sources.match[].pathStyle",
     kind: boolean,
     option: "sourceSettings",
-    fallback: "true for s3 with an endpoint, else false",
+    fallback: "true for s3 with an endpoint and for oss at an address, else false",
     meaning: "the bucket in the path, not in front of the host",
   },
   {

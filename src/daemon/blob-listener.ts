@@ -26,9 +26,10 @@ export class BlobListener {
   /** @throws UllageError `listen-in-use` when another manager serves there; nothing was changed then */
   static async open(options: BlobListenerOptions): Promise<BlobListener> {
     const { path, access } = options;
+    const group = access?.group === undefined ? {} : { allowedGroup: access.group };
     const socket = await openListeningSocket({ kind: "unix", path, ...(access === undefined ? {} : { access }) });
     try {
-      const manager = new BlobManager(options);
+      const manager = new BlobManager({ ...options, ...group });
       const acceptor = new Acceptor((errno) =>
         options.log("warn", `blob manager: connections wait, accept failed: ${errno}`),
       );

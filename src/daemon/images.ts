@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { UllageError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import type { BlobLook } from "../blob/blob-look.ts";
+import { keptByUser } from "../blob/blob.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import type { BlobCache } from "../blob/cache.ts";
 import type { VolumeRecord } from "../catalog/metadata-store.ts";
@@ -130,11 +131,17 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
     unitBytes,
     readyBytes,
     diskBytes,
-    foregroundBytes: stats?.foregroundBytes ?? 0,
-    backgroundBytes: stats?.backgroundBytes ?? 0,
+    foregroundBytes: stats.foregroundBytes,
+    readaheadBytes: stats.readaheadBytes,
+    backgroundBytes: stats.backgroundBytes,
     users,
     volumes: all.filter(({ blobId }) => blobId === id).map(({ name }) => name),
-    detached: pins.map((pin) => names.get(pin) ?? pin).sort(),
+    detached: pins
+      .filter((pin) => pin !== keptByUser)
+      .map((pin) => names.get(pin) ?? pin)
+      .sort(),
+    kept: pins.includes(keptByUser),
+    usedAt: look.usedAt === 0 ? null : new Date(look.usedAt).toISOString(),
     sourceState: sourceState(look),
     createdAt,
   };
@@ -143,5 +150,5 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
 function sourceState({ meta, readyBytes, stats, trouble }: BlobLook): SourceStateView {
   if (readyBytes === meta.size) return { state: "notNeeded", reason: null, at: null };
   if (trouble !== undefined) return { state: "failing", reason: trouble.error.message, at: trouble.at };
-  return { state: stats === undefined || stats.requests === 0 ? "notAsked" : "ok", reason: null, at: null };
+  return { state: stats.requests === 0 ? "notAsked" : "ok", reason: null, at: null };
 }

@@ -1,20 +1,20 @@
 import { randomBytes } from "node:crypto";
 import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
-import type { ReclaimView, VolumeView } from "./views.ts";
+import type { ImageView, ReclaimView, VolumeView } from "./views.ts";
 
 /** Work that takes longer than a request should: it goes on by itself, can be looked at and cancelled. */
 export interface JobView {
   /** 32 hex digits */
   id: string;
   /** what it does; `result` is what that kind makes */
-  kind: "volume-create" | "reclaim";
-  /** what it is about: the name of the volume; null: the whole data directory */
+  kind: "volume-create" | "reclaim" | "image-pull";
+  /** what it is about: the name of the volume, or a source; null: the whole data directory */
   target: string | null;
   state: JobState;
   progress: JobProgress;
   /** once it is done */
-  result: VolumeView | ReclaimView | null;
+  result: VolumeView | ReclaimView | ImageView | null;
   /** once it has failed */
   error: Error | null;
   /** RFC 3339 */
@@ -86,7 +86,7 @@ export class Jobs {
   start(
     about: Pick<JobView, "kind" | "target" | "progress">,
     controller: AbortController,
-    work: Promise<VolumeView | ReclaimView>,
+    work: Promise<NonNullable<JobView["result"]>>,
   ): { view: JobView; progress: (done: number, total?: number) => void } {
     const running = this.list().filter(({ state }) => state === "running").length;
     if (running >= maxRunning) {

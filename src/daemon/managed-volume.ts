@@ -1,17 +1,21 @@
+import { isDeepStrictEqual } from "node:util";
 import { UllageError, describeError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
+import type { TracedRead } from "../blob/boot-trace.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
-import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
+import type { MetadataStore, Origin, Settings, Standing, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
-import { baseOf, cleanCheckpoint } from "../volume/references.ts";
+import { baseOf, cleanCheckpoint, lastCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
-import { Volume } from "../volume/volume.ts";
+import { unflushedLost, Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
+import { TraceRecording } from "./trace-recording.ts";
 import { Turns } from "./turns.ts";
 import { renameDescription } from "./volume-files.ts";
+import type { BootTraces } from "./boot-traces.ts";
 import type { Events } from "./events.ts";
-import { applyWish, hydrationView } from "./hydration-view.ts";
+import { applyWish, closedHydrationView, hydrationView } from "./hydration-view.ts";
 import { VolumeNews } from "./volume-news.ts";
 import type { HydrationChange, HydrationView, OriginView, VolumeView, VolumeViewState } from "./views.ts";
 
@@ -36,6 +40,8 @@ export interface VolumeHost {
   layersUnused(layers: string[]): void;
   /** Something that referred to these layers is gone: blocks that nobody needs any more are freed, in the background. */
   reclaimSoon(layers: Iterable<string>): void;
+  /** What was read first of images. */
+  traces: BootTraces;
   /** Hears of everything that happens to volumes. */
   events: Events;
 }
@@ -63,6 +69,9 @@ export class ManagedVolume {
   readonly #turns = new Turns();
   #opened: Opened | undefined;
   #failure: unknown;
+  #recording: TraceRecording | undefined;
+  /** The record's standing was compared with the files, which only this process changes. */
+  #standingHolds = false;
   /** It is being removed, or everything is being stopped: it is not opened any more. */
   #ending = false;
 
@@ -123,7 +132,7 @@ export class ManagedVolume {
           return blob;
         },
       });
-      const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume);
+      const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume, blobs);
       this.#opened = { volume, blobs, hydration };
       this.#failure = undefined;
       this.news.changed();
@@ -138,13 +147,16 @@ export class ManagedVolume {
     }
   }
 
-  async #openHydration(volume: Volume): Promise<Hydration> {
-    const { env, slots } = this.#host;
+  async #openHydration(volume: Volume, blobs: readonly CachedBlob[]): Promise<Hydration> {
+    const { env, slots, traces } = this.#host;
+    const known = new Map<string, readonly TracedRead[]>();
+    for (const { id, meta } of blobs) known.set(id, (await traces.of(meta))?.reads ?? []);
     const hydration = await Hydration.open(volume, {
       clock: env.clock,
       slots,
-      space: () => env.fs.space(env.dataDir),
+      space: async () => ({ ...(await env.fs.space(env.dataDir)), room: this.#host.sources.cache.space.room }),
       log: (level, message) => env.log(level, message),
+      trace: (blobId) => known.get(blobId) ?? [],
     });
     applyWish(hydration, this.record.hydration);
     hydration.onChange(() => {
@@ -158,6 +170,8 @@ export class ManagedVolume {
   async #close(): Promise<void> {
     if (this.#opened === undefined) return;
     const { volume, blobs, hydration } = this.#opened;
+    await this.#recording?.end();
+    this.#recording = undefined;
     this.#opened = undefined; // whoever looks meanwhile must not find descriptors that are closed
     await hydration?.close();
     try {
@@ -176,10 +190,61 @@ export class ManagedVolume {
     while (volume.info().connections.length > 0 && clock.now() < deadline) await clock.sleep(disconnectPollMs);
   }
 
-  /** For good: the process stops. */
+  /** For good: the process stops. The catalog keeps what the volume is like then, for the next one. */
   stop(): Promise<void> {
     this.#ending = true;
-    return this.#turns.run(() => this.#close());
+    return this.#turns.run(async () => {
+      const last = this.#opened === undefined ? undefined : this.standing();
+      await this.#close();
+      if (last !== undefined && this.record.state === "ready") await this.#keepStanding(last);
+    });
+  }
+
+  async #keepStanding(last: Omit<Standing, "checkpoint">): Promise<void> {
+    const { env, store } = this.#host;
+    try {
+      const checkpoint = await lastCheckpoint(env, this.record.id);
+      if (checkpoint === undefined) return;
+      const standing = { checkpoint, ...last };
+      if (isDeepStrictEqual(standing, this.record.standing)) return;
+      await store.noteStanding(this.record.id, standing);
+    } catch (error) {
+      // The next process opens the volume to see what it is like.
+      env.log("info", `what volume '${this.record.name}' is like is not kept: ${describeError(error)}`);
+    }
+  }
+
+  /** What it is like, as far as that is known without a wait. */
+  standing(): Omit<Standing, "checkpoint"> {
+    const { fetchedBytes, writtenBytes, hydration, state } = this.view();
+    return {
+      lostUnflushed: state === "lostUnflushed",
+      detached: hydration.state === "detached",
+      writtenBytes,
+      fetchedBytes,
+      readyBytes: hydration.readyBytes,
+      totalBytes: hydration.totalBytes,
+    };
+  }
+
+  /**
+   * Sees to it that what is known of the volume is true. Only one whose files do not bear out what the catalog says is opened
+   * for that, if it can be: it did not come to a clean end, or was never closed.
+   */
+  async ascertain(): Promise<void> {
+    if (this.#isCertain()) return;
+    await this.#turns.run(async () => {
+      if (this.#isCertain()) return;
+      const { id, standing } = this.record;
+      const found = await lastCheckpoint(this.#host.env, id).catch(() => undefined);
+      if (found !== undefined && found === standing?.checkpoint) this.#standingHolds = true;
+      else await this.#open().catch(() => undefined); // its state tells why
+    });
+  }
+
+  #isCertain(): boolean {
+    if (this.record.state !== "ready" || this.#ending) return true;
+    return this.#opened !== undefined || this.#failure !== undefined || this.#standingHolds;
   }
 
   /**
@@ -338,6 +403,26 @@ export class ManagedVolume {
     return this.#opened?.volume.info().connections ?? [];
   }
 
+  /**
+   * Notes what is read of the image from now on, as what the next disks made from it should fetch first.
+   * @param seconds for so long; undefined: for as long as a boot may take, and only when nothing is known yet
+   * @returns until when, RFC 3339; null: not @throws UllageError `no-source`
+   */
+  async recordTrace(seconds?: number): Promise<string | null> {
+    const { env, traces } = this.#host;
+    const device = await this.device();
+    const blob = this.#opened?.blobs[0];
+    if (blob === undefined) {
+      throw new UllageError("no-source", `volume '${this.record.name}' was made empty: it reads no image`);
+    }
+    await this.#recording?.end();
+    this.#recording =
+      seconds === undefined
+        ? await TraceRecording.startAutomatic(env, traces, device, blob)
+        : TraceRecording.start(env, traces, device, blob, seconds * 1000);
+    return this.#recording?.until ?? null;
+  }
+
   async mapRuns(offset: number, length: number, limit: number): Promise<MapRun[]> {
     return (await this.device()).mapRuns(offset, length, limit);
   }
@@ -353,7 +438,7 @@ export class ManagedVolume {
   view(): VolumeView {
     const { id, name, size, source, format, origin, settings, createdAt } = this.record;
     const info = this.#opened?.volume.info();
-    const blob = this.#opened?.blobs[0];
+    const { standing } = this.record;
     return {
       id,
       name,
@@ -362,8 +447,8 @@ export class ManagedVolume {
       source: source === null ? null : shownSource(source),
       format,
       origin: origin === null ? null : this.#host.originNow(origin),
-      fetchedBytes: blob?.readyBytes ?? this.download?.bytes ?? 0,
-      writtenBytes: info?.writtenBytes ?? 0,
+      fetchedBytes: this.#openBlob()?.readyBytes ?? this.download?.bytes ?? standing?.fetchedBytes ?? 0,
+      writtenBytes: info?.writtenBytes ?? standing?.writtenBytes ?? 0,
       hydration: this.hydration(),
       settings,
       connections: info?.connections.length ?? 0,
@@ -372,7 +457,17 @@ export class ManagedVolume {
   }
 
   hydration(): HydrationView {
-    return hydrationView(this.#opened?.hydration?.status(), this.record.hydration, this.download);
+    const { hydration, standing } = this.record;
+    if (this.#opened === undefined && this.download === undefined && standing !== null) {
+      return closedHydrationView(standing, hydration);
+    }
+    return hydrationView(this.#opened?.hydration?.status(), hydration, this.download);
+  }
+
+  /** Its blob, if this or another volume has it open. */
+  #openBlob(): CachedBlob | undefined {
+    const { blobId } = this.record;
+    return blobId === null ? undefined : (this.#opened?.blobs[0] ?? this.#host.sources.cache.ifOpen(blobId));
   }
 
   #stateNow(): { state: VolumeViewState; reason: string | null } {
@@ -383,7 +478,11 @@ export class ManagedVolume {
       if (state === "ok" && hydration.state === "waiting") return { state: "degraded", reason: hydration.reason };
       return { state, reason: reason ?? null };
     }
-    if (this.#failure === undefined) return { state: "ok", reason: null };
+    if (this.#failure === undefined) {
+      return this.record.standing?.lostUnflushed === true
+        ? { state: "lostUnflushed", reason: unflushedLost }
+        : { state: "ok", reason: null };
+    }
     const poisoned = this.#failure instanceof UllageError && this.#failure.code === "poisoned";
     return { state: poisoned ? "poisoned" : "failed", reason: describeError(this.#failure) };
   }

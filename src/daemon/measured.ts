@@ -4,7 +4,7 @@ import type { Delay } from "./event-loop-delay.ts";
 import type { HealthCheck } from "./health.ts";
 import type { NbdFigures } from "./nbd-listeners.ts";
 import type { ReclaimFigures } from "./reclaimer.ts";
-import type { VolumeView } from "./views.ts";
+import type { CacheView, VolumeView } from "./views.ts";
 import type { VolumeMeter } from "./volume-meters.ts";
 
 /** What metrics are made from: counters since the start of the process, and how things stand. */
@@ -20,6 +20,7 @@ export interface Measured {
   sources: SourceTraffic[];
   volumes: MeasuredVolume[];
   reclaim: ReclaimFigures;
+  cache: CacheView;
 }
 
 export interface ProcessFigures {

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
 import type { Blob } from "../blob/blob.ts";
 import { checkName } from "../catalog/names.ts";
@@ -10,7 +11,7 @@ import { describedSnapshots, describeSnapshot, forgetSnapshot, readSnapshot } fr
 import { SnapshotView } from "../volume/snapshot-view.ts";
 import { dropLayers } from "./layer-files.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
-import { type LayerSpace, layerSpace } from "./space.ts";
+import { type AllLayerSpace, allLayerSpace, type LayerSpace, type SpaceHost, volumeSpace } from "./space.ts";
 import { Turns } from "./turns.ts";
 
 /** Snapshots that stay open without a client, so that the next one finds them ready. */
@@ -38,13 +39,16 @@ interface OpenView {
  *     remove   row `deleting` -> its exports -> description -> layers that nothing else needs -> frozen map -> row gone -> answered
  *
  * A snapshot that is removed while a clone's checkpoint still names its frozen map only loses its name; it goes with the
- * last clone that needs it.
+ * last clone that needs it. One that is held never has a name: it is there for somebody who reads it, goes when he has
+ * read it, or at the next start, which knows of no reader.
  */
 export class Snapshots {
   readonly #host: VolumeHost;
   readonly #rows = new Map<string, SnapshotRecord>();
   readonly #volume: (id: string) => ManagedVolume | undefined;
   readonly #views = new Map<string, Promise<OpenView>>();
+  /** Ids of those that somebody reads and nobody else knows of. */
+  readonly #held = new Set<string>();
   /** Views that are being closed: reads of theirs may be under way. */
   readonly #closingViews = new Map<string, Promise<void>>();
   /** How often a volume came to begin with a frozen map, and a frozen map was removed: see reclaim.ts. */
@@ -80,8 +84,13 @@ export class Snapshots {
     return this.#rows.get(id)?.name != null;
   }
 
-  /** Durable when it resolves. @param name null: for a clone only @throws UllageError `bad-name`, `name-taken` */
-  async create(volume: ManagedVolume, name: string | null): Promise<SnapshotRecord> {
+  /**
+   * Durable when it resolves.
+   * @param name null: for a clone only, or to be held
+   * @param held stays until `release`
+   * @throws UllageError `bad-name`, `name-taken`
+   */
+  async create(volume: ManagedVolume, name: string | null, held = false): Promise<SnapshotRecord> {
     const { env, store } = this.#host;
     const volumeId = volume.record.id;
     if (name !== null) {
@@ -103,8 +112,25 @@ export class Snapshots {
       await device.forgetSnapshot(id);
       throw error;
     }
+    if (held) this.#held.add(id);
     this.#rows.set(id, row);
     return row;
+  }
+
+  /** A snapshot that was held goes. May be called again. */
+  async release(id: string): Promise<void> {
+    if (!this.#held.has(id)) return;
+    await this.#closeView(id, "its volume is being removed"); // when readers have left, there is nobody to hear it
+    await this.references.run(async () => {
+      const row = this.#rows.get(id);
+      if (row !== undefined) await this.#delete(row);
+      this.#held.delete(id);
+    });
+  }
+
+  /** Those of a volume that is about to go are cut off from their readers. */
+  async releaseOf(volumeId: string): Promise<void> {
+    for (const id of this.#held) if (this.#rows.get(id)?.volumeId === volumeId) await this.release(id);
   }
 
   /**
@@ -213,12 +239,23 @@ export class Snapshots {
 
   /** Bytes on disk in the layers of a volume and its snapshots. */
   space(volume: ManagedVolume): Promise<LayerSpace> {
-    const host = {
+    return this.references.run(() => volumeSpace(this.#spaceHost(), volume.record.id));
+  }
+
+  /** Bytes on disk in all layers. */
+  allSpace(): Promise<AllLayerSpace> {
+    return this.references.run(() => allLayerSpace(this.#spaceHost()));
+  }
+
+  #spaceHost(): SpaceHost {
+    return {
       env: this.#host.env,
-      openLayers: (id: string) => this.#openLayers(id),
-      ownerOf: (id: string) => this.#rows.get(id)?.volumeId,
+      openLayers: (id) => this.#openLayers(id),
+      ownerOf: (id) => {
+        const row = this.#rows.get(id);
+        return row === undefined || row.name === null ? undefined : row.volumeId;
+      },
     };
-    return this.references.run(() => layerSpace(host, volume.record.id));
   }
 
   /** Removes layers that were given up, unless somebody else needs them. Runs in a turn of `references`. */
@@ -230,7 +267,7 @@ export class Snapshots {
   async collect(): Promise<void> {
     await this.references.run(async () => {
       for (const row of this.#rows.values()) {
-        if (row.name === null && !(await this.#isBase(row.id))) await this.#delete(row);
+        if (row.name === null && !this.#held.has(row.id) && !(await this.#isBase(row.id))) await this.#delete(row);
       }
     });
   }
@@ -296,6 +333,7 @@ export class Snapshots {
     if (this.#views.size < idleViews) return;
     for (const [id, opening] of this.#views) {
       const open = await opening.catch(() => undefined);
+      await nextTurn(); // whoever waited for the same has come in by then
       if (open?.view.connections === 0) await this.#closeView(id, "");
     }
   }

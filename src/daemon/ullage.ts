@@ -13,10 +13,15 @@ import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
 import type { BlockDevice } from "../export/block-device.ts";
 import type { ConnectionWatch } from "../export/nbd/connection.ts";
+import type { CacheLimits } from "../blob/cache-space.ts";
+import type { SocketAccess } from "../export/listen-address.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
 import { HydrationSlots } from "../volume/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./blob-listener.ts";
+import { BootTraces } from "./boot-traces.ts";
+import { CacheControl } from "./cache-control.ts";
+import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
@@ -39,6 +44,7 @@ import { packageVersion } from "./version.ts";
 import { VolumeMeters } from "./volume-meters.ts";
 import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
 import type {
+  AllSpaceView,
   AddExportRequest,
   BlobView,
   ConnectionView,
@@ -59,6 +65,7 @@ import type {
   VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
+import type { ImportContent } from "./volume-import.ts";
 import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
 import { Volumes, type CreateOptions } from "./volumes.ts";
 
@@ -74,6 +81,8 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
   allowSources?: readonly string[];
+  /** How much space the cache may take; default: what the file system has, less 5 %. */
+  cacheLimits?: CacheLimits;
   /** How sources are reached, by prefix (backend/source-settings.ts). */
   sourceSettings?: readonly SourceSettings[];
   /** What all sources together may deliver; null, the default: no limit. Local files are not counted. */
@@ -110,7 +119,10 @@ export class Ullage {
   readonly #store: MetadataStore;
   readonly #sources: Sources;
   readonly #volumes: Volumes;
+  readonly #contents: Contents;
   readonly #images: Images;
+  /** What people do with the cache. */
+  readonly cache: CacheControl;
   readonly #exportNames: ExportNames;
   readonly #nbd: NbdListeners;
   #blobs: BlobListener | undefined;
@@ -128,6 +140,7 @@ export class Ullage {
     directory: DataDirectory;
     store: MetadataStore;
     sources: Sources;
+    traces: BootTraces;
     volumes: Volumes;
     events: Events;
     clock: Clock;
@@ -146,8 +159,15 @@ export class Ullage {
     this.#log = parts.log;
     this.#startWarnings = parts.startWarnings;
     this.#probe = parts.probe;
+    this.#contents = new Contents(parts.volumes, parts.meters, parts.log);
     this.events = parts.events;
     this.jobs = new Jobs(parts.clock, (job) => this.events.publish({ name: "job", data: job }));
+    this.cache = new CacheControl({
+      sources: parts.sources,
+      traces: parts.traces,
+      images: this.#images,
+      jobs: this.jobs,
+    });
     parts.volumes.reclaimer.onReclaimed = (result) => this.#reclaimed(result);
     this.#volumeJobs = new VolumeJobs(this.jobs, (...asked) => this.createVolume(...asked));
     const traffic = (exportName: string): ExportTraffic => this.#trafficOf(exportName);
@@ -165,6 +185,7 @@ export class Ullage {
     const { dataDir, fs = realFileSystem, clock = systemClock, openStore = openSqliteStore } = options;
     const events = new Events();
     const log = tellWarnings(events, options.log ?? (() => undefined));
+    const limits = options.cacheLimits === undefined ? {} : { cacheLimits: options.cacheLimits };
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries, options.resolveHost);
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -194,12 +215,14 @@ export class Ullage {
         settings: options.sourceSettings ?? [],
         bytesPerSecond: options.sourceBytesPerSecond ?? null,
       });
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log }, backends);
+      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, backends);
       undo.push(() => sources.close());
+      const traces = new BootTraces(fs, directory.path, log);
       const volumes = new Volumes(
-        { env, store, sources, slots: new HydrationSlots(), events },
+        { env, store, sources, slots: new HydrationSlots(), traces, events },
         { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
       );
+      sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
       for (const { id, name, state, blobId } of swept.removed) {
         await volumes.dropBlob(id, blobId);
         await store.deleteVolume(id);
@@ -215,6 +238,7 @@ export class Ullage {
         directory,
         store,
         sources,
+        traces,
         volumes,
         events,
         clock,
@@ -274,13 +298,53 @@ export class Ullage {
     return this.#volumeJobs.create(request, requestKey, options);
   }
 
-  /** Ordered by name, starting behind `after`. */
+  /**
+   * Makes a volume from bytes that somebody sends; durable when it resolves. See `Volumes.import` for errors.
+   * @param requestKey recognises a repeated request, whose content is then not asked for
+   */
+  async importVolume(name: string, content: ImportContent, requestKey?: RequestKey): Promise<VolumeView> {
+    try {
+      const { volume, dataBytes } = await this.#volumes.import(name, content, requestKey);
+      this.#meters.of(volume.record.id).importedBytes += dataBytes;
+      this.#log("info", `volume '${name}' is ready`, { volume: name, volumeId: volume.record.id });
+      return volume.view();
+    } catch (error) {
+      this.#forgetGoneVolumes();
+      throw error;
+    }
+  }
+
+  /** Bytes of a disk, without reading it: a snapshot's, or a volume's. @throws UllageError `not-found`, `creating` */
+  sizeOf(volumeName: string, snapshotName?: string): number {
+    const volume = this.#volumes.getReady(volumeName);
+    if (snapshotName !== undefined) return this.#volumes.snapshots.get(volume, snapshotName).size;
+    return volume.view().size;
+  }
+
+  /**
+   * A disk as a file, as it is at this moment: a snapshot, or a volume, however it is written to meanwhile. The content must
+   * be closed. See `Contents.open` for errors.
+   */
+  openContent(
+    volumeName: string,
+    snapshotName: string | undefined,
+    format: ContentFormat,
+    reader: ContentReader,
+  ): Promise<VolumeContent> {
+    return this.#contents.open(volumeName, snapshotName, format, reader);
+  }
+
+  /**
+   * Ordered by name, starting behind `after`. Opens only those that nothing is known of: the figures of a closed volume are
+   * those it was closed with.
+   */
   async listVolumes(after = "", limit = Infinity): Promise<VolumeView[]> {
     const page = this.#volumes
       .all()
       .filter(({ record }) => record.name > after)
       .slice(0, limit);
-    return Promise.all(page.map((volume) => volume.currentView()));
+    await Promise.all(page.map((volume) => volume.ascertain()));
+    return page.map((volume) => volume.view());
   }
 
   /** @throws UllageError `not-found` */
@@ -378,10 +442,21 @@ export class Ullage {
   }
 
   /** Where a volume's bytes are on this host. @throws UllageError `not-found`, `creating` */
-  async spaceOf(name: string): Promise<SpaceView> {
-    const volume = this.#volumes.getReady(name);
-    const layers = await this.#volumes.snapshots.space(volume);
-    return { ...layers, cachedBytes: (await volume.currentView()).fetchedBytes };
+  spaceOf(name: string): Promise<SpaceView> {
+    return this.#volumes.spaceOf(name);
+  }
+
+  /** Where the bytes of the data directory are. */
+  space(): Promise<AllSpaceView> {
+    return this.#volumes.space();
+  }
+
+  /**
+   * Notes what a volume reads of its image from now on, for so long; then that is what disks made from it fetch first.
+   * @returns until when, RFC 3339 @throws UllageError `not-found`, `no-source`
+   */
+  async recordTrace(name: string, seconds: number): Promise<{ until: string }> {
+    return { until: (await this.#volumes.getReady(name).recordTrace(seconds))! };
   }
 
   /** Frees, in all layers, the blocks that nothing refers to any more. @throws UllageError `too-many-jobs` */
@@ -401,7 +476,7 @@ export class Ullage {
   }
 
   /** The same, to its end. @throws what stopped it; what it has freed by then stays free */
-  async reclaim(signal = new AbortController().signal): Promise<ReclaimView> {
+  async reclaim(signal: AbortSignal = new AbortController().signal): Promise<ReclaimView> {
     return reclaimView(await this.#volumes.reclaimer.now({ signal }));
   }
 
@@ -549,12 +624,13 @@ export class Ullage {
    * Offers the cache to other processes of this host, on <data>/blobd.sock.
    * @throws UllageError `listen-in-use`, `listen`
    */
-  async serveBlobs(): Promise<void> {
+  async serveBlobs(access: SocketAccess): Promise<void> {
     this.#blobs = await BlobListener.open({
       path: this.#directory.below("blobd.sock"),
       dataDir: this.#directory.path,
       store: this.#sources.cache,
       log: this.#log,
+      access,
     });
     this.noteListener({ protocol: "blobs", address: `unix:${this.#blobs.path}`, uri: null });
   }
@@ -654,6 +730,7 @@ export class Ullage {
       nbd: this.#nbd.figures(),
       sources: this.#sources.cache.sources.all(),
       reclaim: this.#volumes.reclaimer.figures,
+      cache: this.cache.view(),
       volumes,
     };
   }
@@ -693,6 +770,7 @@ export class Ullage {
     const failures: unknown[] = [];
     const steps = [
       () => this.#nbd.stop(0),
+      () => this.#contents.close(),
       () => this.#volumes.close(),
       () => this.#opening,
       () => this.#sources.close(),

@@ -1,3 +1,4 @@
+import type { CacheLimits } from "../blob/cache-space.ts";
 import type { Settings } from "../catalog/metadata-store.ts";
 import type { HealthCheck, HealthStatus, Warning } from "./health.ts";
 
@@ -30,7 +31,7 @@ export interface VolumeView {
   origin: OriginView | null;
   /** of the source, in the local cache */
   fetchedBytes: number;
-  /** in blocks that were written here */
+  /** in blocks of 4096 that were written here, or in what it was cloned from, and were not trimmed since */
   writtenBytes: number;
   hydration: HydrationView;
   settings: Settings;
@@ -155,13 +156,25 @@ export interface VolumeChangeRequest {
   settings?: Partial<Settings>;
 }
 
+/** Bytes on disk, in all of the data directory: what `du` says of the files in layers/ and of the caches in blobs/. */
+export interface AllSpaceView {
+  /** in layers that one volume, with its snapshots, needs: the sum over all volumes */
+  exclusiveBytes: number;
+  /** in layers that several volumes need, each counted once */
+  sharedBytes: number;
+  /** in layers that nothing needs: about to be removed, or left by a removal that failed */
+  unusedBytes: number;
+  /** of images, each counted once */
+  cachedBytes: number;
+}
+
 /** Bytes on disk. What several volumes use is in the figures of each of them. */
 export interface SpaceView {
   /** in layers that only this volume and its snapshots need */
   exclusiveBytes: number;
   /** in layers that other volumes need as well */
   sharedBytes: number;
-  /** of the image, in the cache that all volumes made from it share */
+  /** in the cache of the image that it was made from, which all volumes made from that share */
   cachedBytes: number;
 }
 
@@ -234,8 +247,9 @@ export interface BlobView {
   readyBytes: number;
   /** that the cache file takes on disk, as `du` counts them */
   diskBytes: number;
-  /** received because somebody waited for them, and ahead; both since the blob was opened */
+  /** received because somebody waited for them, by readahead, and by hydration, since it was made */
   foregroundBytes: number;
+  readaheadBytes: number;
   backgroundBytes: number;
   /** Open volumes and snapshots that read it; 0: it is closed. */
   users: number;
@@ -243,8 +257,33 @@ export interface BlobView {
   volumes: string[];
   /** names of volumes that are detached from the source: they can't do without it */
   detached: string[];
+  /** somebody wants it to be kept, whether a volume needs it or not */
+  kept: boolean;
+  /** when it was opened or closed last; null: unknown */
+  usedAt: string | null;
   sourceState: SourceStateView;
   createdAt: string;
+}
+
+/** The cache that all volumes share. */
+export interface CacheView extends CacheLimits {
+  /** versions of images in it */
+  blobs: number;
+  /** on disk */
+  diskBytes: number;
+  /** since the process started */
+  evictedBytes: number;
+}
+
+/** What is left out stays. */
+export type CacheChange = Partial<CacheLimits>;
+
+/** What to throw out; nothing named: all that no volume needs. */
+export interface EvictRequest {
+  /** id */
+  blob?: string;
+  /** at least, as far as there is so much */
+  bytes?: number;
 }
 
 /** A source that something was fetched from. What differs between versions is that of the newest. */

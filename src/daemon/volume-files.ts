@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
-import { describeError, UllageError } from "../base/errors.ts";
+import { describeError, errnoOf, UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import type { Origin } from "../catalog/metadata-store.ts";
 import { Layer } from "../volume/layer.ts";
@@ -97,9 +97,13 @@ async function layersOf(env: VolumeEnvironment, id: string): Promise<Set<string>
   return layers;
 }
 
-/** id of the volume that a layer was made for; undefined when its file has no header */
+/** id of the volume that a layer was made for; undefined when its file has no header, or went a moment ago */
 export async function layerCreator(env: VolumeEnvironment, name: string): Promise<string | undefined> {
-  const file = await env.fs.open(layerPath(env.dataDir, name), "read");
+  const file = await env.fs.open(layerPath(env.dataDir, name), "read").catch((error: unknown) => {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw error;
+  });
+  if (file === undefined) return undefined;
   try {
     return await Layer.creator(file);
   } finally {

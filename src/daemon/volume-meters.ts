@@ -19,6 +19,9 @@ export class VolumeMeter {
   readonly traffic = new ExportTraffic();
   readonly flushRounds = new WorkMeter();
   readonly checkpoints = new WorkMeter();
+  /** Bytes of it, or of its snapshots, that were read to be downloaded, and bytes other than zeros that it was made from. */
+  exportedBytes = 0;
+  importedBytes = 0;
 }
 
 /**

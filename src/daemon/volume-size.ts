@@ -1,7 +1,7 @@
 import { UllageError } from "../base/errors.ts";
 import { formatExactSize } from "../base/units.ts";
 
-const sectorBytes = 512;
+export const sectorBytes = 512;
 /** What a map in memory is still good for: 1 GiB of it. */
 const maxBytes = 1024 ** 5;
 
@@ -18,6 +18,8 @@ export function volumeSize(imageBytes: number | undefined, wanted: number | unde
     });
   }
   if (wanted === undefined) {
+    if (imageBytes === 0)
+      throw new UllageError("bad-size", "0 bytes make no disk", { hint: "look at where the image comes from" });
     if (imageBytes !== undefined) return least;
     throw new UllageError("bad-size", "an empty volume needs a size", { hint: "give a size, or a source" });
   }

@@ -1,4 +1,5 @@
 import { IoError, UllageError, describeError } from "../base/errors.ts";
+import { fewAtOnce } from "../base/few-at-once.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
 import {
@@ -9,8 +10,6 @@ import {
   type VolumeRecord,
 } from "../catalog/metadata-store.ts";
 import { blockBytes } from "../volume/owner-map.ts";
-import { volumeDir } from "../volume/paths.ts";
-import { readPoison } from "../volume/poison.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
@@ -20,12 +19,22 @@ import type { ReclaimVolume } from "./reclaim.ts";
 import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { FoundSource } from "./sources.ts";
+import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
-import { volumeSize } from "./volume-size.ts";
-import type { CloneRequest, CreateVolumeRequest, OriginView } from "./views.ts";
+import { fillDisk, type ImportContent } from "./volume-import.ts";
+import { sectorBytes, volumeSize } from "./volume-size.ts";
+import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, SpaceView } from "./views.ts";
 
-/** At start, volumes that are opened at the same time. */
+/** At start, volumes that are looked at, or opened, at the same time. */
 const openingAtOnce = 2;
+/** At the end, volumes that are closed at the same time. */
+const closingAtOnce = 64;
+
+/** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
+export interface ImportedVolume {
+  volume: ManagedVolume;
+  dataBytes: number;
+}
 
 /** How a volume is made, beside what it is made from. */
 export interface CreateOptions {
@@ -42,6 +51,7 @@ export interface CreateOptions {
  * that a crash between any two leaves something that the next start understands (durability rule 17):
  *
  *     create   row `creating` -> files and directories -> row `ready` -> answered
+ *     import   the same; the first checkpoint, which makes the files a volume, comes behind the last byte of its content
  *     remove   row `deleting` -> its exports -> files -> row gone -> answered
  */
 export class Volumes implements VolumeNames {
@@ -133,11 +143,26 @@ export class Volumes implements VolumeNames {
    * @throws UllageError `bad-name`, `bad-size`, `name-taken`, `request-key-reused`, `too-large`; SourceError
    */
   create(request: CreateVolumeRequest, requestKey?: RequestKey, options: CreateOptions = {}): Promise<ManagedVolume> {
-    return this.#track(
-      requestKey === undefined
-        ? this.#create(request, undefined, options)
-        : this.#createOnce(request, requestKey, options),
-    );
+    return this.#once(requestKey, () => this.#create(request, requestKey, options));
+  }
+
+  /**
+   * Makes a volume with a content that somebody sends. When anything goes wrong, nothing of it is left: now, or, after a
+   * kill, at the next start.
+   * @throws UllageError `bad-name`, `name-taken`, `request-key-reused`, `too-large`; see `fillDisk`
+   */
+  import(name: string, content: ImportContent, requestKey?: RequestKey): Promise<ImportedVolume> {
+    let dataBytes = 0;
+    const make = async (): Promise<ManagedVolume> => {
+      const made = await this.#import(name, content, requestKey);
+      dataBytes = made.dataBytes;
+      return made.volume;
+    };
+    return this.#once(requestKey, make).then((volume) => ({ volume, dataBytes }));
+  }
+
+  #once(requestKey: RequestKey | undefined, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
+    return this.#track(requestKey === undefined ? make() : this.#madeOnce(requestKey, make));
   }
 
   async #track<T>(work: Promise<T>): Promise<T> {
@@ -149,11 +174,7 @@ export class Volumes implements VolumeNames {
     }
   }
 
-  async #createOnce(
-    request: CreateVolumeRequest,
-    requestKey: RequestKey,
-    options: CreateOptions,
-  ): Promise<ManagedVolume> {
+  async #madeOnce(requestKey: RequestKey, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
     const before = this.#earlier(requestKey.key);
     if (before !== undefined) {
       if (before.digest === requestKey.digest) return before.made;
@@ -161,7 +182,7 @@ export class Volumes implements VolumeNames {
         hint: "use a new Idempotency-Key for a new request",
       });
     }
-    const made = this.#create(request, requestKey, options);
+    const made = make();
     this.#requests.set(requestKey.key, { digest: requestKey.digest, made });
     try {
       return await made;
@@ -191,7 +212,9 @@ export class Volumes implements VolumeNames {
     const found = from === undefined ? undefined : await this.#host.sources.find(from, signal, guarded);
     let volume: ManagedVolume;
     try {
-      const size = volumeSize(found?.size, request.size);
+      // What has to be unpacked is as large as it turns out to be.
+      const unknown = found !== undefined && found.size === undefined;
+      const size = unknown ? (request.size ?? 0) : volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
       const image = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
       volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
@@ -200,12 +223,50 @@ export class Volumes implements VolumeNames {
       throw error;
     }
     try {
-      await this.#makeFiles(volume, found, { ...options, signal });
+      await this.#makeFiles(volume, request.size, found, { ...options, signal });
     } catch (error) {
       await this.#giveUp(volume, found?.blobId);
       throw explain(error, volume.record.size);
     }
     return volume;
+  }
+
+  async #import(name: string, content: ImportContent, requestKey: RequestKey | undefined): Promise<ImportedVolume> {
+    const { env, store } = this.#host;
+    this.#demandFree(name);
+    const announced = content.size === undefined ? sectorBytes : volumeSize(content.size, undefined);
+    const nowhere = { source: null, format: null, blobId: null, origin: null };
+    const volume = this.#reserve({ name }, announced, nowhere, requestKey);
+    let size = announced;
+    let dataBytes = 0;
+    try {
+      await store.insertVolume(volume.record);
+      const { id, settings, createdAt } = volume.record;
+      await Volume.create(env, {
+        id,
+        name,
+        size,
+        content: async (disk) => {
+          const filled = await fillDisk(content, this.#stopping.signal, disk, (bytes) => {
+            size = Math.max(size, bytes);
+            volume.download = { bytes, total: Math.max(bytes, content.size ?? 0) };
+            volume.news.progress();
+          });
+          dataBytes = filled.dataBytes;
+          return (size = volumeSize(filled.size, undefined));
+        },
+        details: { source: null, format: null, settings, createdAt, blobId: null },
+      });
+      await store.updateVolume(id, { state: "ready", size });
+      volume.record = { ...volume.record, state: "ready", size };
+      volume.download = undefined;
+      await volume.deviceForReader().catch(() => undefined); // as for any other new volume
+      volume.news.changed();
+      return { volume, dataBytes };
+    } catch (error) {
+      await this.#giveUp(volume, undefined);
+      throw explain(error, size);
+    }
   }
 
   /** @throws UllageError `not-found`, `bad-size`, … */
@@ -242,8 +303,17 @@ export class Volumes implements VolumeNames {
           base: { id: base.id, freeOwner: base.freeOwner },
           details: { source, format, settings, createdAt, blobId, origin },
         });
+        // Until it is opened it is as its parent, as far as that is known.
+        const standing = {
+          ...parent.standing(),
+          checkpoint: 1,
+          lostUnflushed: false,
+          detached: false,
+          writtenBytes: 0,
+        };
+        await store.noteStanding(id, standing);
         await store.updateVolume(id, { state: "ready" });
-        volume.record = { ...volume.record, state: "ready" };
+        volume.record = { ...volume.record, state: "ready", standing };
         volume.news.changed();
       } catch (error) {
         await this.#giveUp(volume, undefined);
@@ -376,6 +446,7 @@ export class Volumes implements VolumeNames {
       createdAt: env.clock.wallTime(),
       requestKey: requestKey?.key ?? null,
       requestDigest: requestKey?.digest ?? null,
+      standing: null,
     });
     this.#add(volume);
     volume.news.created();
@@ -384,27 +455,30 @@ export class Volumes implements VolumeNames {
 
   async #makeFiles(
     volume: ManagedVolume,
+    wanted: number | undefined,
     found: FoundSource | undefined,
     { signal, onDownload }: CreateOptions & { signal: AbortSignal },
   ): Promise<void> {
     const { env, store, sources } = this.#host;
-    const { id, name, size, source, format, settings, createdAt } = volume.record;
+    const { id, name, source, settings, createdAt } = volume.record;
     await store.insertVolume(volume.record);
-    const total = found?.size ?? 0;
-    if (found?.download === true) volume.download = { bytes: 0, total };
+    if (found?.download === true) volume.download = { bytes: 0, total: found.size ?? found.identity.size };
     const blob =
       found === undefined
         ? undefined
         : await sources.blobOf(found, {
             signal,
             onBlob: (blobId) => store.updateVolume(id, { blobId }),
-            onProgress: (bytes) => {
+            onProgress: (bytes, total) => {
               volume.download = { bytes, total };
               volume.news.progress();
               onDownload?.(bytes, total);
             },
           });
     try {
+      const size = found === undefined ? volume.record.size : volumeSize(blob?.size, wanted);
+      const format = blob?.meta.imageFormat ?? null;
+      volume.record = { ...volume.record, size, format };
       await Volume.create(env, {
         id,
         name,
@@ -412,11 +486,12 @@ export class Volumes implements VolumeNames {
         ...(blob === undefined ? {} : { blob: { id: blob.id, size: blob.size } }),
         details: { source, format, settings, createdAt, blobId: blob?.id ?? null },
       });
-      await store.updateVolume(id, { state: "ready", blobId: blob?.id ?? null });
+      await store.updateVolume(id, { state: "ready", size, format, blobId: blob?.id ?? null });
       volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null };
       volume.download = undefined;
       // It is complete and stays, whatever opening says: its state tells why it can't be opened.
       await volume.deviceForReader().catch(() => undefined);
+      if (blob !== undefined) await volume.recordTrace().catch(() => undefined);
       volume.news.changed();
     } finally {
       if (blob !== undefined) await sources.cache.release(blob.id);
@@ -461,6 +536,7 @@ export class Volumes implements VolumeNames {
     volume.demandNoWriters(force);
     for (const snapshot of taken) await this.snapshots.demandNoReaders(volume, snapshot, force);
     for (const snapshot of taken) await this.snapshots.remove(volume, snapshot.name, true);
+    await this.snapshots.releaseOf(id);
     await this.snapshots.settle(volume);
     await volume.end(true, async () => {
       await store.updateVolume(id, { state: "deleting" });
@@ -477,36 +553,56 @@ export class Volumes implements VolumeNames {
     this.reclaimer.soon(layers);
   }
 
+  /** @throws UllageError `not-found`, `creating` */
+  async spaceOf(name: string): Promise<SpaceView> {
+    const volume = this.getReady(name);
+    const { blobId } = volume.record;
+    const cachedBytes = blobId === null ? 0 : await blobSpace(this.#host.env, blobId);
+    return { ...(await this.snapshots.space(volume)), cachedBytes };
+  }
+
+  async space(): Promise<AllSpaceView> {
+    return { ...(await this.snapshots.allSpace()), cachedBytes: await allBlobSpace(this.#host.env) };
+  }
+
   #openLayers(id: string): Set<string> | undefined {
     return this.#byId.get(id)?.opened?.layerIds();
   }
 
-  /** A volume is gone: its blob goes too, unless another volume was made from it. */
+  /** The blobs that volumes were made from, and whether all volumes of one want only what they read. */
+  neededBlobs(): Map<string, boolean> {
+    const needed = new Map<string, boolean>();
+    for (const { record } of this.all()) {
+      const { blobId, hydration } = record;
+      if (blobId !== null) needed.set(blobId, !hydration.wanted && needed.get(blobId) !== false);
+    }
+    return needed;
+  }
+
+  /** A volume is gone: its blob is given up, unless another volume was made from it. */
   async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
     if (blobId === null) return;
     const { sources } = this.#host;
     await sources.unpin(blobId, volumeId);
-    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.remove(blobId);
+    if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.giveUp(blobId);
   }
 
   /**
-   * At start: opens the volumes that have something to do by themselves, so that hydration goes on, and those that are
-   * poisoned, so that it shows. All others are opened on first use.
+   * At start: opens the volumes that have something to do by themselves, so that hydration goes on, and those that did not
+   * come to a clean end, so that it shows what they are like. All others are opened on first use.
    */
   async openBusy(): Promise<void> {
-    const waiting = this.ready();
-    const next = async (): Promise<void> => {
-      for (let volume = waiting.shift(); volume !== undefined; volume = waiting.shift()) {
-        if (this.#stopping.signal.aborted) return;
-        if (await this.#isBusy(volume.record)) await volume.device().catch(() => undefined); // its state tells why
-      }
-    };
-    await Promise.all(Array.from({ length: openingAtOnce }, next));
+    const results = await fewAtOnce(this.ready(), openingAtOnce, async (volume) => {
+      if (this.#stopping.signal.aborted) return;
+      await volume.ascertain();
+      if (!volume.isOpen && (await this.#isBusy(volume.record))) await volume.device().catch(() => undefined); // its state tells why
+    });
+    const failed = results.find((result) => result.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
   }
 
   async #isBusy({ id, blobId, hydration }: VolumeRecord): Promise<boolean> {
-    const { env, sources } = this.#host;
-    if ((await readPoison(env, volumeDir(env.dataDir, id), id)) !== undefined) return true;
+    const { sources } = this.#host;
     if (blobId === null || !hydration.wanted || hydration.paused) return false;
     return !(await sources.isPinned(blobId, id));
   }
@@ -517,7 +613,7 @@ export class Volumes implements VolumeNames {
     await Promise.allSettled(this.#underWay);
     await this.reclaimer.close();
     await this.snapshots.close();
-    const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
+    const results = await fewAtOnce(this.all(), closingAtOnce, (volume) => volume.stop());
     await this.snapshots.settled();
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;

@@ -62,8 +62,8 @@ export interface Extent {
 
 /** Who is connected, and how. */
 export interface ClientInfo {
-  /** `library`: a program that has the device in its own process */
-  protocol: "nbd" | "library";
+  /** `http`: a download; `library`: a program that has the device in its own process */
+  protocol: "nbd" | "http" | "library";
   /** For people: `127.0.0.1:5123`, `unix` */
   address: string;
   /** The peer may outlive this machine's power cut: TCP and not loopback. */

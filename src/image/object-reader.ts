@@ -7,5 +7,7 @@ export function objectReader(backend: Backend, identity: Identity): ImageReader 
     size: identity.size,
     read: (offset: number, length: number, sink: Sink, options?: ReadOptions) =>
       backend.read(identity, offset, length, sink, options),
+    zeroRun: (offset: number, length: number, options?: ReadOptions) =>
+      backend.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0),
   };
 }

@@ -70,6 +70,19 @@ export const processFamilies: readonly Family[] = [
     "Bytes on disk that reclaim has freed inside layers",
     ({ reclaim }) => reclaim.bytes,
   ),
+  single("ullage_cache_bytes", "gauge", "Bytes on disk that the cache takes", ({ cache }) => cache.diskBytes),
+  single(
+    "ullage_cache_capacity_bytes",
+    "gauge",
+    "Bytes on disk that the cache may take; +Inf: no limit of its own",
+    ({ cache }) => cache.capacityBytes ?? Infinity,
+  ),
+  single(
+    "ullage_cache_evicted_bytes_total",
+    "counter",
+    "Bytes on disk that were freed by throwing images, or parts of them, out of the cache",
+    ({ cache }) => cache.evictedBytes,
+  ),
   single("ullage_nbd_connections", "gauge", "Open NBD connections", ({ nbd }) => nbd.connections),
   single("ullage_nbd_accepted_total", "counter", "NBD connections that were taken", ({ nbd }) => nbd.accepted),
   single(

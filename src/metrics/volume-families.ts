@@ -93,6 +93,17 @@ const trafficFamilies: readonly Family[] = [
       ]),
   },
   {
+    name: "ullage_transfer_bytes_total",
+    type: "counter",
+    help: "Bytes that went through the API: export, read to be downloaded; import, other than zeros, uploaded",
+    labels: ["volume", "direction"],
+    samples: (measured) =>
+      fromMeters(measured, ({ exportedBytes, importedBytes }, volume) => [
+        ...(exportedBytes === 0 ? [] : [{ labels: { volume, direction: "export" }, value: exportedBytes }]),
+        ...(importedBytes === 0 ? [] : [{ labels: { volume, direction: "import" }, value: importedBytes }]),
+      ]),
+  },
+  {
     name: "ullage_flush_round_duration_seconds",
     type: "summary",
     help: "How long rounds of the journal took: sync of the data, commit record, sync of the log",
@@ -145,7 +156,11 @@ const stateFamilies: readonly Family[] = [
   },
   stateOf("ullage_volume_state", "Always 1; the label tells the volume's state", ({ state }) => state),
   perVolume("ullage_volume_size_bytes", "Size of the disk", ({ view }) => view.size),
-  perVolume("ullage_volume_written_bytes", "Bytes in blocks that were written here", ({ view }) => view.writtenBytes),
+  perVolume(
+    "ullage_volume_written_bytes",
+    "Bytes in blocks that were written here or in what it was cloned from",
+    ({ view }) => view.writtenBytes,
+  ),
   perVolume("ullage_volume_fetched_bytes", "Bytes of its image in the local cache", ({ view }) => view.fetchedBytes),
   perVolume("ullage_volume_snapshots", "Snapshots of the volume", ({ snapshots }) => snapshots),
   perVolume("ullage_volume_connections", "Open connections", ({ view }) => view.connections),

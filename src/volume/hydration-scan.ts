@@ -1,4 +1,5 @@
 import type { Blob } from "../blob/blob.ts";
+import type { TracedRead } from "../blob/boot-trace.ts";
 
 /** What hydration knows of the volume that it fills. */
 export interface HydrationTarget {
@@ -60,6 +61,39 @@ export async function measureNeed(target: HydrationTarget): Promise<Need> {
     }
   }
   return need;
+}
+
+/**
+ * What is needed and not ready of the ranges that were read when a disk like this was first used, in that order, in whole
+ * units and as requests of at most `maxBytes`; what comes twice is asked for once.
+ */
+export async function* tracedPieces(
+  target: HydrationTarget,
+  blob: Blob,
+  reads: readonly TracedRead[],
+  maxBytes: number,
+): AsyncGenerator<{ offset: number; length: number }, void, undefined> {
+  const unit = blob.unitBytes;
+  const asked = new Set<number>();
+  for (const [index, [, offset, length]] of reads.entries()) {
+    if (index % STEPS_PER_SLICE === 0) await new Promise(setImmediate);
+    const end = Math.min(offset + length, blob.size);
+    let piece: { offset: number; length: number } | undefined;
+    for (let at = Math.floor(offset / unit) * unit; at < end; at += unit) {
+      const bytes = Math.min(unit, blob.size - at);
+      const run = target.neededRun(blob, at);
+      const wanted = run !== undefined && run.offset < at + bytes && !blob.isReady(at, bytes) && !asked.has(at);
+      if (piece !== undefined && (!wanted || piece.length + bytes > maxBytes)) {
+        yield piece;
+        piece = undefined;
+      }
+      if (!wanted) continue;
+      asked.add(at);
+      piece ??= { offset: at, length: 0 };
+      piece.length += bytes;
+    }
+    if (piece !== undefined) yield piece;
+  }
 }
 
 /** What is needed and not ready, as requests of at most `maxBytes`, in ascending order. */

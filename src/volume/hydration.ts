@@ -1,8 +1,9 @@
 import type { Clock } from "../base/clock.ts";
 import { IoError, UllageError, describeError, errnoOf } from "../base/errors.ts";
 import type { Blob } from "../blob/blob.ts";
+import type { TracedRead } from "../blob/boot-trace.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
-import { measureNeed, missingPieces, type HydrationTarget } from "./hydration-scan.ts";
+import { measureNeed, missingPieces, tracedPieces, type HydrationTarget } from "./hydration-scan.ts";
 import type { HydrationSlots } from "./hydration-slots.ts";
 
 /*
@@ -39,17 +40,28 @@ export interface HydrationOptions {
   /** One for the host. */
   slots: HydrationSlots;
   /** Of the file system that the cache is on, in bytes. */
-  space(): Promise<{ free: number; total: number }>;
+  space(): Promise<HydrationSpace>;
   log(level: "info" | "warn", message: string): void;
   /** bytes per second; null: no limit */
   limitBytesPerSecond?: number | null;
   priority?: number;
   /** Share of the file system that is left alone. */
   reserve?: number;
+  /** What was read first, and is fetched first; see boot-trace.ts. */
+  trace?: (blobId: string) => readonly TracedRead[];
+}
+
+/** What is left of the space that the cache may take, bytes. */
+export interface HydrationSpace {
+  /** of the file system */
+  free: number;
+  total: number;
+  /** of the cache's capacity */
+  room: number;
 }
 
 export const NO_SPACE = "no-space";
-const PAUSED_BY_USER = "paused by the user";
+export const PAUSED_BY_USER = "paused by the user";
 
 const DEFAULT_RESERVE = 0.05;
 
@@ -234,25 +246,35 @@ export class Hydration {
     const underWay = new Set<Promise<void>>();
     const failures: { error: unknown }[] = [];
     try {
-      for (const blob of this.#target.blobs()) {
-        for await (const piece of missingPieces(this.#target, blob, REQUEST_BYTES)) {
-          // After a failure one request goes ahead, to see whether the source is back.
-          while (underWay.size >= (this.#retryMs > 0 ? 1 : REQUESTS)) await Promise.race(underWay);
-          if (failures.length > 0) break;
-          const release = await this.#admit(piece.length);
-          const request = this.#fetch(blob, piece)
-            .catch((error: unknown) => void failures.push({ error }))
-            .finally(() => {
-              release();
-              underWay.delete(request);
-            });
-          underWay.add(request);
-        }
+      for await (const { blob, piece, soon } of this.#pieces()) {
+        // After a failure one request goes ahead, to see whether the source is back.
+        while (underWay.size >= (this.#retryMs > 0 ? 1 : REQUESTS)) await Promise.race(underWay);
+        if (failures.length > 0) break;
+        const release = await this.#admit(piece.length);
+        const request = this.#fetch(blob, piece, soon)
+          .catch((error: unknown) => void failures.push({ error }))
+          .finally(() => {
+            release();
+            underWay.delete(request);
+          });
+        underWay.add(request);
       }
     } finally {
       await Promise.all(underWay);
     }
     if (failures.length > 0) throw failures[0].error;
+  }
+
+  /** What is missing: first what a disk like this was first read for, then from the beginning to the end. */
+  async *#pieces(): AsyncGenerator<{ blob: Blob; piece: { offset: number; length: number }; soon: boolean }> {
+    const target = this.#target;
+    for (const blob of target.blobs()) {
+      const reads = this.#options.trace?.(blob.id) ?? [];
+      for await (const piece of tracedPieces(target, blob, reads, REQUEST_BYTES)) yield { blob, piece, soon: true };
+    }
+    for (const blob of target.blobs()) {
+      for await (const piece of missingPieces(target, blob, REQUEST_BYTES)) yield { blob, piece, soon: false };
+    }
   }
 
   /** Waits until a request of so many bytes may be made. @returns what gives its slot back */
@@ -268,8 +290,8 @@ export class Hydration {
     return this.#options.slots.take(this.#priority, signal);
   }
 
-  async #fetch(blob: Blob, piece: { offset: number; length: number }): Promise<void> {
-    await blob.fetch(piece.offset, piece.length, { background: true, signal: this.#closing.signal });
+  async #fetch(blob: Blob, piece: { offset: number; length: number }, soon: boolean): Promise<void> {
+    await blob.fetch(piece.offset, piece.length, { background: !soon, soon, signal: this.#closing.signal });
     this.#retryMs = 0;
     this.#trouble = "";
     if (!this.#pausedByUser) this.#enter("running", null);
@@ -339,7 +361,8 @@ export class Hydration {
   }
 
   async #checkSpace(): Promise<void> {
-    const { free, total } = await this.#options.space();
+    const { free, total, room } = await this.#options.space();
+    if (room <= 0) throw new IoError("ENOSPC", "the cache has as many bytes as its capacity allows");
     const reserve = Math.ceil(total * (this.#options.reserve ?? DEFAULT_RESERVE));
     if (free < reserve) {
       throw new IoError(

@@ -42,7 +42,6 @@ export class Layer {
       await file.truncate(headerBytes + blocks * blockBytes);
       await file.write(header, 0, headerBytes, 0);
     });
-    await env.fs.syncDirectory(env.dataDir);
     return Layer.open(env, id);
   }
 
@@ -130,11 +129,6 @@ export class Layer {
   /** Whether the file system can free blocks; asked behind the end of the file, where nothing is. */
   canPunch(): Promise<boolean> {
     return this.file.punch(Math.ceil(this.file.size() / blockBytes) * blockBytes, blockBytes);
-  }
-
-  /** Bytes on disk, without the header. */
-  get writtenBytes(): number {
-    return Math.max(0, this.file.allocated() - headerBytes);
   }
 
   /** fdatasync. A failure leaves it dirty for ever: the caller poisons the volume. */

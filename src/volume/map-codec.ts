@@ -125,10 +125,12 @@ export interface MapSink {
   setChunks(chunk: number, count: number, owner: number): void;
   /** @param owners of all 1024 blocks; valid during the call */
   setMixedChunk(chunk: number, owners: Uint16Array): void;
+  /** Comes before the chunks: `owner` is a blob. */
+  noteBlob(owner: number): void;
 }
 
 /** Looks at a map that is read piece by piece. */
-export interface MapVisitor extends Omit<MapSink, "chunks"> {
+export interface MapVisitor extends Omit<MapSink, "chunks" | "noteBlob"> {
   /** @param blocks of the disk @returns whether it wants to see the chunks */
   begin(table: OwnerTable, blocks: number): boolean;
   /** After each piece: when the next one may come; undefined: at once. */
@@ -157,7 +159,14 @@ export class MapDecoder {
       this.#addTable(frame);
       return;
     }
-    for (let at = 0; at < frame.length;) at = this.#addItem(frame, at);
+    this.addItems(frame, 0, Infinity);
+  }
+
+  /** Takes some items of a frame that is not the table. @returns where the next one begins */
+  addItems(frame: Buffer, from: number, limit: number): number {
+    let at = from;
+    for (let count = 0; at < frame.length && count < limit; count++) at = this.#addItem(frame, at);
+    return at;
   }
 
   /** @throws CorruptionError when frames are missing */
@@ -176,6 +185,7 @@ export class MapDecoder {
         this.#refuse(`has an impossible owner id ${owner}`);
       const id = frame.toString("hex", at + 8, at + 24);
       this.#table.put(owner, { kind, id });
+      if (kind === "blob") this.#map.noteBlob(owner);
     }
   }
 
@@ -250,16 +260,28 @@ export async function visitFrames(
       chunks,
       setChunks: (chunk, count, owner) => visitor.setChunks(chunk, count, owner),
       setMixedChunk: (chunk, owners) => visitor.setMixedChunk(chunk, owners),
+      noteBlob: () => undefined,
     },
     table,
     path,
   );
   let wanted: boolean | undefined;
   await read((frame) => {
+    if (wanted !== undefined) return visitItems(visitor, decoder, frame);
     decoder.add(frame);
-    wanted ??= visitor.begin(table, blocks);
-    return wanted ? visitor.rest() : true;
+    wanted = visitor.begin(table, blocks);
+    return wanted ? undefined : true;
   });
   if (wanted === true) decoder.finish();
   return table;
+}
+
+/** One mixed chunk takes some two microseconds. */
+const itemsPerPiece = 64;
+
+async function visitItems(visitor: MapVisitor, decoder: MapDecoder, frame: Buffer): Promise<void> {
+  for (let at = 0; at < frame.length;) {
+    at = decoder.addItems(frame, at, itemsPerPiece);
+    await visitor.rest();
+  }
 }

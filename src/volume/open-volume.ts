@@ -11,6 +11,7 @@ import { Layer } from "./layer.ts";
 import { volumeLimits } from "./limits.ts";
 import { writeMapFile } from "./map-file.ts";
 import { removeOlderFiles } from "./old-files.ts";
+import { NewDisk } from "./new-disk.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
 import { descriptionPath, frozenMapPath, layersDir, mapsDir, snapshotPath, volumeDir } from "./paths.ts";
@@ -64,19 +65,22 @@ export interface OpenedVolume {
 export async function createVolume(env: VolumeEnvironment, options: CreateVolumeOptions): Promise<void> {
   const dir = volumeDir(env.dataDir, options.id);
   for (const path of [join(env.dataDir, "volumes"), layersDir(env.dataDir), dir]) await env.fs.mkdir(path);
-  const blocks = Math.ceil(options.size / blockBytes);
+  const table = new OwnerTable();
+  const head = options.base?.freeOwner ?? table.free();
+  const filled = options.content === undefined ? undefined : await fillLayer(env, options.id, head, options.content);
+  const size = filled?.size ?? options.size;
+  const blocks = Math.ceil(size / blockBytes);
   // Beside each other, because they are mostly waiting for the disk; the checkpoint, which makes them a volume, is last.
   const [layerId] = await allOf([
-    createLayer(env, options.id, blocks),
+    filled === undefined ? createLayer(env, options.id, blocks) : Promise.resolve(filled.layerId),
     createFirstLog(env, dir, options.id),
-    writeDescription(env, dir, options),
+    writeDescription(env, dir, { ...options, size }),
   ]);
-  const table = new OwnerTable();
-  const map = options.base === undefined ? new OwnerMap(blocks) : undefined;
-  const head = options.base?.freeOwner ?? table.free();
+  const map = options.base === undefined ? (filled?.map ?? new OwnerMap(blocks)) : undefined;
   table.put(head, { kind: "layer", id: layerId });
   if (options.blob && map) {
     const owner = table.add({ kind: "blob", id: options.blob.id });
+    map.noteBlob(owner);
     const blobBlocks = Math.min(blocks, Math.ceil(options.blob.size / blockBytes));
     if (blobBlocks > 0) map.set(0, blobBlocks, owner);
   }
@@ -88,7 +92,7 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
       volumeId: options.id,
       number: 1,
       cut: 0,
-      size: options.size,
+      size,
       lineage,
       head,
       clean: true,
@@ -101,6 +105,23 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
   );
   map?.release();
   await allOf([env.fs.syncDirectory(join(env.dataDir, "volumes")), env.fs.syncDirectory(env.dataDir)]);
+}
+
+/** A layer that holds something from the start. */
+async function fillLayer(
+  env: VolumeEnvironment,
+  volumeId: string,
+  owner: number,
+  content: (disk: NewDisk) => Promise<number>,
+): Promise<{ size: number; layerId: string; map: OwnerMap }> {
+  const disk = await NewDisk.create(env, volumeId, owner);
+  try {
+    const size = await content(disk);
+    await disk.end(size);
+    return { size, layerId: disk.layerId, map: disk.map };
+  } finally {
+    await disk.close();
+  }
 }
 
 /** @returns the layer's id */

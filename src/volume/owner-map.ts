@@ -8,6 +8,9 @@
  *
  * So a lookup is O(1), trim of terabytes is O(chunks), and a fresh 1 TiB map takes 1 MiB. Slots are counted: a frozen
  * copy shares them, and whoever writes to a shared slot first takes a copy (copy-on-write).
+ *
+ * The blocks that layers hold are counted as they change, per slot and in all, so that the sum costs nothing to ask for and
+ * giving away a mixed chunk stays O(1). Whoever is no layer must be named (`noteBlob`) before it gets its first block.
  */
 
 export const blockBytes = 4096;
@@ -24,12 +27,47 @@ const slabSlots = 256;
 class MixedPool {
   readonly #slabs: Uint16Array[] = [];
   #references = new Uint32Array(slabSlots);
+  /** Blocks of layers, of those inside the volume, in each slot. */
+  #written = new Uint16Array(slabSlots);
+  readonly #blobs: number[] = [];
   readonly #free: number[] = [];
 
-  /** A slot with one reference, filled with `owner`. */
-  allocate(owner: number): number {
+  noteBlob(owner: number): void {
+    this.#blobs.push(owner);
+  }
+
+  /** Whether the owner is a layer. */
+  isLayer(owner: number): boolean {
+    return owner !== zeroOwner && !this.#blobs.includes(owner);
+  }
+
+  /** Blocks of layers among [from, to) of a slot. */
+  countWritten(slot: number, from: number, to: number): number {
+    const slab = this.slab(slot);
+    const base = (slot % slabSlots) * chunkBlocks;
+    let count = 0;
+    let last = zeroOwner;
+    let written = false;
+    for (let i = base + from; i < base + to; i++) {
+      if (slab[i] !== last) written = this.isLayer((last = slab[i]));
+      if (written) count++;
+    }
+    return count;
+  }
+
+  writtenIn(slot: number): number {
+    return this.#written[slot];
+  }
+
+  setWrittenIn(slot: number, blocks: number): void {
+    this.#written[slot] = blocks;
+  }
+
+  /** A slot with one reference, filled with `owner`. @param length blocks of the chunk that are inside the volume */
+  allocate(owner: number, length: number): number {
     const slot = this.#free.pop() ?? this.#grow();
     this.#references[slot] = 1;
+    this.#written[slot] = this.isLayer(owner) ? length : 0;
     const base = (slot % slabSlots) * chunkBlocks;
     this.slab(slot).fill(owner, base, base + chunkBlocks);
     return slot;
@@ -42,6 +80,9 @@ class MixedPool {
       const larger = new Uint32Array(Math.max(first + slabSlots, this.#references.length * 2));
       larger.set(this.#references);
       this.#references = larger;
+      const counts = new Uint16Array(larger.length);
+      counts.set(this.#written);
+      this.#written = counts;
     }
     for (let slot = first + slabSlots - 1; slot > first; slot--) this.#free.push(slot);
     return first;
@@ -62,7 +103,8 @@ class MixedPool {
   /** A slot with the same owners that only the caller has; gives up the caller's reference to `slot`. */
   own(slot: number): number {
     if (this.#references[slot] === 1) return slot;
-    const copy = this.allocate(0);
+    const copy = this.allocate(zeroOwner, 0);
+    this.#written[copy] = this.#written[slot];
     const from = (slot % slabSlots) * chunkBlocks;
     this.slab(copy).set(this.slab(slot).subarray(from, from + chunkBlocks), (copy % slabSlots) * chunkBlocks);
     this.release(slot);
@@ -74,9 +116,11 @@ export class OwnerMap {
   #blocks: number;
   readonly #pool: MixedPool;
   #entries: Uint32Array;
+  #written: number;
 
-  constructor(blocks: number, shared?: { pool: MixedPool; entries: Uint32Array }) {
+  constructor(blocks: number, shared?: { pool: MixedPool; entries: Uint32Array; written: number }) {
     this.#blocks = blocks;
+    this.#written = shared?.written ?? 0;
     this.#pool = shared?.pool ?? new MixedPool();
     this.#entries = shared?.entries ?? new Uint32Array(Math.ceil(blocks / chunkBlocks));
   }
@@ -88,6 +132,21 @@ export class OwnerMap {
 
   get chunks(): number {
     return this.#entries.length;
+  }
+
+  /** Blocks that layers hold: all that belong to somebody, without those of blobs. */
+  get writtenBlocks(): number {
+    return this.#written;
+  }
+
+  /** `owner`, which no block has yet, is a blob: its blocks do not count as written. */
+  noteBlob(owner: number): void {
+    this.#pool.noteBlob(owner);
+  }
+
+  /** Blocks of a chunk that are inside the volume. */
+  #lengthOf(chunk: number): number {
+    return Math.min(chunkBlocks, this.#blocks - chunk * chunkBlocks);
   }
 
   /** Makes the map larger; what is new belongs to nobody. */
@@ -102,7 +161,25 @@ export class OwnerMap {
     this.#blocks = blocks;
     // The short last chunk counted as a whole one; what its rest holds was never looked at.
     const rest = Math.min(lastChunk, blocks) - end;
-    if (rest > 0) this.set(end, rest, zeroOwner);
+    if (rest <= 0) return;
+    this.#countBehind(end, rest);
+    this.set(end, rest, zeroOwner);
+  }
+
+  /** Blocks that were behind the end until now are counted, too. */
+  #countBehind(start: number, count: number): void {
+    const chunk = (start / chunkBlocks) | 0;
+    const entry = this.#entries[chunk];
+    if (entry < firstSlot) {
+      if (this.#pool.isLayer(entry)) this.#written += count;
+      return;
+    }
+    const slot = this.#pool.own(entry - firstSlot);
+    this.#entries[chunk] = slot + firstSlot;
+    const from = start - chunk * chunkBlocks;
+    const found = this.#pool.countWritten(slot, from, from + count);
+    this.#pool.setWrittenIn(slot, this.#pool.writtenIn(slot) + found);
+    this.#written += found;
   }
 
   ownerOf(block: number): number {
@@ -161,16 +238,24 @@ export class OwnerMap {
   setChunk(chunk: number, owner: number): void {
     const entry = this.#entries[chunk];
     if (entry === owner) return; // memory that was never written to takes no space: a fresh map stays small
-    if (entry >= firstSlot) this.#pool.release(entry - firstSlot);
+    const length = this.#lengthOf(chunk);
+    if (entry >= firstSlot) {
+      this.#written -= this.#pool.writtenIn(entry - firstSlot);
+      this.#pool.release(entry - firstSlot);
+    } else if (this.#pool.isLayer(entry)) this.#written -= length;
+    if (this.#pool.isLayer(owner)) this.#written += length;
     this.#entries[chunk] = owner;
   }
 
   #setPart(chunk: number, from: number, to: number, length: number, owner: number): void {
     const entry = this.#entries[chunk];
     if (entry === owner) return;
-    const slot = entry < firstSlot ? this.#pool.allocate(entry) : this.#pool.own(entry - firstSlot);
+    const slot = entry < firstSlot ? this.#pool.allocate(entry, length) : this.#pool.own(entry - firstSlot);
     const slab = this.#pool.slab(slot);
     const base = (slot % slabSlots) * chunkBlocks;
+    const change = (this.#pool.isLayer(owner) ? to - from : 0) - this.#pool.countWritten(slot, from, to);
+    this.#pool.setWrittenIn(slot, this.#pool.writtenIn(slot) + change);
+    this.#written += change;
     slab.fill(owner, base + from, base + to);
     this.#entries[chunk] = slot + firstSlot;
     // A chunk that was filled piece by piece becomes uniform again when its last or first block is written.
@@ -194,7 +279,7 @@ export class OwnerMap {
 
   /** Sets all owners of a chunk, from 1024 values; blocks beyond the volume's end are ignored. */
   setMixedChunk(chunk: number, owners: Uint16Array): void {
-    const length = Math.min(chunkBlocks, this.#blocks - chunk * chunkBlocks);
+    const length = this.#lengthOf(chunk);
     const first = owners[0];
     let same = 1;
     while (same < length && owners[same] === first) same++;
@@ -203,8 +288,13 @@ export class OwnerMap {
       return;
     }
     const entry = this.#entries[chunk];
-    const slot = entry < firstSlot ? this.#pool.allocate(0) : this.#pool.own(entry - firstSlot);
+    if (entry >= firstSlot) this.#written -= this.#pool.writtenIn(entry - firstSlot);
+    else if (this.#pool.isLayer(entry)) this.#written -= length;
+    const slot = entry < firstSlot ? this.#pool.allocate(zeroOwner, 0) : this.#pool.own(entry - firstSlot);
     this.#pool.slab(slot).set(owners, (slot % slabSlots) * chunkBlocks);
+    const written = this.#pool.countWritten(slot, 0, length);
+    this.#pool.setWrittenIn(slot, written);
+    this.#written += written;
     this.#entries[chunk] = slot + firstSlot;
   }
 
@@ -246,7 +336,7 @@ export class OwnerMap {
       const entry = entries[chunk];
       if (entry >= firstSlot) this.#pool.share(entry - firstSlot);
     }
-    return new OwnerMap(this.#blocks, { pool: this.#pool, entries });
+    return new OwnerMap(this.#blocks, { pool: this.#pool, entries, written: this.#written });
   }
 
   /** Gives up the table, at once, and the shared chunks of a frozen copy; the map must not be used afterwards. */

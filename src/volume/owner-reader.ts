@@ -2,6 +2,7 @@ import { IoError } from "../base/errors.ts";
 import type { ReadableFile } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
+import type { TraceRecorder } from "../blob/boot-trace.ts";
 import type { Head } from "./head.ts";
 import type { Layer } from "./layer.ts";
 import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
@@ -17,6 +18,8 @@ import type { SealedLayers } from "./sealed-layers.ts";
 const maxAttempts = 5;
 
 export class OwnerReader {
+  /** Notes what is read of the image. */
+  recorder: TraceRecorder | undefined;
   readonly #map: OwnerMap;
   readonly #head: Head | undefined;
   readonly #layers: SealedLayers;
@@ -75,7 +78,8 @@ export class OwnerReader {
     if (inside > 0) {
       const { losses } = blob;
       if (!blob.isReady(offset, inside)) return false;
-      if (blob.readyBytes < blob.size) blob.noteRead(offset, inside);
+      blob.noteRead(offset, inside);
+      this.recorder?.note(offset, inside);
       if (blob.file.tryRead(buffer, at, inside, offset) !== inside || blob.losses !== losses) return false;
     }
     if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
@@ -151,6 +155,7 @@ export class OwnerReader {
         const inside = Math.max(0, Math.min(stop - position, blob.size - position));
         if (inside > 0) {
           blob.noteRead(position, inside);
+          this.recorder?.note(position, inside);
           if (!blob.isReady(position, inside)) (fetches ??= []).push(blob.fetch(position, inside));
         }
       }

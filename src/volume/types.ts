@@ -3,6 +3,7 @@ import type { FileSystem } from "../base/file-system.ts";
 import type { Clock } from "../base/clock.ts";
 import type { EngineObserver } from "./engine-observer.ts";
 import type { VolumeLimits } from "./limits.ts";
+import type { NewDisk } from "./new-disk.ts";
 
 /** How the engine reaches the world; everything is replaced in the crash model. */
 export interface VolumeEnvironment {
@@ -26,8 +27,10 @@ export interface CreateVolumeOptions {
   id: string;
   /** For people and for `repair`, which rebuilds the catalog from it. */
   name: string;
-  /** bytes, a multiple of 512 */
+  /** bytes, a multiple of 512; with `content`, what it says is the size */
   size: number;
+  /** Writes what the disk begins with. Not together with `blob` or `base`. @returns the size of the volume */
+  content?: (disk: NewDisk) => Promise<number>;
   /** The blob that the volume starts from; bytes beyond the blob's size read as zeros. Absent: an empty disk. */
   blob?: { id: string; size: number };
   /** The frozen map that it starts from, and an owner id that is free in it. Not together with `blob`. */
@@ -72,7 +75,7 @@ export interface VolumeInfo {
   /** why, when the state is not `ok` */
   reason: string | undefined;
   lineage: string;
-  /** bytes of blocks owned by the head */
+  /** bytes of the blocks that its map has in layers, its own or shared; what they take on disk is another question */
   writtenBytes: number;
   logBytes: number;
   /** bytes of the newest checkpoint's file */

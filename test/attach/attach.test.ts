@@ -7,8 +7,8 @@ import test, { type TestContext } from "node:test";
 import { kernelNbdLacks } from "../../src/attach/kernel-nbd.ts";
 import { identify } from "../../src/attach/processes.ts";
 import type { AttachmentView } from "../../src/attach/state.ts";
-import { launchDaemon } from "../cli/support.ts";
-import { atEnd } from "../daemon/support.ts";
+import { launchDaemon, run as runCommand } from "../cli/support.ts";
+import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { run, succeed, until } from "../nbd/support.ts";
 import { requireTool } from "../support/tools.ts";
 import { attachments, attachWorld, devices, failed, stateOf, succeeded } from "./world.ts";
@@ -202,6 +202,20 @@ void test("what can't be attached or mounted is said, with what to do, and nothi
   assert.equal((await daemon.cli(["attach", "v", "--timeout", "soon"])).code, 2);
   await daemon.stop();
   failed(await daemon.cli(["attach", "v"]), /no daemon listens on/);
+});
+
+void test("a name that would lead out of the place of attachments is refused, and removes nothing", async (t) => {
+  const base = await temporaryDirectory(t);
+  const root = join(base, "run");
+  mkdirSync(join(root, "kept"), { recursive: true });
+  for (const name of ["..", ".", "", "../run", "../../x", "kept/.."]) {
+    for (const command of [["detach"], ["attach", "--grow"]]) {
+      const args = [...command, "--", name];
+      failed(await runCommand(args, { env: { ULLAGE_ATTACH: root } }), /is no name of a volume/);
+    }
+    assert.deepEqual(readdirSync(base), ["run"], name);
+    assert.deepEqual(readdirSync(root), ["kept"], name);
+  }
 });
 
 void test("partitions are devices of their own; detach unmounts them", async (t) => {

@@ -7,6 +7,7 @@ import { canonicalSource } from "../../src/backend/source-address.ts";
 import type { SourceSettings } from "../../src/backend/source-settings.ts";
 import { sourcePolicy } from "../../src/backend/source-guard.ts";
 import { SourceError } from "../../src/base/errors.ts";
+import { startFakeServer } from "../support/fake-server.ts";
 import { type FakeStore, startFakeStore } from "../support/store-fake.ts";
 import { collect, failsWith, openBackend, pattern, readBytes } from "./support.ts";
 
@@ -383,6 +384,61 @@ void test("s3: the standard chain finds credentials in the environment, in share
     for (const name of Object.keys(process.env)) if (!(name in saved)) delete process.env[name];
     Object.assign(process.env, saved);
     await rm(directory, { recursive: true });
+  }
+});
+
+void test("s3: credentials of an instance's metadata service and of a container's, session token included; one that never answers ends", async () => {
+  await using w = await world("s3");
+  w.store.keys.set(id, { secret, token: "session" });
+  const saved = { ...process.env };
+  const expiring = {
+    Code: "Success",
+    Type: "AWS-HMAC",
+    AccessKeyId: id,
+    SecretAccessKey: secret,
+    Token: "session",
+    LastUpdated: new Date().toISOString(),
+    Expiration: new Date(Date.now() + 6 * 3600_000).toISOString(),
+  };
+  await using metadata = await startFakeServer(({ method, url, headers }) => {
+    if (url.pathname === "/container") return { status: 200, body: JSON.stringify(expiring) };
+    if (method === "PUT" && url.pathname === "/latest/api/token") return { status: 200, body: "imds" };
+    if (headers["x-aws-ec2-metadata-token"] !== "imds") return { status: 401 };
+    const roles = "/latest/meta-data/iam/security-credentials/";
+    if (url.pathname === roles) return { status: 200, body: "role" };
+    return url.pathname === `${roles}role` ? { status: 200, body: JSON.stringify(expiring) } : { status: 404 };
+  });
+  const settings = [{ prefix: "s3://", endpoint: w.store.origin, region: "us-east-1" }];
+  const open = (): ReturnType<typeof openBackend> =>
+    openBackend(w.source, { env: process.env, settings, retry: { probe: once } });
+  try {
+    for (const name of Object.keys(process.env).filter((each) => each.startsWith("AWS_"))) delete process.env[name];
+    Object.assign(process.env, {
+      AWS_SHARED_CREDENTIALS_FILE: "/nonexistent",
+      AWS_CONFIG_FILE: "/nonexistent",
+      AWS_EC2_METADATA_SERVICE_ENDPOINT: metadata.origin,
+    });
+    const instance = open();
+    const { identity } = await instance.probe(10);
+    const asked = metadata.requests.length;
+    await readBytes(instance, identity, 0, 10);
+    assert.equal(metadata.requests.length, asked, "what is valid is not asked for again");
+    await instance.close();
+    process.env["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = `${metadata.origin}/container`;
+    const container = open();
+    assert.equal((await container.probe(10)).identity.size, content.length);
+    await container.close();
+    delete process.env["AWS_CONTAINER_CREDENTIALS_FULL_URI"];
+    metadata.onRequest = () => ({ kind: "stall" });
+    const silent = open();
+    assert.match(
+      (await failsWith("source-denied", silent.probe(10))).hint!,
+      /not public, and there are no credentials \(the standard AWS chain\)/,
+    );
+    await silent.close();
+  } finally {
+    for (const name of Object.keys(process.env)) if (!(name in saved)) delete process.env[name];
+    Object.assign(process.env, saved);
   }
 });
 

@@ -1,41 +1,17 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { chmod, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { launch, type Running, run } from "../cli/support.ts";
-import { atEnd, openCache, temporaryDirectory } from "../blob/support.ts";
-import { httpBackend } from "../backend/support.ts";
-import { startHttpSource } from "../support/http-source.ts";
-import { client, openRemote, until, world } from "./support.ts";
+import { temporaryDirectory } from "../blob/support.ts";
+import { type Announced, client, lazyBlob, openRemote, until, world } from "./support.ts";
 import { V1Client } from "./v1-client.ts";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
-
-interface Announced {
-  dataDirectory: string;
-  socket: string;
-  pid: number;
-}
-
-/** A data directory with a blob of an image behind HTTP, nothing of it fetched, and no manager yet. */
-async function lazyBlob(t: TestContext, size: number, latencyMs: number) {
-  const content = randomBytes(size);
-  const source = await startHttpSource({ content, latencyMs });
-  atEnd(t, () => source[Symbol.asyncDispose]());
-  const dataDir = temporaryDirectory(t);
-  const backend = httpBackend(source.url);
-  const { identity } = await backend.probe(0);
-  await backend[Symbol.asyncDispose]();
-  const { cache } = await openCache(t, { dataDir });
-  const { id } = await cache.create({ url: source.url, imageFormat: "raw", identity, size, unitBytes: 64 * KiB });
-  await cache.close();
-  return { content, source, dataDir, id };
-}
 
 const start = (t: TestContext, dataDir: string): Promise<Running<Announced>> =>
   launch<Announced>(t, ["blobd", "--data", dataDir]);

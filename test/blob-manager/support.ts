@@ -1,10 +1,21 @@
+import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { systemClock } from "../../src/base/clock.ts";
 import { ManagerClient } from "../../src/blob/remote/manager-client.ts";
 import { RemoteBlob } from "../../src/blob/remote/remote-blob.ts";
 import { BlobListener } from "../../src/daemon/blob-listener.ts";
-import { atEnd, MemoryReader, openBlob, randomContent, type TestCache } from "../blob/support.ts";
+import { httpBackend } from "../backend/support.ts";
+import {
+  atEnd,
+  MemoryReader,
+  openBlob,
+  openCache,
+  randomContent,
+  temporaryDirectory,
+  type TestCache,
+} from "../blob/support.ts";
+import { startHttpSource } from "../support/http-source.ts";
 
 export interface World extends TestCache {
   reader: MemoryReader;
@@ -53,4 +64,25 @@ export async function until(what: string, holds: () => boolean): Promise<void> {
     await systemClock.sleep(10);
   }
   throw new Error(`never: ${what}`);
+}
+
+export interface Announced {
+  dataDirectory: string;
+  socket: string;
+  pid: number;
+}
+
+/** A data directory with a blob of an image behind HTTP, nothing of it fetched, and no manager yet. */
+export async function lazyBlob(t: TestContext, size: number, latencyMs: number) {
+  const content = randomBytes(size);
+  const source = await startHttpSource({ content, latencyMs });
+  atEnd(t, () => source[Symbol.asyncDispose]());
+  const dataDir = temporaryDirectory(t);
+  const backend = httpBackend(source.url);
+  const { identity } = await backend.probe(0);
+  await backend[Symbol.asyncDispose]();
+  const { cache } = await openCache(t, { dataDir });
+  const { id } = await cache.create({ url: source.url, imageFormat: "raw", identity, size, unitBytes: 64 * 1024 });
+  await cache.close();
+  return { content, source, dataDir, id };
 }

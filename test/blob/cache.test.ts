@@ -93,6 +93,7 @@ void test("a directory without meta.json, or with a damaged one, is left alone a
   const other = await first.cache.create({ ...testObject(UNIT), url: "http://example.test/b" });
   await first.cache.close();
   const dir = join(first.dataDir, "blobs", id);
+  rmSync(join(first.dataDir, "blobs.json")); // with the index, it is found when the blob is opened
   rmSync(join(dir, "meta.json"));
   writeFileSync(join(first.dataDir, "blobs", other.id, "meta.json"), '{"format":"ullage-blob","version":1}');
   const { cache, log } = await openCache(t, { dataDir: first.dataDir });
@@ -113,6 +114,7 @@ void test("a blob of a later format version is refused, naming both versions", a
   const first = await openCache(t);
   const { id } = await first.cache.create(testObject(UNIT));
   await first.cache.close();
+  rmSync(join(first.dataDir, "blobs.json"));
   const path = join(first.dataDir, "blobs", id, "meta.json");
   writeFileSync(path, readFileSync(path, "utf8").replace('"version": 1', '"version": 2'));
   await assert.rejects(openCache(t, { dataDir: first.dataDir }), /format version 2, this Ullage knows up to 1/);

@@ -24,6 +24,8 @@ function program(): Command {
   const root = new Command("ullage");
   const volume = root.command("volume");
   volume.command("create <name>").option("--size <size>", "how large").option("--from <source>", "the image");
+  volume.command("import <name> <file>");
+  volume.command("export <vol[@snap]> <file>");
   volume.command("show <name>").option("--json", "as an object");
   volume.command("secret", { hidden: true });
   root.command("snapshot").command("rm <vol@snap>");
@@ -47,11 +49,14 @@ async function values(...words: string[]): Promise<string[]> {
 
 void test("commands, options, their values and volumes are completed by where the cursor stands", async () => {
   assert.deepEqual(await values("v"), ["volume"]);
-  assert.deepEqual(await values("volume", ""), ["create", "show", "help"]);
+  assert.deepEqual(await values("volume", ""), ["create", "import", "export", "show", "help"]);
   assert.deepEqual(await values("volume", "show", "we"), ["web1", "web2"]);
   assert.deepEqual(await values("volume", "show", "--json", "m"), ["mail"]);
   assert.deepEqual(await values("volume", "show", "web1", ""), [], "no second name");
   assert.deepEqual(await values("volume", "create", ""), [], "a new name");
+  assert.deepEqual(await values("volume", "import", ""), [], "a new name, too");
+  assert.deepEqual(await values("volume", "export", "m"), ["mail"]);
+  assert.deepEqual(await values("volume", "export", "web1@o"), ["web1@old"]);
   assert.deepEqual(await values("volume", "create", "x", "--s"), ["--size"]);
   assert.deepEqual(await values("volume", "create", "x", "--size", ""), []);
   assert.deepEqual(await values("serve", "--tls", "o"), ["off", "on"]);
@@ -70,6 +75,7 @@ void test("commands, options, their values and volumes are completed by where th
 void test("files, directories and what a word goes on behind are told apart", async () => {
   const kind = async (...words: string[]): Promise<string> => (await complete(program(), words, source)).kind;
   assert.equal(await kind("volume", "create", "x", "--from", "./de"), "files");
+  assert.equal(await kind("volume", "export", "web1", "./de"), "files");
   assert.equal(await kind("serve", "--data", ""), "directories");
   assert.equal(await kind("snapshot", "rm", "we"), "open");
   assert.equal(await kind("volume", ""), "words");

@@ -21,7 +21,7 @@ void test("serve takes its settings from the file, and flags override them", asy
   assert.equal(dataDirectory, join(directory, "data"));
   assert.deepEqual(
     listeners.map(({ address }) => address),
-    [`unix:${directory}/api.sock`, `unix:${directory}/one.sock`],
+    [`unix:${directory}/api.sock`, `unix:${directory}/data/blobd.sock`, `unix:${directory}/one.sock`],
   );
   const { stderr } = await daemon.stop();
   assert.equal((JSON.parse(stderr.trimEnd().split("\n").at(-1)!) as { level: string }).level, "info");
@@ -29,7 +29,7 @@ void test("serve takes its settings from the file, and flags override them", asy
   assert.equal(other.announced.listeners.at(-1)!.address, `unix:${directory}/two.sock`);
 });
 
-void test("socketMode and socketGroup hold for the sockets of the API and of NBD", async (t) => {
+void test("socketMode and socketGroup hold for all sockets", async (t) => {
   if (!requireTool(t, "root")) return;
   const directory = await temporaryDirectory(t);
   const file = join(directory, "ullage.toml");

@@ -79,6 +79,7 @@ void test("docs/OPERATIONS.md: every command from the first restart on works, in
   const copy = await readFile(join(world, "backup/web1.raw"));
   const expected = Buffer.alloc(4 << 20, 9).fill(0x5a, 1 << 20, 2 << 20);
   assert.ok(copy.equals(expected), "the backup of the disk");
+  await bash("gzip -dc backup/web1.raw.gz | cmp - backup/web1.raw");
 
   // The moved copy: its source is gone, and yet everything is there.
   await bash(`systemctl stop; mv image.raw gone.raw; rm -rf data; mv backup/ullage data; systemctl start

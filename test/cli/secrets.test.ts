@@ -114,6 +114,7 @@ void test("what is secret in a source's address is kept for reading and shown no
     if (path.endsWith("/meta.json")) await writeFile(join(path, "../map"), "no range map");
   }
   assert.deepEqual([...new Set(holding.map((path) => path.slice(daemon.dataDir.length + 1)))].sort(), [
+    "blobs.json",
     "blobs/ID/meta.json",
     "catalog.db",
     "volumes/ID/volume.json",

@@ -34,6 +34,22 @@ verifyPeer = true
 
 [sources]
 allow = ["public", "10.0.0.0/8", "file:/images"]
+limit = "50M"
+
+[[sources.match]]
+prefix = "s3://Backups/"
+endpoint = "https://minio.example.org:9000/"
+region = "eu-central-1"
+pathStyle = true
+credentials = "file:/etc/ullage/keys"
+mirrors = ["s3://copies/", "https://Mirror.example.org/backups/"]
+proxy = "http://user:password@proxy.example.org:3128"
+proxyFallback = false
+patience = 120
+
+[[sources.match]]
+prefix = "OSS://images/"
+signature = "v1"
 
 [log]
 level = "debug"
@@ -55,6 +71,21 @@ format = "json"
     tlsPsk: "/etc/keys.psk",
     tlsVerifyPeer: true,
     allowSources: ["public", "10.0.0.0/8", "file:/images"],
+    sourceLimit: 50 * 2 ** 20,
+    sourceSettings: [
+      {
+        prefix: "s3://Backups/",
+        endpoint: "https://minio.example.org:9000",
+        region: "eu-central-1",
+        pathStyle: true,
+        credentials: "file:/etc/ullage/keys",
+        mirrors: ["s3://copies/", "https://mirror.example.org/backups/"],
+        proxy: "http://user:password@proxy.example.org:3128/",
+        proxyFallback: false,
+        patience: 120,
+      },
+      { prefix: "oss://images/", signature: "v1" },
+    ],
     logLevel: "debug",
     logFormat: "json",
   });
@@ -112,6 +143,39 @@ void test("what sources.allow can't mean is refused; an empty list lets nothing 
   const [problem] = problems('[sources]\nallow = ["public", "nonsense:"]');
   assert.match(problem, /^2: 'sources.allow' is not right: .*nonsense:/);
   assert.deepEqual(parseConfig("[sources]\nallow = []", "/").values, { allowSources: [] });
+});
+
+void test("what is wrong in a table of a list is told with its place; a secret where a reference belongs is not repeated", () => {
+  const text = `[[sources.match]]
+prefix = "s3://a/"
+[[sources.match]]
+prefix = "ftp://b/"
+endpiont = "http://c"
+endpoint = "http://me:hunter2@c"
+credentials = "hunter2"
+patience = 0
+[[sources.match]]
+region = "x"
+`;
+  const found = problems(text);
+  assert.ok(!found.join().includes("hunter2"));
+  assert.deepEqual(
+    found.map((each) => each.replace(/(credentials: write).*/, "$1 …")),
+    [
+      "4: 'sources.match[1].prefix' must begin with http://, https://, s3://, oss:// or oci://",
+      "5: there is no key 'sources.match[1].endpiont' (did you mean 'endpoint'?)",
+      "6: 'sources.match[1].endpoint' must not hold credentials: name them in 'credentials'",
+      "7: 'sources.match[1].credentials' is no reference to credentials: write …",
+      "8: 'sources.match[1].patience' must be a number of seconds, 1 to 86400, not 0",
+      "9: 'sources.match[2].prefix' is missing: the sources that this table is about: those whose address begins like this; the longest prefix counts",
+    ],
+  );
+  const asTable = problems('[sources.match]\nprefix = "s3://a/"\n');
+  assert.equal(asTable.length, 1);
+  assert.match(
+    asTable[0],
+    /there is no key 'sources.match' \(it is a list of tables, \[\[sources.match\]\], with 'sources/,
+  );
 });
 
 void test("a group is looked up; one that does not exist is refused", () => {

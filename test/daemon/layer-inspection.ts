@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readdir } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { systemClock } from "../../src/base/clock.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
@@ -82,4 +82,49 @@ export async function allocatedBlocks(dataDir: string, layerId: string): Promise
 
 export async function demandNothingUseless(ullage: Ullage, dataDir: string): Promise<void> {
   assert.deepEqual(await uselessBlocks(ullage, dataDir), new Map(), "blocks that nobody needs have data");
+}
+
+/** Bytes on disk of files. */
+async function onDisk(paths: string[]): Promise<number> {
+  let bytes = 0;
+  for (const path of paths) bytes += (await stat(path).catch(() => ({ blocks: 0 }))).blocks * 512;
+  return bytes;
+}
+
+/**
+ * What is told of all volumes together is what the file system says, and the sum of what is told of each. What is freed in
+ * the background meanwhile may come between two questions: then they are asked again.
+ */
+export async function demandSpaceAddsUp(ullage: Ullage, dataDir: string): Promise<void> {
+  for (const { name } of await ullage.listVolumes()) await (await ullage.getDevice(name)).flush();
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await askForSpace(ullage, dataDir);
+      return;
+    } catch (error) {
+      if (attempt === 20) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+}
+
+async function askForSpace(ullage: Ullage, dataDir: string): Promise<void> {
+  const layers = await readdir(join(dataDir, "layers"));
+  const blobs = await readdir(join(dataDir, "blobs")).catch(() => []);
+  const all = await ullage.space();
+  const inLayers = await onDisk(layers.map((name) => join(dataDir, "layers", name)));
+  const inBlobs = await onDisk(blobs.map((name) => join(dataDir, "blobs", name, "data")));
+  assert.equal(all.exclusiveBytes + all.sharedBytes + all.unusedBytes, inLayers, "layers");
+  assert.equal(all.cachedBytes, inBlobs, "blobs");
+  const each = await Promise.all((await ullage.listVolumes()).map(({ name }) => ullage.spaceOf(name)));
+  assert.equal(
+    each.reduce((sum, { exclusiveBytes }) => sum + exclusiveBytes, 0),
+    all.exclusiveBytes,
+    "exclusive",
+  );
+  assert.equal(
+    each.some(({ sharedBytes }) => sharedBytes > 0),
+    all.sharedBytes > 0,
+    "shared",
+  );
 }

@@ -20,6 +20,8 @@ async function dieEverywhere(
     before?: (ullage: Ullage, image: string) => Promise<unknown>;
     work: (ullage: Ullage, image: string) => Promise<unknown>;
     names: string[][];
+    /** What else must be in order after the next start. */
+    also?: (ullage: Ullage) => Promise<unknown>;
   },
 ): Promise<void> {
   const directory = await temporaryDirectory(t);
@@ -39,7 +41,7 @@ async function dieEverywhere(
     world.crashAt = Infinity;
     if (finished) await ullage.close();
     else await world.bury();
-    await assertInOrder(dataDir, options.names, `step ${step}: ${world.died ?? "none"}`);
+    await assertInOrder(dataDir, options.names, `step ${step}: ${world.died ?? "none"}`, options.also);
     await rm(dataDir, { recursive: true });
   }
 }
@@ -54,7 +56,12 @@ async function stepsOfOpening(dataDir: string): Promise<number> {
 }
 
 /** The next start leaves nothing half made, and what it lists can be read. */
-async function assertInOrder(dataDir: string, names: string[][], died: string): Promise<void> {
+async function assertInOrder(
+  dataDir: string,
+  names: string[][],
+  died: string,
+  also?: (ullage: Ullage) => Promise<unknown>,
+): Promise<void> {
   const ullage = await Ullage.open({ dataDir });
   try {
     const volumes = await ullage.listVolumes();
@@ -72,6 +79,7 @@ async function assertInOrder(dataDir: string, names: string[][], died: string): 
       assert.deepEqual(buffer.bytes, expected, died);
     }
     assert.deepEqual(ullage.health().warnings, [], died);
+    await also?.(ullage);
   } finally {
     await ullage.close();
   }
@@ -120,6 +128,33 @@ void test("durability rule 17: nor is a volume from an image half made, or half 
       await ullage.removeVolume("old");
     },
     names: [["old"], ["new", "old"], ["new"]],
+  });
+});
+
+void test("durability rule 17: a kill at any step of an import leaves all of the disk or nothing", async (t) => {
+  const piece = Buffer.alloc(300_000, 5);
+  await dieEverywhere(t, {
+    work: (ullage) =>
+      ullage.importVolume("new", {
+        size: undefined,
+        format: "auto",
+        async *pieces() {
+          for (const offset of [4096, 700_000, 2_000_000]) yield { offset, bytes: piece };
+          yield await Promise.resolve({ offset: 3_000_000, bytes: Buffer.alloc(0) });
+        },
+      }),
+    names: [[], ["new"]],
+    also: async (ullage) => {
+      for (const { name, size } of await ullage.listVolumes()) {
+        assert.equal(size, 3_000_320);
+        const device = await ullage.getDevice(name);
+        const buffer = new IoBuffer(size);
+        await device.read(0, size, buffer, 0);
+        const expected = Buffer.alloc(size);
+        for (const offset of [4096, 700_000, 2_000_000]) piece.copy(expected, offset);
+        assert.ok(buffer.bytes.equals(expected));
+      }
+    },
   });
 });
 

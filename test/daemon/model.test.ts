@@ -10,7 +10,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
 import { CrashingWorld } from "./crashing-world.ts";
-import { demandNothingUseless } from "./layer-inspection.ts";
+import { demandNothingUseless, demandSpaceAddsUp } from "./layer-inspection.ts";
 
 /*
  * Volumes, snapshots and clones beside a model of plain arrays, one byte per sector: any sequence of commands, kills among
@@ -90,6 +90,13 @@ async function compareAll(model: Model, { ullage }: World): Promise<void> {
   );
   for (const [name, { sectors, snapshots }] of model) {
     await compare(name, await ullage.getDevice(name), sectors);
+    const { runs } = await ullage.mapVolume(name, 0, 1e6);
+    const written = runs.filter(({ kind }) => kind === "written").map(({ length }) => Math.ceil(length / 4096) * 4096);
+    assert.equal(
+      (await ullage.showVolume(name)).writtenBytes,
+      written.reduce((sum, bytes) => sum + bytes, 0),
+      `written bytes of ${name}`,
+    );
     assert.deepEqual(
       ullage
         .listSnapshots(name)
@@ -242,6 +249,11 @@ const commands: fc.Arbitrary<Command>[] = [
     },
     toString: () => "reclaim",
   }),
+  fc.constant<Command>({
+    check: () => true,
+    run: (_, { ullage, dataDir }) => demandSpaceAddsUp(ullage, dataDir),
+    toString: () => "space",
+  }),
 ];
 
 void test("volumes, snapshots and clones are what a model of plain arrays says, through kills and restarts", async () => {
@@ -259,6 +271,7 @@ void test("volumes, snapshots and clones are what a model of plain arrays says, 
       await compareAll(model, world);
       await world.ullage.reclaim();
       await demandNothingUseless(world.ullage, dataDir);
+      await demandSpaceAddsUp(world.ullage, dataDir);
       await compareAll(model, world);
       for (const name of model.keys()) await world.ullage.removeVolume(name, { snapshots: true });
       await world.ullage.close();

@@ -7,6 +7,7 @@ import { IoError } from "../../src/base/errors.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
+import type { Volume } from "../../src/volume/volume.ts";
 import { Gate, interposedFileSystem, type Interposer } from "./interposed-file-system.ts";
 import { demandNothingUseless, uselessBlocks } from "./layer-inspection.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";
@@ -160,6 +161,34 @@ void test("volumes that are closed keep what they need: a clone that only names 
   await demandNothingUseless(ullage, dataDir);
 });
 
+void test("blocks whose last snapshot goes while a clone takes them over are not lost between the two", async (t) => {
+  const release = Promise.withResolvers<void>();
+  let state: "idle" | "armed" | "held" = "idle";
+  const hold: Interposer = async (what, path, proceed) => {
+    if (state === "armed" && what === "open read" && path.includes("/maps/")) {
+      state = "held"; // the volumes have been looked at
+      await release.promise;
+    }
+    return proceed();
+  };
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const ullage = await openUllage(t, { dataDir, fs: interposedFileSystem(hold) });
+  await prepared(ullage);
+  await (await ullage.getDevice("web")).flush();
+  await (await ullage.getSnapshotDevice("web", "s")).flush(); // its frozen map is in its file
+  state = "armed";
+  const reclaiming = ullage.reclaim();
+  await until("the frozen map is about to be read", () => state === "held");
+  await ullage.createVolume({ name: "clone", from: { snapshot: "web@s" } });
+  const clone = (await ullage.getDevice("clone")) as Volume;
+  await clone.checkpoint(); // it names the frozen map no more
+  await ullage.removeSnapshot("web", "s");
+  assert.deepEqual(await readdir(join(dataDir, "maps")), []);
+  release.resolve();
+  assert.equal((await reclaiming).reclaimedBytes, 0);
+  assert.deepEqual([await get(clone, 16), await get(clone, 63)], [1, 1]);
+});
+
 void test("a poisoned volume keeps all its layers, and it is said why", async (t) => {
   let fails = false;
   const fs = interposedFileSystem((what, path, proceed) => {
@@ -212,8 +241,9 @@ void test("what can't be read may need anything: nothing is freed", async (t) =>
   await prepared(ullage);
   await ullage.createSnapshot("web", "other");
   await ullage.removeSnapshot("web", "s");
-  const [map] = await readdir(join(dataDir, "maps"));
-  damaged = join(dataDir, "maps", map);
+  const maps = (): Promise<string[]> => readdir(join(dataDir, "maps"));
+  while (!(await maps()).some((name) => /^[0-9a-f]{32}$/.test(name))) await new Promise((next) => setTimeout(next, 10));
+  damaged = join(dataDir, "maps", (await maps())[0]);
   await assert.rejects(ullage.reclaim(), /injected EIO/);
   assert.equal((await uselessBlocks(ullage, dataDir)).size, 1);
   damaged = "";

@@ -6,6 +6,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
+import { describedSnapshots } from "../../src/volume/snapshot-files.ts";
 import { CrashingWorld } from "./crashing-world.ts";
 import { demandNothingUseless } from "./layer-inspection.ts";
 import { temporaryDirectory } from "./support.ts";
@@ -118,6 +119,24 @@ void test("durability rules 3 and 17: a kill at any step of taking a snapshot le
     before: prepare,
     work: (ullage) => ullage.createSnapshot("web", "t"),
     allowed: ["web=2 web@s=1", "web=2 web@s=1 web@t=2"],
+  });
+});
+
+void test("durability rule 17: a kill at any step of an export leaves nothing that its volume was frozen with", async (t) => {
+  await dieEverywhere(t, {
+    before: prepare,
+    work: async (ullage) => {
+      const disk = await ullage.openContent("web", undefined, "qcow2", { address: "test", remote: false });
+      await disk.read(0, block, new IoBuffer(block), 0);
+      await disk.close();
+    },
+    allowed: ["web=2 web@s=1"],
+    demand: async (ullage, dataDir) => {
+      for (const id of await readdir(join(dataDir, "volumes"))) {
+        const described = describedSnapshots(await readdir(join(dataDir, "volumes", id)));
+        assert.equal(described.length, ullage.listSnapshots().length, "a snapshot that nobody sees");
+      }
+    },
   });
 });
 

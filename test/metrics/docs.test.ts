@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { families } from "../../src/metrics/metrics.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { nbdsh } from "../nbd/support.ts";
@@ -48,6 +49,10 @@ h.flush()
 h.cache(4096, 0)
 try: h.pread(512, 1 << 40)
 except nbd.Error: pass`);
+  const reader = { address: "test", remote: false };
+  const content = await served.ullage.openContent("v", undefined, "raw", reader);
+  await content.read(0, 512, new IoBuffer(512), 0);
+  await content.close();
   source.onRequest = () => ({ kind: "status", status: 404 });
   await nbdsh(`h.connect_uri("${served.uri("v")}")
 try: h.pread(4096, 3 << 20)

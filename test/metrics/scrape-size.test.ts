@@ -56,6 +56,7 @@ function measured(volumes: MeasuredVolume[], sources = new SourceTraffics()): Me
     nbd: { connections: 0, accepted: 0, turnedAway: 0, inflight: 0, bufferBytes: 0 },
     sources: sources.all(),
     reclaim: { runs: 0, failures: 0, bytes: 0 },
+    cache: { blobs: 0, diskBytes: 0, capacityBytes: null, reserve: 0, evictedBytes: 0 },
     volumes,
   };
 }

@@ -1,7 +1,9 @@
 import type { FileSystem } from "../../src/base/file-system.ts";
-import { describeError } from "../../src/base/errors.ts";
+import type { Clock } from "../../src/base/clock.ts";
+import { describeError, UllageError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import { dropLayers } from "../../src/daemon/layer-files.ts";
+import { reclaim } from "../../src/daemon/reclaim.ts";
 import { Turns } from "../../src/daemon/turns.ts";
 import type { VolumeLimits } from "../../src/volume/limits.ts";
 import { layersDir } from "../../src/volume/paths.ts";
@@ -44,6 +46,8 @@ export interface Profile {
   remote?: boolean;
   /** snapshots are taken, read and removed, clones are made, and the volume grows */
   structure?: boolean;
+  /** and blocks that nothing refers to any more are freed */
+  reclaim?: boolean;
 }
 
 /** Clones are volumes, too. */
@@ -95,6 +99,8 @@ class World implements ModelWorld {
   #process!: SimFileSystem;
   #env!: VolumeEnvironment;
   #references = new Turns();
+  #reclaims = new Turns();
+  moves = { given: 0, removed: 0 };
   #opening: Promise<SimBlob> | undefined;
   #blob: SimBlob | undefined;
   #faultsOn = false;
@@ -110,6 +116,11 @@ class World implements ModelWorld {
     const { random } = this.scheduler;
     this.#random = random;
     this.scheduler.slow = random.pick([undefined, undefined, undefined, ...slowFiles]);
+    if (profile.reclaim && random.chance(0.4)) {
+      // A read that is overtaken by all of reclaim (durability rule 5).
+      this.scheduler.slow = "read /data/layers/";
+      this.scheduler.slowness = 8;
+    }
     this.#clean = {
       coldReads: random.pick([0, 0.2, 0.6]),
       punches: random.chance(0.85),
@@ -308,6 +319,7 @@ class World implements ModelWorld {
     this.#opening = undefined;
     this.#blob = undefined;
     this.#references = new Turns();
+    this.#reclaims = new Turns();
     this.#process = this.disk.start();
     this.#env = {
       fs: this.#process,
@@ -400,6 +412,34 @@ class World implements ModelWorld {
     this.#references
       .run(() => dropLayers(env, new Set(layers), { openLayers }))
       .catch((error: unknown) => this.note(`layers are left behind: ${describeError(error)}`));
+  }
+
+  async reclaim(): Promise<void> {
+    const { random, clock } = this.scheduler;
+    // Other work comes between any two slices.
+    const hurried: Clock = {
+      ...clock,
+      now: () => clock.now() + (random.chance(0.3) ? 1 : 0),
+      sleep: () => this.scheduler.pause("reclaim rests"), // a timer would let all others end first
+    };
+    const work = async (): Promise<void> => {
+      this.note("reclaim");
+      const { bytes, leftAlone, reasons } = await reclaim(
+        {
+          env: { ...this.#env, clock: hurried },
+          references: this.#references,
+          moves: () => ({ ...this.moves }),
+          volumes: () => this.#volumes.map((model) => ({ id: model.id, inspect: (look) => look(model.volume) })),
+          unsealedLayers: () => new Set(this.#volumes.flatMap(({ volume }) => [...(volume?.unsealedLayerIds() ?? [])])),
+        },
+        { signal: new AbortController().signal },
+      );
+      this.note(`reclaimed ${bytes}, left alone ${leftAlone}: ${reasons.join("; ")}`);
+    };
+    await this.#reclaims.run(work).catch((error: unknown) => {
+      if (!(error instanceof UllageError) || error.code !== "reclaim-busy") throw error;
+      this.note("reclaim gives up: snapshots come and go");
+    });
   }
 
   dead(): boolean {

@@ -125,6 +125,7 @@ export class ModelSnapshots {
   async #finishRemoval(snapshot: ModelSnapshot): Promise<void> {
     const env = this.#world.env();
     const { id } = snapshot;
+    this.#world.moves.removed++;
     this.#note(snapshot, "is being removed");
     await forgetSnapshot(env, volumeDir(env.dataDir, this.#owner.id), id);
     await this.#owner.volume?.forgetSnapshot(id);

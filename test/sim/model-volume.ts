@@ -1,3 +1,4 @@
+import { allOf } from "../../src/base/all-of.ts";
 import { describeError, errnoOf, IoError, SourceError, UllageError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import type { Turns } from "../../src/daemon/turns.ts";
@@ -25,6 +26,10 @@ export interface ModelWorld {
   env(): VolumeEnvironment;
   process(): SimFileSystem;
   readonly references: Turns;
+  /** See `ReclaimHost`. */
+  readonly moves: { given: number; removed: number };
+  /** Frees blocks that nothing refers to. @throws what `reclaim` throws */
+  reclaim(): Promise<void>;
   openBlob(): Promise<Blob>;
   /** The volume's layers in memory; undefined when it is not open. */
   openLayers(volumeId: string): Set<string> | undefined;
@@ -99,8 +104,7 @@ export class ModelVolume {
   }
 
   #newWorkload(): Workload {
-    const { stories = false, structure = false } = this.#world.profile;
-    return new Workload(this.#world.scheduler, this.oracle, this.#size, stories, structure);
+    return new Workload(this.#world.scheduler, this.oracle, this.#size, this.#world.profile);
   }
 
   /** Sizes that it may have. */
@@ -304,6 +308,8 @@ export class ModelVolume {
       else if (kind === "removeSnapshot") await this.snapshots.remove();
       else if (kind === "clone") await this.#clone();
       else if (kind === "turnover") await this.#turnover(target);
+      else if (kind === "reclaim") await this.#reclaim();
+      else if (kind === "reclaimStory") await this.#reclaimStory(target);
       else await this.#grow();
     } catch (error) {
       target.onError(kind, error);
@@ -362,6 +368,39 @@ export class ModelVolume {
     await target.checkpoint();
   }
 
+  async #reclaim(): Promise<void> {
+    if (this.#world.scheduler.random.chance(0.2)) this.#world.temptFate(60);
+    await this.#world.reclaim();
+  }
+
+  /**
+   * A sealed layer has blocks that only the volume refers to; it loses some of them, durably or not, perhaps while they are
+   * being read, and then they are reclaimed.
+   */
+  async #reclaimStory(target: WorkloadTarget): Promise<void> {
+    const { workload, snapshots } = this;
+    const { random } = this.#world.scheduler;
+    const [offset, length] = workload.popular();
+    const steps = [
+      () => workload.write(target, offset, length),
+      () => this.#changing(() => snapshots.take()),
+      () => snapshots.remove(),
+      () => (random.chance(0.5) ? snapshots.remove() : Promise.resolve()),
+      () => (random.chance(0.2) ? this.#clone() : Promise.resolve()),
+    ];
+    for (const step of steps) if (!target.closing()) await step();
+    if (target.closing()) return;
+    const beside: Promise<void>[] = [];
+    if (random.chance(0.5)) beside.push(workload.read(target, offset, length));
+    beside.push(workload.write(target, offset, length));
+    if (random.chance(0.5)) await beside[beside.length - 1];
+    if (random.chance(0.3)) beside.push(this.#changing(() => snapshots.take()));
+    if (random.chance(0.4)) this.#world.temptFate(80);
+    beside.push(this.#world.reclaim());
+    await allOf(beside);
+    if (random.chance(0.4)) this.#world.temptFate(10);
+  }
+
   async #grow(): Promise<void> {
     const { random } = this.#world.scheduler;
     const size = this.volume!.size + random.pick([512, 3584, blockBytes, 65536, 1 << 20, 4 << 20]);
@@ -388,6 +427,7 @@ export class ModelVolume {
     if (from === undefined) return;
     const clone = await world.references
       .run(async () => {
+        world.moves.given++;
         const { oracle, base } = from;
         const size = oracle.size + random.pick([0, 0, 512, 1 << 20]);
         const id = random.bytes(16).toString("hex");
@@ -419,6 +459,7 @@ export class ModelVolume {
       this.#note(`is being reverted to snapshot ${id.slice(0, 4)}`);
       this.#reverting = { id, oracle: to.oracle };
       const token = this.oracle.flushStart();
+      this.#world.moves.given++;
       this.leave();
       await this.volume!.close();
       this.volume = undefined;

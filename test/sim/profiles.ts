@@ -94,4 +94,22 @@ export const profiles: readonly Profile[] = [
       capacityPages: random.pick([1 << 29, 100, 200]),
     }),
   },
+  {
+    name: "reclaim frees nothing that anybody can come to see",
+    ends: ["kill", "container", "power", "power", "power", "remount", "close"],
+    crashInOpen: 0.3,
+    structure: true,
+    reclaim: true,
+  },
+  {
+    name: "reclaim beside failing syncs and writes frees nothing that anybody can come to see",
+    ends: ["kill", "power", "power", "remount", "close"],
+    crashInOpen: 0.2,
+    structure: true,
+    reclaim: true,
+    faults: (random: Random) =>
+      random.chance(0.5)
+        ? { syncErrors: random.pick([0.05, 0.2]) }
+        : { writeErrors: random.pick([0, 0.03]), metadataErrors: random.pick([0.02, 0.05]) },
+  },
 ];

@@ -49,7 +49,7 @@ export class SimBlob implements Blob {
   readonly unitBytes = unitBytes;
   readonly file: File;
   losses = 0;
-  readonly stats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly stats = { foregroundBytes: 0, readaheadBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
   readonly #disk: SimDisk;
   readonly #source: SimSource;
   readonly #ready: Set<number>;

@@ -14,6 +14,8 @@ export class SimScheduler {
   steps = 0;
   /** What has this in its label comes late, mostly: races are lost that an even choice would hardly ever lose. */
   slow: string | undefined;
+  /** How often something else is picked in its place. */
+  slowness = 1;
   #ready: Task[] = [];
   #timers: Timer[] = [];
   #timerCount = 0;
@@ -102,8 +104,7 @@ export class SimScheduler {
 
   #runOne(): void {
     let index = this.random.below(this.#ready.length);
-    const { slow } = this;
-    if (slow !== undefined && this.#ready[index].label.includes(slow) && this.random.chance(0.9)) {
+    for (let again = this.slowness; again > 0 && this.#comesLate(this.#ready[index]); again--) {
       index = this.random.below(this.#ready.length);
     }
     const task = this.#ready[index];
@@ -111,6 +112,11 @@ export class SimScheduler {
     if (task !== last) this.#ready[index] = last;
     this.steps++;
     task.run();
+  }
+
+  #comesLate({ label }: Task): boolean {
+    if (this.slow === undefined || !label.includes(this.slow)) return false;
+    return this.random.chance(this.slowness > 1 ? 0.99 : 0.9);
   }
 
   #fireTimer(): boolean {

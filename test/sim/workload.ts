@@ -28,7 +28,8 @@ type Kind =
   | StructureKind;
 
 /** What changes more than blocks. */
-export type StructureKind = "snapshot" | "readSnapshot" | "removeSnapshot" | "clone" | "grow" | "turnover";
+export type StructureKind =
+  "snapshot" | "readSnapshot" | "removeSnapshot" | "clone" | "grow" | "turnover" | "reclaim" | "reclaimStory";
 
 /** What the clients work on, for one life of the volume. */
 export interface WorkloadTarget {
@@ -71,8 +72,18 @@ export class Workload {
    * @param size bytes of the volume, at first
    * @param stories most operations are steps of the history of one block
    * @param structure snapshots are taken, read and removed, clones are made, and the volume grows
+   * @param reclaim and what is unused is freed
    */
-  constructor(scheduler: SimScheduler, oracle: Oracle, size: number, stories: boolean, structure: boolean) {
+  constructor(
+    scheduler: SimScheduler,
+    oracle: Oracle,
+    size: number,
+    {
+      stories = false,
+      structure = false,
+      reclaim = false,
+    }: { stories?: boolean; structure?: boolean; reclaim?: boolean },
+  ) {
     const { random } = scheduler;
     this.#random = random;
     this.#scheduler = scheduler;
@@ -96,6 +107,7 @@ export class Workload {
       loseUnit: 2,
       wait: 1,
       ...(structure ? structureKinds : {}),
+      ...(reclaim ? reclaimKinds : {}),
     };
     for (const [kind, weight] of Object.entries(usual) as [Kind, number][]) {
       const rare = kind === "trimLarge" || kind === "zeroLarge" || kind === "writeLarge";
@@ -104,6 +116,7 @@ export class Workload {
     }
     this.#kinds.push("writeBlocks", "flush");
     if (structure) this.#kinds.push("snapshot", "snapshot");
+    if (reclaim) this.#kinds.push("reclaimStory", "removeSnapshot");
     if (stories) for (let count = this.#kinds.length; count > 0; count--) this.#kinds.push("story");
     this.#narrow = stories || random.chance(structure ? 0.6 : 0.3);
     this.#places = Array.from(
@@ -168,6 +181,8 @@ export class Workload {
       case "clone":
       case "grow":
       case "turnover":
+      case "reclaim":
+      case "reclaimStory":
         return target.structure(kind);
     }
   }
@@ -328,7 +343,9 @@ export class Workload {
   }
 }
 
-const structureKinds: Record<StructureKind, number> = {
+const reclaimKinds = { reclaim: 4, reclaimStory: 3, removeSnapshot: 4 };
+
+const structureKinds: Record<Exclude<StructureKind, keyof typeof reclaimKinds> | "removeSnapshot", number> = {
   snapshot: 4,
   readSnapshot: 2,
   removeSnapshot: 2,

@@ -39,6 +39,8 @@ const tools = {
   nginx: { package: "nginx-light" },
   certtool: { package: "gnutls-bin" },
   psktool: { package: "gnutls-bin" },
+  xz: { package: "xz-utils" },
+  zstd: { package: "zstd" },
   curl: { package: "curl" },
   jq: { package: "jq" },
   chromium: { package: "chromium" },
@@ -55,6 +57,15 @@ const tools = {
   script: { package: "bsdutils" },
   mmdebstrap: { package: "mmdebstrap" },
   "qemu-system-x86_64": { package: "qemu-system-x86" },
+  "ceph-mon": { package: "ceph-mon" },
+  "ceph-mgr": { package: "ceph-mgr" },
+  "ceph-osd": { package: "ceph-osd" },
+  radosgw: { package: "radosgw" },
+  ceph: { package: "ceph-common" },
+  "docker-registry": { package: "docker-registry" },
+  skopeo: { package: "skopeo" },
+  htpasswd: { package: "apache2-utils" },
+  openssl: { package: "openssl" },
   root: { present: () => process.getuid?.() === 0 },
   fuse: { present: () => existsSync("/dev/fuse") },
   loop: { present: () => existsSync("/dev/loop-control") },
@@ -65,11 +76,19 @@ export type ToolName = keyof typeof tools;
 
 /** Only the boot test needs these; they are large. */
 const vmTools = new Set<ToolName>(["mmdebstrap", "qemu-system-x86_64"]);
+/** Only the tests with real stores and registries need these. */
+const sourceTools = new Set<ToolName>([
+  ...(["ceph-mon", "ceph-mgr", "ceph-osd", "radosgw", "ceph"] as const),
+  ...(["docker-registry", "skopeo", "htpasswd"] as const),
+]);
 
-/** Every tool that a group of tests may ask for; `vm` is what the boot test needs on top. */
-export function toolsFor(group: "tests" | "vm"): ToolName[] {
+/** Every tool that a group of tests may ask for. */
+export function toolsFor(group: "tests" | "sources" | "vm"): ToolName[] {
   const names = Object.keys(tools) as ToolName[];
-  return group === "vm" ? names : names.filter((name) => !vmTools.has(name));
+  return names.filter((name) => {
+    if (vmTools.has(name)) return group === "vm";
+    return !sourceTools.has(name) || group === "sources";
+  });
 }
 
 /** The Debian packages, each once, that bring the named tools. */

@@ -109,7 +109,7 @@ async function live(world: World): Promise<void> {
     for (const unit of volume.needed)
       assert.ok(blob.isReady(unit * UNIT, UNIT), `unit ${unit} is gone with its source`);
   }
-  const space = (): Promise<{ free: number; total: number }> => Promise.resolve({ free: 1, total: 1 });
+  const space = () => Promise.resolve({ free: 1, total: 1, room: Infinity });
   const hydration = await Hydration.open(volume, { clock, slots: new HydrationSlots(), space, log: () => undefined });
   hydration.onChange(({ state }) => (world.detached ||= state === "detached"));
   hydration.start();

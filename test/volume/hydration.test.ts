@@ -66,7 +66,7 @@ async function open(
   const hydration = await Hydration.open(volume, {
     clock,
     slots: new HydrationSlots(),
-    space: () => Promise.resolve({ free: 100, total: 100 }),
+    space: () => Promise.resolve({ free: 100, total: 100, room: Infinity }),
     log: (_level, message) => log.push(message),
     ...options,
   });
@@ -335,7 +335,7 @@ void test("at the free-space reserve it pauses with the reason no-space, evicts 
   const { blob } = await openBlob(t, reader);
   let free = 6;
   const { hydration, clock, seen } = await open(t, new FakeVolume([blob]), {
-    space: () => Promise.resolve({ free, total: 100 }),
+    space: () => Promise.resolve({ free, total: 100, room: Infinity }),
   });
   reader.before = (offset) => {
     if (offset === 32 * MiB) free = 4;

@@ -1,5 +1,8 @@
+import { readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
+import { layersDir } from "../../src/volume/paths.ts";
 import type { OpenVolumeOptions } from "../../src/volume/types.ts";
 import type { Volume } from "../../src/volume/volume.ts";
 import {
@@ -42,6 +45,12 @@ export class Lives {
     const lives = new Lives(env, faulty, await createVolume(env, size), options);
     t.after(() => lives.kill());
     return lives;
+  }
+
+  /** Bytes on disk of all layers. */
+  layerBytes(): number {
+    const dir = layersDir(this.env.dataDir);
+    return readdirSync(dir).reduce((sum, name) => sum + statSync(join(dir, name)).blocks * 512, 0);
   }
 
   kill(): Promise<void> {

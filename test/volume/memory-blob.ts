@@ -13,7 +13,7 @@ export class MemoryBlob implements Blob {
   readonly size: number;
   readonly unitBytes = 65536;
   readonly file: File;
-  readonly stats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly stats = { foregroundBytes: 0, readaheadBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
   readonly content: Buffer;
   /** What a fetch does before it brings a unit. */
   beforeFetch: (unit: number) => Promise<void> | void = () => undefined;

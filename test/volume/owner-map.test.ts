@@ -3,9 +3,16 @@ import { test } from "node:test";
 import * as fc from "fast-check";
 import { chunkBlocks, OwnerMap } from "../../src/volume/owner-map.ts";
 
+/** Counts as not written. */
+const blob = 2;
+
 /** An edit or a copy, on a map of `blocks` blocks. */
 type Step =
-  { do: "set"; start: number; count: number; owner: number } | { do: "freeze" } | { do: "release"; which: number };
+  | { do: "set"; start: number; count: number; owner: number }
+  | { do: "setChunk"; chunk: number; seed: number }
+  | { do: "grow"; by: number }
+  | { do: "freeze" }
+  | { do: "release"; which: number };
 
 const anyStep = (blocks: number): fc.Arbitrary<Step> =>
   fc.oneof(
@@ -27,6 +34,15 @@ const anyStep = (blocks: number): fc.Arbitrary<Step> =>
           owner,
         })),
     },
+    {
+      weight: 2,
+      arbitrary: fc.record({
+        do: fc.constant("setChunk" as const),
+        chunk: fc.nat(Math.ceil(blocks / chunkBlocks) - 1),
+        seed: fc.nat(5),
+      }),
+    },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("grow" as const), by: fc.integer({ min: 1, max: 1500 }) }) },
     { weight: 1, arbitrary: fc.constant({ do: "freeze" as const }) },
     { weight: 1, arbitrary: fc.nat(3).map((which) => ({ do: "release" as const, which })) },
   );
@@ -36,6 +52,11 @@ function sameAs(map: OwnerMap, owners: Uint16Array, random: (bound: number) => n
     if (map.ownerOf(block) !== owners[block])
       assert.fail(`block ${block}: ${map.ownerOf(block)}, not ${owners[block]}`);
   }
+  assert.equal(
+    map.writtenBlocks,
+    owners.reduce((total, each) => total + (each === 0 || each === blob ? 0 : 1), 0),
+    "blocks of layers",
+  );
   for (const owner of [0, 1, 2, 0xfffe]) {
     assert.equal(
       map.count(owner),
@@ -72,12 +93,24 @@ void test("edits, frozen copies and releases give what a plain array gives", () 
         return (state >>> 8) % bound;
       };
       const map = new OwnerMap(blocks);
-      const owners = new Uint16Array(blocks);
+      map.noteBlob(blob);
+      let owners = new Uint16Array(blocks);
       const frozen: { map: OwnerMap; owners: Uint16Array }[] = [];
       for (const step of steps) {
         if (step.do === "set") {
           map.set(step.start, step.count, step.owner);
           owners.fill(step.owner, step.start, step.start + step.count);
+        } else if (step.do === "setChunk") {
+          // As a map file describes it, with something behind the end of a short last chunk.
+          const values = Uint16Array.from({ length: chunkBlocks }, (_, at) => (at * step.seed) % 3);
+          map.setMixedChunk(step.chunk, values);
+          const at = step.chunk * chunkBlocks;
+          owners.set(values.subarray(0, owners.length - at), at);
+        } else if (step.do === "grow") {
+          map.grow(owners.length + step.by);
+          const larger = new Uint16Array(owners.length + step.by);
+          larger.set(owners);
+          owners = larger;
         } else if (step.do === "freeze") {
           frozen.push({ map: map.freeze(), owners: owners.slice() });
         } else if (step.which < frozen.length) {

@@ -11,7 +11,7 @@ export const exportAsItIsNow = "as-it-is-now";
 export async function probeExport(
   address: ListenAddress,
   name: string,
-  signal = new AbortController().signal,
+  signal: AbortSignal = new AbortController().signal,
 ): Promise<OurExport> {
   const { connection, info } = await openSession(address, name, signal);
   const ended = new Promise<void>((resolve) => {

@@ -186,8 +186,7 @@ export class ManagerConnection {
     this.#running.set(header.tag, controller);
     try {
       const { signal } = controller;
-      if (lane === Lane.readahead) await blob.readAhead(start, length, signal);
-      else await blob.fetch(start, length, { background: lane === Lane.background, signal });
+      await blob.fetch(start, length, { background: lane === Lane.background, soon: lane === Lane.readahead, signal });
       return fetched(token, length, Result.success);
     } catch (error) {
       if (controller.signal.aborted) return fetched(token, 0, Result.cancelled);
@@ -235,9 +234,10 @@ export class ManagerConnection {
 }
 
 function stat(token: bigint, blob: CachedBlob): Answer {
-  const { foregroundBytes, backgroundBytes, requests, errors } = blob.stats;
+  const { foregroundBytes, readaheadBytes, backgroundBytes, requests, errors } = blob.stats;
+  const ahead = readaheadBytes + backgroundBytes;
   const body = new Body().u64(token).u32(Result.success);
-  for (const figure of [blob.size, blob.readyBytes, foregroundBytes, backgroundBytes, requests, errors]) {
+  for (const figure of [blob.size, blob.readyBytes, foregroundBytes, ahead, requests, errors]) {
     body.u64(figure);
   }
   return { body: body.done() };

@@ -18,6 +18,7 @@ export interface BlobManagerOptions {
   dataDir: string;
   /** Who may connect besides root and this process's own user. */
   allowedUsers?: readonly number[];
+  allowedGroup?: number;
   log(level: "info" | "warn", message: string): void;
 }
 
@@ -47,7 +48,7 @@ export class BlobManager {
     const { store } = this.#options;
     const warn = (message: string): void => this.#options.log("warn", `blob manager: ${message}`);
     const peer = peerCredentials(fd);
-    if (peer === undefined || !this.#isAllowed(peer.uid)) {
+    if (peer === undefined || !this.#isAllowed(peer)) {
       warn(`user ${peer?.uid ?? "unknown"} (process ${peer?.pid ?? "?"}) may not connect`);
       closeDescriptor(fd);
       return;
@@ -76,8 +77,9 @@ export class BlobManager {
     connection.begin(socket);
   }
 
-  #isAllowed(uid: number): boolean {
-    return uid === 0 || uid === process.geteuid?.() || (this.#options.allowedUsers ?? []).includes(uid);
+  #isAllowed({ uid, gid }: { uid: number; gid: number }): boolean {
+    const { allowedUsers = [], allowedGroup } = this.#options;
+    return uid === 0 || uid === process.geteuid?.() || allowedUsers.includes(uid) || gid === allowedGroup;
   }
 
   /** The range map for version-1 clients is there until `release` was called as often as this. */

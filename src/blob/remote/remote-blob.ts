@@ -48,15 +48,18 @@ export class RemoteBlob implements Blob {
   readonly size: number;
   readonly unitBytes: number;
   readonly file: PassedFile;
-  readonly stats: BlobStats = { foregroundBytes: 0, backgroundBytes: 0, requests: 0, errors: 0 };
+  readonly stats: BlobStats = {
+    foregroundBytes: 0,
+    readaheadBytes: 0,
+    backgroundBytes: 0,
+    requests: 0,
+    errors: 0,
+  };
   readonly #options: RemoteBlobOptions;
   readonly #pins: Set<string>;
   readonly #listeners = new Set<(start: number, length: number) => void>();
   readonly #forget: () => void;
-  readonly #readahead = new ReadaheadFetcher(
-    (offset, length) => this.isReady(offset, length),
-    (offset, length) => this.#fetch(offset, length, Lane.readahead),
-  );
+  readonly #readahead: ReadaheadFetcher;
   #readiness: SharedReadiness;
   /** Over the shared bits; counts for as long as `#sequence` is the readiness's. */
   #map!: RangeMap;
@@ -75,6 +78,11 @@ export class RemoteBlob implements Blob {
     this.size = opened.size;
     this.unitBytes = opened.unitBytes;
     this.#pins = pins;
+    this.#readahead = new ReadaheadFetcher(
+      opened.size,
+      (offset, length) => this.isReady(offset, length),
+      (offset, length) => this.#fetch(offset, length, Lane.readahead),
+    );
     this.file = new PassedFile(`blob ${options.id}`, fileOfDescriptor(`blob ${options.id}`, opened.data), opened.base);
     this.#readiness = opened.readiness;
     this.#token = opened.generation === options.client.generation ? opened.token : undefined;
@@ -151,7 +159,8 @@ export class RemoteBlob implements Blob {
     for (let at = offset; at < end; at += MAX_FETCH_BYTES) {
       const count = Math.min(MAX_FETCH_BYTES, end - at);
       if (this.isReady(at, count)) continue;
-      await this.#fetch(at, count, options.background === true ? Lane.background : undefined, options.signal);
+      const { background = false, soon = false, signal } = options;
+      await this.#fetch(at, count, background ? Lane.background : soon ? Lane.readahead : undefined, signal);
     }
   }
 
@@ -172,7 +181,7 @@ export class RemoteBlob implements Blob {
       if (signal?.aborted !== true) this.stats.errors++;
       throw error;
     }
-    this.stats[lane === undefined ? "foregroundBytes" : "backgroundBytes"] += Math.max(0, this.readyBytes - before);
+    this.stats[laneBytes(lane)] += Math.max(0, this.readyBytes - before);
   }
 
   async sync(): Promise<void> {
@@ -304,6 +313,11 @@ async function getBlob({ client, id }: RemoteBlobOptions): Promise<Opened> {
     descriptors.forEach(closeDescriptor);
     throw error;
   }
+}
+
+function laneBytes(lane: number | undefined): "foregroundBytes" | "readaheadBytes" | "backgroundBytes" {
+  if (lane === undefined) return "foregroundBytes";
+  return lane === Lane.readahead ? "readaheadBytes" : "backgroundBytes";
 }
 
 function discard(opened: Opened): void {

@@ -1,19 +1,17 @@
 import type { Command } from "commander";
-import { UllageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
-import { shownSource } from "../../base/without-secrets.ts";
 import type { BlobView, ImageView } from "../../daemon/views.ts";
-import type { ApiClient } from "../api-client.ts";
 import { allPages, clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { formatFields, formatTable, print, printJson } from "../output.ts";
 import { absoluteSource } from "../parse.ts";
-
-/** Enough of an id to be meant as one. */
-const leastIdDigits = 4;
+import { findImage } from "../find-image.ts";
+import { addTraceCommand } from "./image-trace.ts";
 
 /** `ullage image …`: what volumes were made from. */
 export function addImageCommand(program: Command): void {
-  const image = program.command("image").description("list and show the images in the cache (asks the daemon)");
+  const image = program.command("image").description("the images in the cache (asks the daemon)");
+  addChanges(image);
+  addTraceCommand(image);
   clientCommand(image, "ls", "list what volumes were made from", "ullage image ls").action(
     async (options: ClientOptions) => {
       const images = await allPages<ImageView>(await findDaemon(options), "/v1/images", "images");
@@ -44,6 +42,50 @@ export function addImageCommand(program: Command): void {
   ).action(show);
 }
 
+interface PullOptions extends ClientOptions {
+  format?: string;
+  download?: boolean;
+  unpinned?: boolean;
+}
+
+function addChanges(image: Command): void {
+  clientCommand(
+    image,
+    "pull <source>",
+    "fetch an image whole, before a volume is made from it; Ctrl-C ends it, what was fetched stays",
+    "ullage image pull https://example.org/debian.raw",
+  )
+    .option("--format <format>", "the image's format; default: by its first bytes")
+    .option("--download", "fetch it in one go, for servers that can't serve ranges")
+    .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .action(async (source: string, options: PullOptions) => {
+      const daemon = await findDaemon(options);
+      const { callAndFollow } = await import("../follow-job.ts");
+      const { format, download, unpinned } = options;
+      const body = {
+        source: absoluteSource(source),
+        ...(format === undefined ? {} : { format }),
+        ...(download === undefined ? {} : { download }),
+        ...(unpinned === undefined ? {} : { unpinned }),
+      };
+      const call = { method: "POST", body } as const;
+      const pulled = await callAndFollow<ImageView>(daemon, "/v1/images", call, options.json === true);
+      if (options.json === true) printJson(pulled);
+      else print(`${pulled.source} is in the cache: ${formatSize(pulled.readyBytes)}`);
+    });
+  clientCommand(
+    image,
+    "rm <image>",
+    "throw an image out of the cache that no volume was made from",
+    "ullage image rm https://example.org/debian.raw",
+  ).action(async (given: string, options: ClientOptions) => {
+    const daemon = await findDaemon(options);
+    const { id, source } = await findImage(daemon, given);
+    await daemon.call(`/v1/images/${id}`, { method: "DELETE" });
+    if (options.json !== true) print(`${source} is gone from the cache`);
+  });
+}
+
 async function show(given: string, options: ClientOptions): Promise<void> {
   const daemon = await findDaemon(options);
   const image = await findImage(daemon, given);
@@ -72,20 +114,4 @@ async function show(given: string, options: ClientOptions): Promise<void> {
       `version      ${id}: ${formatSize(readyBytes)} of ${formatSize(size)}${identity === null ? "" : `, ${identity}`}`,
     );
   }
-}
-
-/** @throws UllageError `not-found`, `ambiguous` */
-async function findImage(daemon: ApiClient, given: string): Promise<ImageView> {
-  const images = await allPages<ImageView>(daemon, "/v1/images", "images");
-  const source = shownSource(absoluteSource(given));
-  const bySource = images.filter((image) => image.source === source);
-  const isId = given.length >= leastIdDigits && /^[0-9a-f]+$/.test(given);
-  const found = bySource.length > 0 || !isId ? bySource : images.filter(({ id }) => id.startsWith(given));
-  if (found.length === 1) return found[0];
-  if (found.length === 0) {
-    throw new UllageError("not-found", `there is no image '${given}'`, { hint: "`ullage image ls` lists them" });
-  }
-  throw new UllageError("ambiguous", `'${given}' is ${found.length} images`, {
-    hint: `name one by its id: ${found.map(({ id }) => id.slice(0, 12)).join(", ")}`,
-  });
 }

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { formatSize } from "../../base/units.ts";
-import type { ReclaimView } from "../../daemon/views.ts";
+import type { AllSpaceView, ReclaimView } from "../../daemon/views.ts";
 import { clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { print, printJson } from "../output.ts";
 
@@ -20,6 +20,9 @@ export function addReclaimCommand(program: Command): void {
       return;
     }
     print(`${formatSize(result.reclaimedBytes)} freed; ${result.layers} layers hold only what is needed`);
+    const { exclusiveBytes, sharedBytes, cachedBytes } = await daemon.call<AllSpaceView>("/v1/space");
+    const written = `${formatSize(exclusiveBytes)} of single volumes, ${formatSize(sharedBytes)} shared by several`;
+    print(`on disk: ${written}, ${formatSize(cachedBytes)} of images`);
     if (result.leftAlone === 0) return;
     print(`${result.leftAlone} layers were left alone:`);
     for (const reason of result.reasons) print(`  ${reason}`);

@@ -3,12 +3,14 @@ import { Option, type Command } from "commander";
 import type { ApiAuth } from "../../api/connection-access.ts";
 import type { SourceSettings } from "../../backend/source-settings.ts";
 import { UllageError } from "../../base/errors.ts";
+import { defaultLimits } from "../../blob/cache-space.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
 import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
 import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
+import { sizeOption } from "../parse.ts";
 import { addTlsOptions, loadTlsOptions, type TlsFlags } from "../tls-options.ts";
 
 interface Options extends LogOptions, TlsFlags, SocketOptions {
@@ -22,6 +24,10 @@ interface Options extends LogOptions, TlsFlags, SocketOptions {
   sourceLimit?: number;
   nbd?: string[];
   unsafeFileSystem?: boolean;
+  /** bytes */
+  cacheCapacity?: number;
+  /** percent; only the configuration file says it */
+  cacheReserve?: number;
   json?: boolean;
 }
 
@@ -39,6 +45,11 @@ export function addServeCommand(program: Command): void {
     )
     .option("--api-host <name...>", "further names that the API goes by on TCP, such as that of a proxy in front of it")
     .option("--nbd <addr...>", "HOST:PORT, [::1]:PORT or unix:PATH; default: 127.0.0.1:10809 and unix:<data>/nbd.sock")
+    .option(
+      "--cache-capacity <size>",
+      "what the cache may take on disk; default: the file system, less 5 %",
+      sizeOption,
+    )
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where it listens as an object")
     .addHelpText("after", "\nExample:\n  $ ullage serve --data /srv/ullage --nbd 127.0.0.1:10809");
@@ -53,7 +64,7 @@ async function serve(options: Options): Promise<void> {
   const stop = stopSignal(() => reload.dispatchEvent(new Event("reload")));
   const { Ullage } = await import("../../daemon/ullage.ts");
   const { notifyServiceManager } = await import("../service-manager.ts");
-  const { chooseAddresses } = await import("../addresses.ts");
+  const { chooseAddresses, socketAccess } = await import("../addresses.ts");
   const { stderrLog } = await import("../stderr-log.ts");
   const log = stderrLog(options);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
@@ -66,6 +77,10 @@ async function serve(options: Options): Promise<void> {
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
+    cacheLimits: {
+      capacityBytes: options.cacheCapacity ?? defaultLimits.capacityBytes,
+      reserve: options.cacheReserve === undefined ? defaultLimits.reserve : options.cacheReserve / 100,
+    },
     sourceSettings: options.sourceSettings ?? [],
     sourceBytesPerSecond: options.sourceLimit ?? null,
     log,
@@ -73,7 +88,7 @@ async function serve(options: Options): Promise<void> {
   const library = import("../server.ts"); // a tenth of a second, while the disk and the catalog's thread are at work
   const ullage = await opening;
   const { Server } = await library;
-  const server = await Server.start(ullage, addresses, { tls, ...api, blobs: true }, log);
+  const server = await Server.start(ullage, addresses, { tls, ...api, blobs: socketAccess(options) }, log);
   // Only a person at a terminal gets a link that opens everything; what goes into a file or a journal stays there.
   const link = process.stdout.isTTY && options.json !== true ? server.dashboardLink() : undefined;
   announce(ullage, options.json === true, link);

@@ -1,6 +1,8 @@
 import type { Command } from "commander";
 import { addCreateCommand } from "./volume/create.ts";
+import { addExportCommand } from "./volume/export.ts";
 import { addHydrateCommand } from "./volume/hydrate.ts";
+import { addImportCommand } from "./volume/import.ts";
 import { addLsCommand } from "./volume/ls.ts";
 import { addMapCommand } from "./volume/map.ts";
 import { addPauseCommand, addResumeCommand } from "./volume/pause.ts";
@@ -23,6 +25,8 @@ export function addVolumeCommand(program: Command): void {
   addPauseCommand(volume);
   addResumeCommand(volume);
   addMapCommand(volume);
+  addExportCommand(volume);
+  addImportCommand(volume);
   addSetCommand(volume);
   addResizeCommand(volume);
   addRenameCommand(volume);

@@ -1,0 +1,138 @@
+import type { Clock } from "../base/clock.ts";
+import { describeError } from "../base/errors.ts";
+
+/*
+ * How much space the cache may take, and what goes when that is too much. Nothing is ever evicted because hydration wants
+ * room; hydration pauses instead.
+ *
+ *     use <= capacity x HIGH      nothing happens
+ *     use >  capacity x HIGH      blobs that no volume needs go whole, least recently used first, and then, of volumes that
+ *                                 do not want to be complete, ranges that nobody read lately, until use <= capacity x LOW
+ *     free < reserve              the same, until the file system has its reserve again
+ *
+ * What a detached volume needs is data, not cache, and is never looked at.
+ */
+
+const HIGH = 0.95;
+const LOW = 0.85;
+
+/** Use is looked at whenever so many bytes came in, */
+const CHECK_BYTES = 32 * 1024 * 1024;
+/** and ranges go in portions, between which readers get on. */
+const PORTION_BYTES = 32 * 1024 * 1024;
+/** A full disk that eviction could not help is not asked again before this, ms. */
+const USELESS_MS = 1000;
+
+/** How much the cache may hold. */
+export interface CacheLimits {
+  /** bytes on disk that all blobs together may take; null: as much as the file system has, less the reserve */
+  capacityBytes: number | null;
+  /** share of the file system that is left free, 0 … 1 */
+  reserve: number;
+}
+
+export const defaultLimits: CacheLimits = { capacityBytes: null, reserve: 0.05 };
+
+/** What the policy works on. */
+export interface CacheSpaceHost {
+  clock: Clock;
+  /** bytes on disk */
+  use(): number;
+  fileSystem(): Promise<{ free: number; total: number }>;
+  /** Blobs that nothing needs, least recently used first. */
+  unneeded(): string[];
+  /** @returns bytes freed; 0 when somebody has begun to need it */
+  removeBlob(id: string): Promise<number>;
+  /** Blobs in use of which ranges may go. */
+  thinnable(): { evict(bytes: number): Promise<number> }[];
+  log(level: "info" | "warn", message: string): void;
+}
+
+export class CacheSpace {
+  limits: CacheLimits;
+  /** since the start */
+  evictedBytes = 0;
+  readonly #host: CacheSpaceHost;
+  #unchecked = 0;
+  #running: Promise<number> | undefined;
+  #uselessUntil = -Infinity;
+
+  constructor(host: CacheSpaceHost, limits: CacheLimits = defaultLimits) {
+    this.#host = host;
+    this.limits = limits;
+  }
+
+  /** How many bytes hydration may still add; Infinity without a capacity. */
+  get room(): number {
+    const { capacityBytes } = this.limits;
+    return capacityBytes === null ? Infinity : Math.max(0, capacityBytes - this.#host.use());
+  }
+
+  /** So many bytes came in. */
+  filled(bytes: number): void {
+    this.#unchecked += bytes;
+    if (this.#unchecked < CHECK_BYTES) return;
+    this.#unchecked = 0;
+    void this.relieve();
+  }
+
+  /** A write found the disk full. @returns whether something was freed */
+  async makeRoom(): Promise<boolean> {
+    if (this.#host.clock.now() < this.#uselessUntil) return false;
+    const freed = await this.#alone(PORTION_BYTES);
+    if (freed === 0) this.#uselessUntil = this.#host.clock.now() + USELESS_MS;
+    return freed > 0;
+  }
+
+  /** Evicts what is too much, if anything is. Never rejects. @returns bytes freed */
+  relieve(): Promise<number> {
+    return this.#alone(0);
+  }
+
+  /** Evicts as much as asked for, too much or not, as far as it may go. Never rejects. @returns bytes freed */
+  async free(bytes: number): Promise<number> {
+    await this.#running; // whatever that was for
+    return this.#alone(bytes);
+  }
+
+  /** @param atLeast bytes to be freed, too much or not */
+  #alone(atLeast: number): Promise<number> {
+    this.#running ??= this.#evict(atLeast)
+      .catch((error: unknown) => {
+        this.#host.log("warn", `the cache could not be made smaller: ${describeError(error)}`);
+        return 0;
+      })
+      .finally(() => (this.#running = undefined));
+    return this.#running;
+  }
+
+  async #evict(atLeast: number): Promise<number> {
+    const wanted = Math.max(atLeast, await this.#excess());
+    let freed = 0;
+    if (wanted <= 0) return 0;
+    for (const id of this.#host.unneeded()) {
+      if (freed >= wanted) break;
+      const bytes = await this.#host.removeBlob(id);
+      freed += bytes;
+    }
+    for (const blob of this.#host.thinnable()) {
+      while (freed < wanted) {
+        const bytes = await blob.evict(Math.min(PORTION_BYTES, wanted - freed));
+        if (bytes === 0) break;
+        freed += bytes;
+      }
+    }
+    this.evictedBytes += freed;
+    if (freed > 0) this.#host.log("info", `${freed} bytes of the cache were evicted`);
+    return freed;
+  }
+
+  /** Bytes to be freed now. */
+  async #excess(): Promise<number> {
+    const { capacityBytes, reserve } = this.limits;
+    const use = this.#host.use();
+    const tooMuch = capacityBytes !== null && use > capacityBytes * HIGH ? use - capacityBytes * LOW : 0;
+    const { free, total } = await this.#host.fileSystem();
+    return Math.max(tooMuch, Math.ceil(total * reserve) - free);
+  }
+}

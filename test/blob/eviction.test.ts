@@ -1,0 +1,277 @@
+import assert from "node:assert/strict";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { IoError } from "../../src/base/errors.ts";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
+import { realFileSystem } from "../../src/base/real-file-system.ts";
+import type { BlobCache, BlobCacheOptions } from "../../src/blob/cache.ts";
+import type { CachedBlob } from "../../src/blob/cached-blob.ts";
+import { MemoryReader, openCache, randomContent, testObject, until, withCalls, withFile } from "./support.ts";
+
+const UNIT = 64 * 1024;
+const MiB = 1024 * 1024;
+
+interface World {
+  cache: BlobCache;
+  dataDir: string;
+  log: string[];
+  /** What volumes need; true: ranges may go. */
+  needed: Map<string, boolean>;
+}
+
+async function world(t: TestContext, overrides: Partial<BlobCacheOptions> = {}): Promise<World> {
+  const needed = new Map<string, boolean>();
+  const opened = await openCache(t, {
+    // As much as the tests want: what the machine's disk has left is not theirs to say.
+    cacheLimits: { capacityBytes: null, reserve: 0 },
+    ...overrides,
+  });
+  opened.cache.setNeeds({ needed: () => needed });
+  return { ...opened, needed };
+}
+
+/** A blob that is all there, durably, and open. */
+async function filled(cache: BlobCache, reader: MemoryReader, url: string): Promise<CachedBlob> {
+  const blob = await cache.create({ ...testObject(reader.size), url, unitBytes: UNIT }, reader);
+  await blob.fetch(0, reader.size);
+  await blob.sync();
+  return blob;
+}
+
+/** As a volume reads: what was lost while it read is read again. */
+async function read(blob: CachedBlob, offset: number, length: number): Promise<Buffer> {
+  const buffer = new IoBuffer(length);
+  for (let attempt = 0; attempt < 50; attempt++) {
+    blob.noteRead(offset, length);
+    await blob.fetch(offset, length);
+    const { losses } = blob;
+    if (!blob.isReady(offset, length)) continue;
+    await blob.file.read(buffer, 0, length, offset);
+    if (blob.losses === losses) return buffer.bytes;
+  }
+  throw new Error("never stayed");
+}
+
+void test("blobs that no volume needs go whole, the least recently used first, until the low mark is reached", async (t) => {
+  const { cache, needed, dataDir } = await world(t);
+  const ids: string[] = [];
+  for (let each = 0; each < 4; each++) {
+    const blob = await filled(cache, new MemoryReader(randomContent(MiB)), `http://example.test/${each}`);
+    ids.push(blob.id);
+    await cache.release(blob.id);
+    await new Promise((resolve) => setTimeout(resolve, 5)); // the order is by a clock of milliseconds
+  }
+  needed.set(ids[0], false);
+  await cache.release((await cache.open(ids[1])).id); // used again: the youngest now
+  cache.space.limits = { capacityBytes: 3 * MiB, reserve: 0 };
+  await cache.space.relieve();
+  assert.deepEqual(new Set(cache.list().map(({ id }) => id)), new Set([ids[0], ids[1]]));
+  assert.deepEqual(new Set(readdirSync(join(dataDir, "blobs"))), new Set([ids[0], ids[1]]));
+  assert.ok(cache.diskBytes <= 3 * MiB);
+});
+
+void test("what is open, needed or pinned never goes whole, however full it is", async (t) => {
+  const { cache, needed } = await world(t);
+  const open = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/open");
+  const wanted = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/needed");
+  const pinned = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/pinned");
+  await pinned.pin("0123456789abcdef0123456789abcdef");
+  needed.set(wanted.id, false);
+  await cache.release(wanted.id);
+  await cache.release(pinned.id);
+  cache.space.limits = { capacityBytes: 1, reserve: 0 };
+  await cache.space.relieve();
+  assert.equal(cache.list().length, 3);
+  assert.equal(open.readyBytes, MiB);
+});
+
+void test("ranges that nobody read lately go, take no space any more, and are fetched again", async (t) => {
+  const { cache, needed } = await world(t);
+  const reader = new MemoryReader(randomContent(4 * MiB));
+  const blob = await filled(cache, reader, "http://example.test/a");
+  needed.set(blob.id, true);
+  for (let at = 0; at < MiB; at += UNIT) blob.noteRead(at, UNIT);
+  cache.space.limits = { capacityBytes: 3 * MiB, reserve: 0 };
+  await cache.space.relieve();
+  assert.ok(blob.readyBytes < 3 * MiB, `${blob.readyBytes} bytes stayed`);
+  assert.ok(blob.file.allocated() <= 3 * MiB);
+  assert.ok(blob.isReady(0, MiB), "what was read lately stayed");
+  const requests = reader.requests.length;
+  assert.ok((await read(blob, 0, 4 * MiB)).equals(reader.content));
+  assert.ok(reader.requests.length > requests);
+});
+
+void test("ranges of a blob that a volume wants whole, is pinned, or was passed to another process stay", async (t) => {
+  for (const how of ["wanted whole", "pinned", "passed on"]) {
+    const { cache, needed } = await world(t);
+    const blob = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/a");
+    needed.set(blob.id, how !== "wanted whole");
+    if (how === "pinned") await blob.pin("0123456789abcdef0123456789abcdef");
+    if (how === "passed on") blob.share();
+    cache.space.limits = { capacityBytes: 1, reserve: 0 };
+    await cache.space.relieve();
+    assert.equal(blob.readyBytes, MiB, how);
+  }
+});
+
+void test("the map on disk says that a range is gone before its space is freed", async (t) => {
+  let map: Buffer | undefined;
+  const fs = withFile(/\/data$/, (file) => ({
+    punch: (offset, length) => {
+      const dir = join(file.path, "..");
+      map ??= readFileSync(join(dir, "map"));
+      return file.punch(offset, length);
+    },
+  }));
+  const { cache, needed } = await world(t, { fs });
+  const blob = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/a");
+  needed.set(blob.id, true);
+  await blob.evict(MiB);
+  assert.ok(map !== undefined);
+  const bits = map.subarray(96, map.length - 4);
+  assert.ok(bits.every((byte) => byte === 0));
+  assert.equal(blob.readyBytes, 0);
+});
+
+void test("when the map can't be written nothing is evicted and nothing is lost", async (t) => {
+  let full = false;
+  const fs = withCalls({
+    open: (path, mode) =>
+      full && path.endsWith("map.tmp")
+        ? Promise.reject(new IoError("ENOSPC", "disk full"))
+        : realFileSystem.open(path, mode),
+  });
+  const { cache, needed } = await world(t, { fs });
+  const reader = new MemoryReader(randomContent(MiB));
+  const blob = await filled(cache, reader, "http://example.test/a");
+  needed.set(blob.id, true);
+  full = true;
+  await assert.rejects(blob.evict(MiB), { errno: "ENOSPC" });
+  full = false;
+  assert.equal(blob.readyBytes, MiB);
+  assert.ok(blob.isDurable(0, MiB));
+  const requests = reader.requests.length;
+  assert.ok((await read(blob, 0, MiB)).equals(reader.content));
+  assert.equal(reader.requests.length, requests);
+});
+
+void test("whoever asks for a range on its way out waits, and gets it again", async (t) => {
+  let held: (() => void) | undefined;
+  const fs = withFile(/\/data$/, (file) => ({
+    punch: async (offset, length) => {
+      await new Promise<void>((resolve) => (held = resolve));
+      return file.punch(offset, length);
+    },
+  }));
+  const { cache, needed } = await world(t, { fs });
+  const reader = new MemoryReader(randomContent(UNIT));
+  const blob = await filled(cache, reader, "http://example.test/a");
+  needed.set(blob.id, true);
+  const evicting = blob.evict(UNIT);
+  await until(() => held !== undefined);
+  const requests = reader.requests.length;
+  const reading = read(blob, 0, UNIT);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(reader.requests.length, requests, "fetched into a range that is about to be punched");
+  held!();
+  await evicting;
+  assert.ok((await reading).equals(reader.content));
+});
+
+void test("durability rule 13: readers beside evictions never see anything but the image", async (t) => {
+  const { cache, needed } = await world(t);
+  const reader = new MemoryReader(randomContent(2 * MiB));
+  const blob = await filled(cache, reader, "http://example.test/a");
+  needed.set(blob.id, true);
+  const stop = new AbortController();
+  let reads = 0;
+  const readers = Array.from({ length: 6 }, async () => {
+    while (!stop.signal.aborted) {
+      const offset = 4096 * Math.floor(Math.random() * (reader.size / 4096));
+      assert.ok((await read(blob, offset, 4096)).equals(reader.content.subarray(offset, offset + 4096)));
+      reads++;
+    }
+  });
+  const failed = Promise.all(readers).catch((error: unknown) => {
+    stop.abort();
+    throw error;
+  });
+  failed.catch(() => undefined);
+  for (let round = 0; round < 60 && !stop.signal.aborted; round++) {
+    await blob.evict(512 * 1024);
+    if (round % 7 === 0) await blob.sync();
+    await new Promise(setImmediate);
+  }
+  stop.abort();
+  await failed;
+  assert.ok(reads > 0);
+});
+
+void test("a read that finds the disk full makes room among what nobody needs, once, and goes on", async (t) => {
+  let full = false;
+  const fs = withFile(/\/data$/, (file) => ({
+    write: (buffer, at, length, offset) =>
+      full ? Promise.reject(new IoError("ENOSPC", "disk full")) : file.write(buffer, at, length, offset),
+  }));
+  const { cache } = await world(t, {
+    fs: {
+      ...fs,
+      rename: (from, to) => realFileSystem.rename(from, to).then(() => void (full &&= !to.endsWith(".removed"))),
+    },
+  });
+  const old = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/old");
+  await cache.release(old.id);
+  const reader = new MemoryReader(randomContent(MiB));
+  const blob = await cache.create({ ...testObject(MiB), url: "http://example.test/new", unitBytes: UNIT }, reader);
+  full = true;
+  assert.ok((await read(blob, 0, 4096)).equals(reader.content.subarray(0, 4096)));
+  assert.deepEqual(
+    cache.list().map(({ id }) => id),
+    [blob.id],
+  );
+  full = true; // and now there is nothing left to evict
+  await assert.rejects(blob.fetch(512 * 1024, 4096), { errno: "ENOSPC" });
+  full = false;
+  await blob.fetch(512 * 1024, 4096);
+});
+
+void test("a cache is opened from its index, and remembers what was fetched and when it was used", async (t) => {
+  const first = await world(t);
+  const reader = new MemoryReader(randomContent(MiB));
+  const blob = await filled(first.cache, reader, "http://example.test/a");
+  const { id } = blob;
+  await first.cache.close();
+  assert.ok(existsSync(join(first.dataDir, "blobs.json")));
+  const meta = join(first.dataDir, "blobs", id, "meta.json");
+  const { cache } = await openCache(t, {
+    dataDir: first.dataDir,
+    fs: withCalls({
+      readFile: (path) => (path === meta ? Promise.reject(new Error("was read")) : realFileSystem.readFile(path)),
+    }),
+  });
+  assert.equal(cache.list()[0]?.id, id);
+  const look = await cache.look(id);
+  assert.equal(look?.stats.foregroundBytes, MiB);
+  assert.ok(look.usedAt > 0);
+  assert.ok(cache.diskBytes >= MiB);
+});
+
+void test("an index that is damaged, missing or older than the blobs costs a look, and nothing else", async (t) => {
+  const first = await world(t);
+  const { id } = await filled(first.cache, new MemoryReader(randomContent(MiB)), "http://example.test/a");
+  await first.cache.close();
+  const index = join(first.dataDir, "blobs.json");
+  for (const damage of [
+    () => writeFileSync(index, "{"),
+    () => rmSync(index),
+    () => writeFileSync(index, '{"blobs":[]}'),
+  ]) {
+    damage();
+    const { cache } = await openCache(t, { dataDir: first.dataDir });
+    assert.equal(cache.list()[0]?.id, id);
+    assert.ok(cache.diskBytes >= MiB);
+    assert.ok((await cache.open(id)).isReady(0, MiB));
+    await cache.close();
+  }
+});
