@@ -37,17 +37,20 @@ export function isNbd(scheme: string): boolean {
 
 /** @throws SourceError `source-invalid` */
 export function parseNbdSource(source: string): NbdAddress {
-  const url = URL.parse(source);
+  // A user without a host, which is what a socket's address has, is beyond the parser.
+  const user = /^(nbds?\+unix:\/\/)([^/?#@]+)@(?=[/?#]|$)/i.exec(source);
+  const url = URL.parse(user === null ? source : user[1] + source.slice(user[0].length));
   const scheme = url?.protocol.slice(0, -1) ?? "";
   if (url === null || !isNbd(scheme) || source.includes("\0")) throw invalid("the address is no NBD URI");
-  if (url.password !== "") throw invalid("an NBD URI has no password", "name a key's file: tls-psk-file=FILE");
+  if (url.password !== "" || user?.[2].includes(":") === true) throw invalid("an NBD URI has no password", "name a key's file: tls-psk-file=FILE");
   if (url.hash !== "") throw invalid("an NBD URI has no #fragment", "write # in a name as %23");
   const isTls = scheme.startsWith("nbds");
   const parameters = parametersOf(url, isTls, scheme.endsWith("+unix"));
   const place = scheme.endsWith("+unix") ? socketOf(url, parameters) : hostOf(url);
   const exportName = decoded(url.pathname.replace(/^\//, ""));
   if (Buffer.byteLength(exportName) > maxNameBytes) throw invalid("the export's name is too long");
-  const username = url.username === "" ? undefined : decoded(url.username);
+  const userText = user?.[2] ?? url.username;
+  const username = userText === "" ? undefined : decoded(userText);
   if (username !== undefined && !isTls) throw invalid("a user makes no sense without TLS", "write nbds://");
   const tls = isTls ? tlsOf(parameters, username) : undefined;
 

@@ -271,6 +271,7 @@ function demandSame(where: string, pinned: Identity, now: Identity): void {
 /** What comes first: the work, or the signal's reason. */
 async function unless<T>(signal: AbortSignal | undefined, work: Promise<T>): Promise<T> {
   if (signal === undefined) return work;
+  work.catch(() => undefined); // nobody may be left who hears of it
   signal.throwIfAborted();
   const left = Promise.withResolvers<never>();
   const onAbort = (): void => left.reject(signal.reason as Error);

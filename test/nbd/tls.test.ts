@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import tls from "node:tls";
 import { loadTls, type TlsMode, type TlsSettings } from "../../src/export/nbd/tls.ts";
 import { missingTools, requireTool } from "../support/tools.ts";
+import { makePki } from "./pki.ts";
 import { goData, RawClient } from "./raw-client.ts";
 import { MiB, run, serve, type Served, succeed, tempDir } from "./support.ts";
 
@@ -17,57 +18,11 @@ const STARTTLS = 5;
 
 let dir = "";
 
-/** A certificate authority with a server's and a client's certificate, in a directory named as nbdkit wants it. */
-async function makePki(name: string): Promise<string> {
-  const pki = join(dir, name);
-  mkdirSync(pki);
-  const file = (leaf: string): string => join(pki, leaf);
-  const template = (leaf: string, lines: string[]): string => {
-    writeFileSync(file(leaf), `${lines.join("\n")}\n`);
-    return file(leaf);
-  };
-  const key = (leaf: string): Promise<string> =>
-    succeed("certtool", ["--generate-privkey", "--ecc", "--outfile", file(leaf)]);
-  await Promise.all([key("ca-key.pem"), key("server-key.pem"), key("client-key.pem")]);
-  const common = ["expiration_days = 30"];
-  const ca = template("ca.info", [`cn = ${name} authority`, "ca", "cert_signing_key", "crl_signing_key", ...common]);
-  await succeed("certtool", [
-    "--generate-self-signed",
-    "--load-privkey",
-    file("ca-key.pem"),
-    "--template",
-    ca,
-    "--outfile",
-    file("ca-cert.pem"),
-  ]);
-  const server = ["cn = localhost", "dns_name = localhost", "ip_address = 127.0.0.1", "tls_www_server", "signing_key"];
-  const client = ["cn = client", "tls_www_client", "signing_key"];
-  for (const [who, lines] of [
-    ["server", server],
-    ["client", client],
-  ] as const) {
-    await succeed("certtool", [
-      "--generate-certificate",
-      "--load-ca-certificate",
-      file("ca-cert.pem"),
-      "--load-ca-privkey",
-      file("ca-key.pem"),
-      "--load-privkey",
-      file(`${who}-key.pem`),
-      "--template",
-      template(`${who}.info`, [...lines, ...common]),
-      "--outfile",
-      file(`${who}-cert.pem`),
-    ]);
-  }
-  return pki;
-}
-
 before(async () => {
   dir = mkdtempSync(join(tmpdir(), "ullage-tls-"));
   if (missingTools("certtool").length > 0) return;
-  const ours = await makePki("ours");
-  const foreign = await makePki("foreign");
+  const ours = await makePki(dir, "ours");
+  const foreign = await makePki(dir, "foreign");
   // What a client with the right authority but a foreign certificate of its own holds.
   const mixed = join(dir, "mixed");
   const bare = join(dir, "bare");
@@ -155,7 +110,7 @@ void test("a server that verifies its peers lets in its own clients only", async
 
 void test("a revoked client certificate is refused", async (t) => {
   if (!requireTool(t, "nbdinfo", "certtool")) return;
-  const pki = await makePki("revoking");
+  const pki = await makePki(dir, "revoking");
   const config = join(pki, "crl.info");
   writeFileSync(config, "crl_next_update = 30\ncrl_number = 1\n");
   await succeed("certtool", [

@@ -30,6 +30,7 @@ const tools = {
   nbdfuse: { package: "libnbd-bin" },
   nbdsh: { package: "python3-libnbd", present: () => commandExists("nbdsh") && pythonImports("nbd") },
   nbdkit: { package: "nbdkit" },
+  "nbd-server": { package: "nbd-server" },
   fusermount3: { package: "fuse3" },
   fio: { package: "fio" },
   "mkfs.xfs": { package: "xfsprogs" },

@@ -1,0 +1,114 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import net from "node:net";
+import { join } from "node:path";
+import type { TestContext } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { temporaryDirectory } from "../daemon/support.ts";
+
+/** Another NBD server, which can be killed and started again at the same place. */
+export class NbdSource {
+  readonly socket: string;
+  readonly #command: string;
+  readonly #args: readonly string[];
+  readonly #reachable: () => Promise<boolean>;
+  #child: ChildProcess | undefined;
+  #log = "";
+
+  constructor(socket: string, command: string, args: readonly string[], port?: number) {
+    this.socket = socket;
+    this.#command = command;
+    this.#args = args;
+    this.#reachable = () => connects(port === undefined ? { path: socket } : { host: "127.0.0.1", port });
+  }
+
+  /** `nbd+unix:///NAME?socket=…` */
+  uri(name = "", scheme = "nbd+unix", parameters = ""): string {
+    return `${scheme}:///${name}?socket=${this.socket}${parameters}`;
+  }
+
+  async start(): Promise<void> {
+    const child = spawn(this.#command, this.#args, { stdio: ["ignore", "pipe", "pipe"] });
+    this.#child = child;
+    for (const stream of [child.stdout, child.stderr])
+      stream.on("data", (text: Buffer) => (this.#log += text.toString()));
+    for (let tries = 0; !(await this.#reachable()); tries++) {
+      if (child.exitCode !== null || tries > 500) throw new Error(`${this.#command} ended: ${this.#log}`);
+      await sleep(20);
+    }
+  }
+
+  /** kill -9, and its end awaited. */
+  async kill(): Promise<void> {
+    const child = this.#child;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    child.kill("SIGKILL");
+    await once(child, "exit");
+  }
+}
+
+function connects(target: { path: string } | { host: string; port: number }): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = net.connect(target);
+    socket.once("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once("error", () => resolve(false));
+  });
+}
+
+async function started(t: TestContext, source: NbdSource): Promise<NbdSource> {
+  t.after(() => source.kill());
+  await source.start();
+  return source;
+}
+
+/** An nbdkit that serves over a unix socket, with these arguments behind its own. */
+export async function startNbdkit(t: TestContext, ...args: string[]): Promise<NbdSource> {
+  const socket = join(await temporaryDirectory(t), "source.sock");
+  // A killed one leaves its socket: nbdkit begins by removing it only if it is told where to put its pid.
+  return started(
+    t,
+    new NbdSource(socket, "sh", ["-c", `rm -f '${socket}'; exec nbdkit "$@"`, "sh", "-f", "-U", socket, ...args]),
+  );
+}
+
+export async function startQemuNbd(t: TestContext, ...args: string[]): Promise<NbdSource> {
+  const socket = join(await temporaryDirectory(t), "source.sock");
+  const shell = `rm -f '${socket}'; exec qemu-nbd "$@"`;
+  return started(t, new NbdSource(socket, "sh", ["-c", shell, "sh", "-t", "-e", "16", "-k", socket, ...args]));
+}
+
+/** The reference implementation, which answers with simple replies. Its export is called `disk`. @returns its URI */
+export async function startNbdServer(t: TestContext, file: string): Promise<string> {
+  const directory = await temporaryDirectory(t);
+  const [config, pidFile] = ["config", "pid"].map((name) => join(directory, name));
+  for (let attempt = 1; ; attempt++) {
+    const port = await freePort();
+    const general = `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\n`;
+    writeFileSync(config, `${general}[disk]\nexportname = ${file}\nreadonly = true\n`);
+    // It goes into the background once it listens: with -d it would serve one client only.
+    const child = spawn("nbd-server", ["-C", config, "-p", pidFile], { stdio: "ignore" });
+    const [code] = (await once(child, "exit")) as [number | null];
+    for (let tries = 0; code === 0 && tries < 500; tries++) {
+      if (existsSync(pidFile) && (await connects({ host: "127.0.0.1", port }))) {
+        const pid = Number(readFileSync(pidFile, "utf8"));
+        t.after(() => process.kill(pid, "SIGTERM"));
+        return `nbd://127.0.0.1:${port}/disk`;
+      }
+      await sleep(20);
+    }
+    if (attempt === 3) throw new Error(`nbd-server ended with ${code}`); // somebody may have been faster to take the port
+  }
+}
+
+export async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as net.AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
+}
