@@ -42,7 +42,8 @@ export function parseNbdSource(source: string): NbdAddress {
   const url = URL.parse(user === null ? source : user[1] + source.slice(user[0].length));
   const scheme = url?.protocol.slice(0, -1) ?? "";
   if (url === null || !isNbd(scheme) || source.includes("\0")) throw invalid("the address is no NBD URI");
-  if (url.password !== "" || user?.[2].includes(":") === true) throw invalid("an NBD URI has no password", "name a key's file: tls-psk-file=FILE");
+  if (url.password !== "" || user?.[2].includes(":") === true)
+    throw invalid("an NBD URI has no password", "name a key's file: tls-psk-file=FILE");
   if (url.hash !== "") throw invalid("an NBD URI has no #fragment", "write # in a name as %23");
   const isTls = scheme.startsWith("nbds");
   const parameters = parametersOf(url, isTls, scheme.endsWith("+unix"));

@@ -10,6 +10,8 @@ export interface LineLimits {
   idleTimeoutMs: number;
   /** A request may take the idle timeout plus what is under way before it at this rate, however steadily it trickles. */
   minBytesPerSecond: number;
+  /** A connection over which nothing is asked for so long is closed. */
+  keepMs: number;
 }
 
 interface Asked extends ClientRequest {
@@ -37,6 +39,7 @@ export class NbdLine implements ConnectionOwner {
   #nextCookie = 1;
   #bytes = 0;
   #timer: NodeJS.Timeout | undefined;
+  #keepTimer: NodeJS.Timeout | undefined;
   /** Why it ended, where we know better than the socket. */
   #failure: Error | undefined;
   open = true;
@@ -94,7 +97,7 @@ export class NbdLine implements ConnectionOwner {
   settled(request: Asked): void {
     this.#asked.delete(request.cookie);
     if (request.command === Command.read) this.#bytes -= request.length;
-    if (this.#asked.size === 0) this.#stopTimer();
+    if (this.#asked.size === 0) this.#rest();
     if (request.error === 0) return request.settle();
     const what =
       request.command === Command.read ? `read of ${request.length} bytes at ${request.offset}` : "block status";
@@ -136,6 +139,7 @@ export class NbdLine implements ConnectionOwner {
         settle: (error) => (error === undefined ? resolve() : reject(error)),
       };
       if (this.#nextCookie > 0xffffffff) this.#nextCookie = 1; // those of long ago are answered, or the line is gone
+      clearTimeout(this.#keepTimer);
       this.#asked.set(cookie, request);
       this.#connection.send(request, undefined);
       this.#timer ??= setInterval(() => this.#watch(), this.#limits.idleTimeoutMs / 8);
@@ -170,8 +174,14 @@ export class NbdLine implements ConnectionOwner {
     this.#onEnd();
   }
 
+  #rest(): void {
+    this.#stopTimer();
+    this.#keepTimer = setTimeout(() => this.close(unreachable(`${this.#where} was left`)), this.#limits.keepMs).unref();
+  }
+
   #stopTimer(): void {
     clearInterval(this.#timer);
+    clearTimeout(this.#keepTimer);
     this.#timer = undefined;
   }
 }

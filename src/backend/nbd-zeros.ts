@@ -112,8 +112,8 @@ export class NbdZeros {
       } else closeRun();
       at = Math.min(end, at + length);
     };
-    for (let questions = 0; at < end && questions < MAX_QUESTIONS; questions++) {
-      if (!(await this.#ask(at, end - at, take, signal))) break;
+    for (let questions = 0; questions < MAX_QUESTIONS; questions++) {
+      if (!(await this.#ask(at, end - at, take, signal)) || at >= end) break;
     }
     closeRun();
     return runs;

@@ -22,6 +22,8 @@ export interface NbdOptions {
   idleTimeoutMs?: number;
   /** A request may take the idle timeout plus what is under way before it at this rate, however steadily it trickles. */
   minBytesPerSecond?: number;
+  /** A connection over which nothing is asked for so long is closed; the next read makes a new one. */
+  keepMs?: number;
   /** Which servers may be connected to; absent: any. */
   policy?: SourcePolicy;
   /** Uniform in [0, 1): spreads attempts to connect. */
@@ -35,6 +37,7 @@ const defaults: Required<Omit<NbdOptions, "policy" | "random">> = {
   connectTimeoutMs: 10_000,
   idleTimeoutMs: 15_000,
   minBytesPerSecond: 16 * 1024,
+  keepMs: 30_000,
 };
 
 /** A request brings so much, unless the server prefers or demands something else. */
@@ -115,7 +118,7 @@ export class NbdBackend implements Backend {
       for (let count = 0; count < READ_PIECES; count++) start();
       for (let next = underWay[0]; next !== undefined; next = underWay[0]) {
         const piece = await unless(signal, next);
-        underWay.shift();
+        void underWay.shift();
         try {
           await send(piece, sink);
         } finally {
@@ -126,7 +129,7 @@ export class NbdBackend implements Backend {
       }
     } finally {
       stopped.abort();
-      for (const piece of underWay) piece.then(({ release }) => release()).catch(() => undefined); // not wanted any more
+      for (const piece of underWay) piece.then((unwanted) => unwanted.release()).catch(() => undefined); // not wanted any more
     }
   }
 

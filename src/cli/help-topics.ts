@@ -18,6 +18,8 @@ export const helpTopics: readonly HelpTopic[] = [
   s3://bucket/key, s3://bucket/key?versionId=V  S3, Ceph, MinIO, …
   oss://bucket/key                              Alibaba Cloud OSS
   oci://registry.example.org/team/disk:v1       an artifact in a registry; #TITLE behind it names one of several blobs
+  nbd://host:port/export, nbds://…              an export of another NBD server; takes --unpinned
+  nbd+unix:///export?socket=/run/nbd.sock       the same over a unix socket
 
   $ ullage volume create web1 --from https://example.org/debian.raw
   $ ullage volume create web2 --from ./debian.raw --size 40G
@@ -35,7 +37,7 @@ changed is an error, bytes of two versions are never mixed. Steer the filling wi
 What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
 
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
-  --unpinned   for servers that send nothing to notice a change by (no strong ETag), if the source never changes
+  --unpinned   for servers that send nothing to notice a change by (no strong ETag; NBD), if the source never changes
 
 Credentials come from where the provider's own tools find them (AWS_…, ~/.aws, OSS_…, ~/.docker/config.json), or from what
 [[sources.match]] in the configuration file refers to, together with endpoints, mirrors, proxies. They are read again when they

@@ -79,7 +79,7 @@ export interface UllageOptions {
   unsafeFileSystem?: boolean;
   /** Every export is read-only. */
   readOnly?: boolean;
-  /** What sources may be named over the network (backend/source-guard.ts). Default: public http(s) addresses. */
+  /** What sources may be named over the network (backend/source-guard.ts). Default: public addresses. */
   allowSources?: readonly string[];
   /** How much space the cache may take; default: what the file system has, less 5 %. */
   cacheLimits?: CacheLimits;

@@ -41,14 +41,14 @@ void test("the canonical form has no credentials and no fragment, keeps the quer
 });
 
 void test("a scheme that this version does not read is an error that says what it reads", () => {
-  for (const scheme of ["nbd", "nbd+unix", "ftp"]) {
+  for (const scheme of ["nbd+ssh", "gopher", "ftp"]) {
     for (const call of [openBackend, canonicalSource]) {
       assert.throws(
         () => call(`${scheme}://bucket/disk.img`),
         (error) =>
           error instanceof UllageError &&
           error.code === "source-unsupported" &&
-          error.message === `this version reads files, http(s), s3, oss and oci, not ${scheme}://`,
+          error.message === `this version reads files, http(s), s3, oss, oci and nbd(s), not ${scheme}://`,
       );
     }
   }

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
-import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { getCACertificates, setDefaultCACertificates } from "node:tls";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { makePki } from "../nbd/pki.ts";
 import { freePort, NbdSource, startNbdkit, startQemuNbd } from "../support/nbd-source.ts";
@@ -112,5 +113,19 @@ void test("a server that does not start TLS is refused, never read in the clear"
   const { directory, file } = await world(t);
   const ours = await makePki(directory, "ours");
   const source = await startNbdkit(t, "--tls=off", "file", file);
-  await refused(source.uri("", "nbds+unix", certificates(ours)));
+  await using backend = nbdBackend(source.uri("", "nbds+unix", certificates(ours)));
+  assert.match((await failsWith("source-tls", backend.probe(1))).message, /does not start TLS/);
+});
+
+void test("who has a key believes no certificate in its place, whoever signed it", async (t) => {
+  if (!requireTool(t, "nbdkit", "certtool")) return;
+  const { directory, file } = await world(t);
+  const ours = await makePki(directory, "ours");
+  const keys = join(directory, "keys");
+  writeFileSync(keys, "alice:0123456789abcdef0123456789abcdef\n");
+  const source = await startNbdkit(t, "--tls=require", `--tls-certificates=${ours}`, "file", file);
+  const before = getCACertificates("default");
+  setDefaultCACertificates([...before, readFileSync(join(ours, "ca-cert.pem"), "utf8")]);
+  t.after(() => setDefaultCACertificates(before));
+  await refused(source.uri("", "nbds+unix", `&tls-psk-file=${keys}`));
 });

@@ -9,7 +9,8 @@ import { sourcePolicy } from "../../src/backend/source-guard.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { type NbdSource, startNbdkit, startNbdServer, startQemuNbd } from "../support/nbd-source.ts";
 import { requireTool } from "../support/tools.ts";
-import { MiB, nbdBackend, sha256, sparseFile } from "./nbd-support.ts";
+import { between, MiB, nbdBackend, sha256, sparseFile } from "./nbd-support.ts";
+import { until } from "../nbd/support.ts";
 import { failsWith, openBackend, pattern, readBytes } from "./support.ts";
 
 /** Random ranges, and all of it, through the source, beside what qemu-img makes of it. */
@@ -148,6 +149,26 @@ void test("several connections are opened only when the server allows them, and 
   }
 });
 
+void test("one of several connections is the foreground's alone; those that nobody uses are closed, and made again", async (t) => {
+  if (!requireTool(t, "nbdkit")) return;
+  const source = await startNbdkit(t, "-r", "memory", "32M");
+  const counted: { bytes: number }[] = [];
+  const uri = await between(t, source.socket, (chunk, _, connection) => {
+    counted.push(...(counted.includes(connection) ? [] : [connection]));
+    return chunk;
+  });
+  await using backend = nbdBackend(uri, { keepMs: 300 });
+  const { identity } = await backend.probe(4096);
+  const all = (background: boolean): Promise<Buffer> => readBytes(backend, identity, 0, identity.size, { background });
+  for (let round = 0; backend.connections < 4 && round < 10; round++) await all(false);
+  assert.equal(counted.length, 4);
+  for (const each of counted) each.bytes = 0;
+  await all(true);
+  assert.equal(counted.filter(({ bytes }) => bytes === 0).length, 1);
+  await until(() => backend.connections === 0, "idle connections are closed");
+  assert.equal((await all(true)).length, identity.size);
+});
+
 void test("a server that is killed and comes back in the middle of reads is a pause", async (t) => {
   if (!requireTool(t, "nbdkit")) return;
   const file = join(await temporaryDirectory(t), "disk");
@@ -166,7 +187,7 @@ void test("a server that is killed and comes back in the middle of reads is a pa
       });
       assert.ok(Buffer.concat(chunks).equals(content));
     });
-    while (seen < 2 * MiB) await new Promise((resolve) => setTimeout(resolve, 5));
+    await until(() => seen >= 2 * MiB, "bytes arrive");
     await source.kill();
     await source.start();
     await Promise.all(many);

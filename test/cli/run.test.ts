@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import type { VolumeView } from "../../src/daemon/views.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { startHttpSource } from "../support/http-source.ts";
+import { startNbdkit } from "../support/nbd-source.ts";
 import { requireTool } from "../support/tools.ts";
 import { launch, run } from "./support.ts";
 
@@ -36,6 +37,20 @@ void test("an HTTP image is a writable disk at once; what was written goes with 
   const { code, stderr } = await disk.stop("SIGINT");
   assert.deepEqual([code, stderr], [0, ""]);
   assert.equal(existsSync(dataDirectory), false);
+});
+
+void test("an export of another NBD server is a writable disk at once", async (t) => {
+  if (!requireTool(t, "qemu-io", "nbdkit")) return;
+  const source = await startNbdkit(t, "pattern", "4M");
+  const refused = await run(["run", source.uri(), "--nbd", "127.0.0.1:0"]);
+  assert.equal(refused.code === 0, false);
+  assert.match(refused.stderr, /--unpinned/);
+  const disk = await launch<Announced>(t, ["run", source.uri(), "--unpinned", "--nbd", "127.0.0.1:0"]);
+  const commands = ["-c", "read -v 4096 16", "-c", "write -P 9 1M 64k", "-c", "read -P 9 1M 64k"];
+  const { stdout } = await execute("qemu-io", ["-f", "raw", ...commands, disk.announced.uri], { timeout });
+  assert.match(stdout, /00 00 00 00 00 00 10 00 00 00 00 00 00 00 10 08/);
+  assert.doesNotMatch(stdout, /Pattern verification failed/);
+  assert.equal((await disk.stop("SIGINT")).code, 0);
 });
 
 void test("with --data the same source goes on, and another one is an error", async (t) => {

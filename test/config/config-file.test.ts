@@ -162,7 +162,7 @@ region = "x"
   assert.deepEqual(
     found.map((each) => each.replace(/(credentials: write).*/, "$1 …")),
     [
-      "4: 'sources.match[1].prefix' must begin with http://, https://, s3://, oss:// or oci://",
+      "4: 'sources.match[1].prefix' must begin with http://, https://, s3://, oss://, oci:// or nbd://",
       "5: there is no key 'sources.match[1].endpiont' (did you mean 'endpoint'?)",
       "6: 'sources.match[1].endpoint' must not hold credentials: name them in 'credentials'",
       "7: 'sources.match[1].credentials' is no reference to credentials: write …",

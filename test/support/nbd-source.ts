@@ -40,10 +40,10 @@ export class NbdSource {
   }
 
   /** kill -9, and its end awaited. */
-  async kill(): Promise<void> {
+  async kill(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
     const child = this.#child;
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    child.kill("SIGKILL");
+    child.kill(signal);
     await once(child, "exit");
   }
 }
@@ -92,7 +92,7 @@ export async function startNbdServer(t: TestContext, file: string): Promise<stri
     // It goes into the background once it listens: with -d it would serve one client only.
     const child = spawn("nbd-server", ["-C", config, "-p", pidFile], { stdio: "ignore" });
     const [code] = (await once(child, "exit")) as [number | null];
-    for (let tries = 0; code === 0 && tries < 500; tries++) {
+    for (let tries = 0; tries < (code === 0 ? 500 : 0); tries++) {
       if (existsSync(pidFile) && (await connects({ host: "127.0.0.1", port }))) {
         const pid = Number(readFileSync(pidFile, "utf8"));
         t.after(() => process.kill(pid, "SIGTERM"));
