@@ -131,7 +131,9 @@ export async function addContentRoutes(app: FastifyInstance, { ullage, log, tran
     const { name: volume, snapshot } = request.params;
     const { format } = request.query;
     const size = ullage.sizeOf(volume, snapshot);
-    if (snapshot !== undefined) {
+    if (snapshot === undefined) {
+      reply.header("accept-ranges", "none");
+    } else {
       const { id } = ullage.showSnapshot(volume, snapshot);
       reply.header("accept-ranges", "bytes").header("etag", tagOf(format === "raw" ? id : `${id}-${format}`));
     }

@@ -12,7 +12,6 @@ import {
   sparseContentType,
   sparseData,
   sparseEnd,
-  sparseFailure,
   sparseHeader,
 } from "../image/sparse-stream.ts";
 import type { ApiClient } from "./api-client.ts";
@@ -130,10 +129,7 @@ async function* fileBody(file: File, stop: AbortSignal, progress: Progress): Asy
     while (at >= 0 && at < size) {
       const end = Math.min(file.seekHole(at), size);
       while (at < end) {
-        if (stop.aborted) {
-          yield cancelled(at);
-          return;
-        }
+        if (stop.aborted) return; // without an end: the daemon answers when nothing is left
         const length = Math.min(pieceBytes, end - at);
         if ((await file.read(piece, 0, length, at)) < length) throw unreadable(file.path, "it became shorter");
         const records = sparseData(piece.bytes, 0, length, at);
@@ -165,10 +161,7 @@ async function* streamBody(
       const next = await soon(coming, stop).catch((error: unknown) => {
         throw unreadable(from, error);
       });
-      if (stop.aborted) {
-        yield cancelled(at);
-        return;
-      }
+      if (stop.aborted) return;
       if (next === undefined) {
         yield sparseAlive();
         continue;
@@ -211,11 +204,6 @@ function soon<T>(coming: Promise<T>, stop: AbortSignal): Promise<T | undefined> 
       (error: Error) => settle(() => reject(error)),
     );
   });
-}
-
-/** Told to the daemon, so that its answer means that nothing is left. */
-function cancelled(at: number): Buffer {
-  return sparseFailure(at, { code: "cancelled", detail: "the client was told to stop" });
 }
 
 function unreadable(from: string, why: unknown): UllageError {

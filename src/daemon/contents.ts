@@ -4,8 +4,8 @@ import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Run } from "../base/zero-blocks.ts";
 import type { SnapshotRecord } from "../catalog/metadata-store.ts";
 import { ExtentState, type Attachment, type BlockDevice } from "../export/block-device.ts";
-import { ClusterMap } from "../image/cluster-map.ts";
-import { Qcow2Layout } from "../image/qcow2-layout.ts";
+import { DataClusters } from "../image/data-clusters.ts";
+import { Qcow2Layout } from "../image/qcow2/layout.ts";
 import type { Log } from "./log.ts";
 import type { ManagedVolume } from "./managed-volume.ts";
 import type { VolumeMeters } from "./volume-meters.ts";
@@ -13,6 +13,7 @@ import type { Volumes } from "./volumes.ts";
 
 /** How the bytes of a disk can be had. */
 export const contentFormats = ["raw", "qcow2"] as const;
+/** How a disk is written as a file. */
 export type ContentFormat = (typeof contentFormats)[number];
 
 /** Contents that are read at the same time. */
@@ -160,7 +161,7 @@ class DiskContent implements VolumeContent {
   name: string | undefined;
   readonly #device: BlockDevice;
   readonly #host: ContentHost;
-  #map: ClusterMap | undefined;
+  #map: DataClusters | undefined;
   #layout: Qcow2Layout | undefined;
   #reading = 0;
   #onIdle: (() => void) | undefined;
@@ -189,10 +190,10 @@ class DiskContent implements VolumeContent {
     return this.#layout ?? (await this.#survey());
   }
 
-  async #survey(): Promise<ClusterMap> {
+  async #survey(): Promise<DataClusters> {
     if (this.#map !== undefined) return this.#map;
     const { size } = this.#device;
-    const map = new ClusterMap(size);
+    const map = new DataClusters(size);
     let since = performance.now();
     for (let at = 0; at < size;) {
       if (performance.now() - since > surveyMs) {

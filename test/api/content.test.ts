@@ -167,9 +167,16 @@ void test("a volume is downloaded as it was at one moment, however it is written
   }
   await until("what it was frozen with is gone", async () => (await leftOvers(api)).maps === 0);
   assert.deepEqual(api.ullage.listSnapshots(), []);
+  // Parts of two moments would not fit together.
+  assert.equal(await download(api, "/v1/volumes/v/content", file, "-r", "0-9"), 200);
+  assert.equal((await stat(file)).size, blocks * block);
   const head = await api.call("/v1/volumes/v/content", { method: "HEAD" });
-  assert.deepEqual([head.headers["etag"], head.headers["content-length"]], [undefined, String(blocks * block)]);
-  assert.deepEqual(await leftOvers(api).then(({ maps, described }) => [maps, described]), [0, 0]);
+  const { etag, "accept-ranges": ranges, "content-length": length } = head.headers;
+  assert.deepEqual([etag, ranges, length], [undefined, "none", String(blocks * block)]);
+  await until("nothing is left", async () => {
+    const { maps, described } = await leftOvers(api);
+    return maps === 0 && described === 0;
+  });
 });
 
 void test("of a hundred downloads that are broken off, nothing is left", patience, async (t) => {
@@ -246,6 +253,20 @@ void test("removing the volume takes a download away; it does not wait for it", 
   answer.resume();
   await new Promise((resolve) => answer.once("close", resolve).once("error", () => undefined));
   assert.equal(answer.complete, false);
+});
+
+void test("what a download reads from stays while other volumes go", patience, async (t) => {
+  const api = await startApi(t);
+  for (const name of ["v", "other"]) await api.ullage.createVolume({ name, size: 1 << 20 });
+  await put(api.ullage, "v", 0, Buffer.alloc(block, 1));
+  const disk = await api.ullage.openContent("v", undefined, "raw", { address: "test", remote: false });
+  await put(api.ullage, "v", 0, Buffer.alloc(block, 2));
+  await api.ullage.removeVolume("other");
+  const buffer = new IoBuffer(block);
+  await disk.read(0, block, buffer, 0);
+  assert.ok(buffer.bytes.equals(Buffer.alloc(block, 1)));
+  await disk.close();
+  assert.deepEqual(await leftOvers(api).then(({ maps, described }) => [maps, described]), [0, 0]);
 });
 
 void test("who does not take a download is cut off", patience, async (t) => {
@@ -370,6 +391,39 @@ void test(
     assert.ok(wrong.status === 400 && wrong.asked && wrong.sent < 1 << 30);
   },
 );
+
+void test("a client that sends all before it reads comes to read why it was refused", patience, async (t) => {
+  const api = await startTcpApi(t);
+  const secret = await api.token("write");
+  const body = Buffer.alloc(24 << 20, 1);
+  body.write("QFI\xfb\0\0\0\x03", "latin1"); // what it is shows when some of it has been read
+  const socket = connect(api.port, "127.0.0.1").pause();
+  t.after(() => socket.destroy());
+  socket.on("error", () => undefined);
+  const head = `PUT /v1/volumes/v/content HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${secret}\r\n`;
+  socket.write(`${head}Content-Type: application/octet-stream\r\nContent-Length: ${body.length}\r\n\r\n`);
+  const failure = await new Promise<unknown>((resolve) => socket.write(body, (error) => resolve(error ?? undefined)));
+  assert.equal(failure, undefined, "all of it was taken");
+  const [answer] = (await once(socket.resume(), "data")) as [Buffer];
+  assert.match(answer.toString(), /^HTTP\/1.1 422 /);
+});
+
+void test("contents that are shorter or longer than they said, or go back, are refused", patience, async (t) => {
+  const ullage = await openUllage(t);
+  const send = (size: number, ...offsets: number[]): Promise<unknown> =>
+    ullage.importVolume("v", {
+      size,
+      format: "auto",
+      async *pieces() {
+        for (const offset of offsets) yield await Promise.resolve({ offset, bytes: Buffer.alloc(block, 1) });
+      },
+    });
+  await assert.rejects(send(2 * block, 0), { code: "transfer-cut" });
+  await assert.rejects(send(2 * block, 0, block, 2 * block), { code: "transfer-cut" });
+  await assert.rejects(send(2 * block, block, 0), { code: "transfer-damaged" });
+  assert.deepEqual(await ullage.listVolumes(), []);
+  await send(2 * block, 0, block);
+});
 
 void test("a client that goes away, or is silent, in the middle of an upload leaves nothing", patience, async (t) => {
   const api = await startTcpApi(t, { transferLimits: { bodyMs: 100, answerStallMs: 500 } });

@@ -120,7 +120,10 @@ void test(
     ) as { exclusiveBytes: number };
     assert.ok(exclusiveBytes < 3 * MiB, "the volume is as sparse as the file was");
 
-    // An image that others go on with.
+    // An image that Ullage goes on with, and others.
+    await succeed(daemon, "volume", "create", "again", "--from", path("qcow2"));
+    await shell(daemon, `ullage volume export again - | cmp - '${path("disk")}'`);
+    await succeed(daemon, "volume", "rm", "again");
     await execute("qemu-io", ["-f", "qcow2", "-c", "write -P 7 400M 1M", path("qcow2")]);
     await execute("qemu-img", ["check", path("qcow2")]);
     assert.deepEqual(await leftOvers(daemon.dataDir), []);

@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { IoBuffer } from "../../src/base/io-buffer.ts";
+import type { NewDisk } from "../../src/volume/new-disk.ts";
 import { layersDir, mapPath, volumeDir } from "../../src/volume/paths.ts";
 import { Volume } from "../../src/volume/volume.ts";
 import {
@@ -16,6 +18,33 @@ import {
 } from "../support/volume-env.ts";
 import { type Call, FaultyFileSystem, ofHead, ofMap } from "./faulty-file-system.ts";
 import { changes } from "./lives.ts";
+
+/** A disk of 1 MiB with a block of ones, two blocks of zeros behind it, and nothing else. */
+const content = async (disk: NewDisk): Promise<number> => {
+  await disk.write(8 * blockBytes, blockBytes, IoBuffer.from(Buffer.alloc(blockBytes, 1)), 0);
+  await disk.write(9 * blockBytes, 2 * blockBytes, IoBuffer.from(Buffer.alloc(2 * blockBytes)), 0);
+  return 1 << 20;
+};
+
+void test("rules 1 and 17: what a volume begins with is synced, at its full size, before its first checkpoint", async (t) => {
+  const faulty = new FaultyFileSystem();
+  const env = volumeEnvironment(t, { dataDir: memoryDirectory(t), fs: faulty.fs });
+  const calls: string[] = [];
+  faulty.after = (call) => {
+    if (call.name === "rename" && ofMap(call)) calls.push("checkpoint");
+    else if (ofHead(call)) calls.push(call.name);
+  };
+  const id = newId();
+  await Volume.create(env, { id, name: "disk", size: 512, content });
+  assert.deepEqual(calls.slice(calls.lastIndexOf("write")), ["write", "truncate", "datasync", "checkpoint"]);
+  assert.deepEqual(openDescriptors(env.dataDir), []);
+  const volume = await openVolume(env, id);
+  assert.equal(volume.size, 1 << 20);
+  await expectFilled(volume, 0, 8 * blockBytes, 0);
+  await expectFilled(volume, 8 * blockBytes, blockBytes, 1);
+  await expectFilled(volume, 9 * blockBytes, (1 << 20) - 9 * blockBytes, 0);
+  await volume.close();
+});
 
 void test("rule 27: the layer is complete, synced and in synced directories before the checkpoint that names it", async (t) => {
   const faulty = new FaultyFileSystem();
@@ -51,39 +80,42 @@ void test("rule 27: the layer is complete, synced and in synced directories befo
   assert.deepEqual(openDescriptors(env.dataDir), []);
 });
 
-void test("a volume exists from its first checkpoint on: killed in front of any step before, there is none", async (t) => {
-  let steps = 1;
-  for (let step = 1; step <= steps; step++) {
-    const faulty = new FaultyFileSystem();
-    const env = volumeEnvironment(t, { dataDir: memoryDirectory(t), fs: faulty.fs });
-    const id = newId();
-    let seen = 0;
-    let resolveKilled: () => void = () => undefined;
-    const killed = new Promise<void>((resolve) => (resolveKilled = resolve));
-    faulty.before = (call) => {
-      if (!changes(call) || ++seen !== step || step === 1) return undefined;
-      void faulty.kill().then(resolveKilled);
-      return undefined;
-    };
-    const creating = Volume.create(env, { id, name: "disk", size: chunkBytes });
-    if (step === 1) {
-      await creating;
-      steps = seen;
-      continue;
+for (const [what, made] of Object.entries({ "an empty volume": {}, "one with a content": { content } })) {
+  void test(`${what} exists from its first checkpoint on: killed in front of any step before, there is none`, async (t) => {
+    let steps = 1;
+    for (let step = 1; step <= steps; step++) {
+      const faulty = new FaultyFileSystem();
+      const env = volumeEnvironment(t, { dataDir: memoryDirectory(t), fs: faulty.fs });
+      const id = newId();
+      let seen = 0;
+      let resolveKilled: () => void = () => undefined;
+      const killed = new Promise<void>((resolve) => (resolveKilled = resolve));
+      faulty.before = (call) => {
+        if (!changes(call) || ++seen !== step || step === 1) return undefined;
+        void faulty.kill().then(resolveKilled);
+        return undefined;
+      };
+      const creating = Volume.create(env, { id, name: "disk", size: chunkBytes, ...made });
+      if (step === 1) {
+        await creating;
+        steps = seen;
+        continue;
+      }
+      creating.catch(() => undefined);
+      await killed;
+      const opening = openVolume(volumeEnvironment(t, { dataDir: env.dataDir }), id);
+      if (!existsSync(mapPath(volumeDir(env.dataDir, id), 1))) {
+        await assert.rejects(opening, { name: /Error/ }, `step ${step}`);
+      } else {
+        const volume = await opening;
+        await expectFilled(volume, 0, 8 * blockBytes, 0);
+        await expectFilled(volume, 8 * blockBytes, blockBytes, "content" in made ? 1 : 0);
+        await volume.close();
+      }
+      assert.deepEqual(openDescriptors(env.dataDir), []);
     }
-    creating.catch(() => undefined);
-    await killed;
-    const opening = openVolume(volumeEnvironment(t, { dataDir: env.dataDir }), id);
-    if (!existsSync(mapPath(volumeDir(env.dataDir, id), 1))) {
-      await assert.rejects(opening, { name: /Error/ }, `step ${step}`);
-    } else {
-      const volume = await opening;
-      await expectFilled(volume, 0, volume.size, 0);
-      await volume.close();
-    }
-    assert.deepEqual(openDescriptors(env.dataDir), []);
-  }
-});
+  });
+}
 
 void test("a volume describes itself in words, for whoever has lost the catalog", async (t) => {
   const env = volumeEnvironment(t, { dataDir: memoryDirectory(t) });

@@ -14,7 +14,7 @@ const ones = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).repl
  * Which clusters of a disk may hold anything but zeros: one bit each, 2 MiB for each TiB. Clusters are added in any order,
  * then `seal` counts them, and only then it can be asked.
  */
-export class ClusterMap {
+export class DataClusters {
   /** Bytes of the disk. */
   readonly diskBytes: number;
   readonly clusters: number;

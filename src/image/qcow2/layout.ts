@@ -1,7 +1,7 @@
-import { UllageError } from "../base/errors.ts";
-import { formatSize } from "../base/units.ts";
-import type { Run } from "../base/zero-blocks.ts";
-import { clusterBytes, groupClusters, type ClusterMap } from "./cluster-map.ts";
+import { UllageError } from "../../base/errors.ts";
+import { formatSize } from "../../base/units.ts";
+import type { Run } from "../../base/zero-blocks.ts";
+import { clusterBytes, groupClusters, type DataClusters } from "../data-clusters.ts";
 
 /*
  * A qcow2 image, version 3 (QEMU's docs/interop/qcow2.txt), of which every byte is known as soon as it is known which
@@ -34,7 +34,7 @@ interface Part {
 export class Qcow2Layout {
   /** Bytes of the file. */
   readonly size: number;
-  readonly #map: ClusterMap;
+  readonly #map: DataClusters;
   /** The groups of clusters with data, and with that an L2 table each. */
   readonly #groups: number[] = [];
   readonly #refcountTable: Part;
@@ -47,7 +47,7 @@ export class Qcow2Layout {
   #cached: { cluster: number; bytes: Buffer } | undefined;
 
   /** @throws UllageError `too-large` for disks of more than 2 PiB */
-  constructor(map: ClusterMap) {
+  constructor(map: DataClusters) {
     if (map.groups > maxL1Entries) {
       throw new UllageError("too-large", `a disk of ${formatSize(map.diskBytes)} is too large for a qcow2 image`, {
         hint: "export it as raw",

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import { clusterBytes, ClusterMap, groupClusters } from "../../src/image/cluster-map.ts";
+import { clusterBytes, DataClusters, groupClusters } from "../../src/image/data-clusters.ts";
 
 const maxClusters = 3 * groupClusters;
 
@@ -16,10 +16,10 @@ const worlds = fc
     return fc.record({ size: fc.constant(size), ranges: fc.array(range, { maxLength: 12 }) });
   });
 
-void test("a cluster map knows the clusters that hold data, by number, by group, and as runs of bytes", () => {
+void test("it is known which clusters hold data, by number, by group, and as runs of bytes", () => {
   fc.assert(
     fc.property(worlds, ({ size, ranges }) => {
-      const map = new ClusterMap(size);
+      const map = new DataClusters(size);
       const set = new Set<number>();
       for (const { offset, length } of ranges) {
         map.add(offset, length);
@@ -51,7 +51,7 @@ void test("a cluster map knows the clusters that hold data, by number, by group,
 });
 
 void test("a run that is asked for in its middle begins there", () => {
-  const map = new ClusterMap(10 * clusterBytes);
+  const map = new DataClusters(10 * clusterBytes);
   map.add(2 * clusterBytes, 3 * clusterBytes);
   map.seal();
   assert.deepEqual(map.next(3 * clusterBytes + 7), { offset: 3 * clusterBytes + 7, length: 2 * clusterBytes - 7 });
