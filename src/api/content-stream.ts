@@ -25,11 +25,12 @@ interface StreamOptions {
 /** Some of the bytes, as they are. The content is closed with the stream. */
 export function contentStream(content: VolumeContent, range: ByteRange, options: StreamOptions): Readable {
   return stream(content, options, async function* () {
+    const piece = new IoBuffer(pieceBytes);
     for (let at = range.start; at < range.end;) {
-      const piece = new IoBuffer(Math.min(pieceBytes, range.end - at)); // the socket may keep it
-      await content.read(at, piece.length, piece, 0);
-      yield piece.bytes;
-      at += piece.length;
+      const length = Math.min(pieceBytes, range.end - at);
+      await content.read(at, length, piece, 0);
+      yield Buffer.from(piece.bytes.subarray(0, length)); // the socket may keep it
+      at += length;
     }
   });
 }

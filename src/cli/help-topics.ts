@@ -125,7 +125,8 @@ An example, and more on sockets and sources: docs/CONFIG.md.`,
             nbd-client -persist, ullage attach) see a pause and no error.
 upgrade     install the new version, restart. Older data is opened; newer data is refused, naming both versions.
 backup      of one disk, in use or not, as it is now:  ullage volume export web1 web1.qcow2 --format qcow2
-            back, as another one:  ullage volume import web2 web1.raw    (raw only; qemu-img convert makes it so)
+            back, as another one:  ullage volume create web2 --from web1.qcow2
+            the same when the file is not on the daemon's machine:  ullage volume import web2 web1.raw    (raw only)
             of the data directory: stop Ullage and copy it (cp -a --sparse=always, rsync -aS), or take an atomic snapshot
             of its file system. A file-by-file copy while it is served is worth nothing.
 monitoring  GET /v1/health: status and warnings; ullage volume ls: states
