@@ -323,6 +323,11 @@ export class BlobCache {
     });
   }
 
+  /** The blob, if somebody uses it. */
+  ifOpen(id: string): CachedBlob | undefined {
+    return this.#open.get(id)?.opened;
+  }
+
   /** Those that somebody uses. */
   opened(): CachedBlob[] {
     return [...this.#open.values()].flatMap(({ opened }) => opened ?? []);

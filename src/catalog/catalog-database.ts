@@ -11,6 +11,7 @@ import type {
   SnapshotChange,
   SnapshotRecord,
   SnapshotState,
+  Standing,
   VolumeChange,
   VolumeRecord,
 } from "./metadata-store.ts";
@@ -23,7 +24,7 @@ import type {
 /** "Ulla": marks the file as ours among SQLite files. */
 const applicationId = 0x556c6c61;
 /** Raised with every change of the tables; older files are upgraded in `open`, newer ones refused. */
-export const schemaVersion = 3;
+export const schemaVersion = 4;
 
 /** What version n + 1 has that version n has not; a new file takes all steps. */
 const schemaSteps = [
@@ -72,6 +73,9 @@ const schemaSteps = [
   ) STRICT, WITHOUT ROWID;
   CREATE UNIQUE INDEX exports_by_request_key ON exports (request_key) WHERE request_key IS NOT NULL;
 `,
+  `
+  ALTER TABLE volumes ADD COLUMN standing TEXT;
+`,
 ];
 
 /** Column of each field that can change. */
@@ -88,13 +92,15 @@ export class CatalogDatabase {
   readonly #database: DatabaseSync;
   readonly #insert: StatementSync;
   readonly #page: StatementSync;
+  readonly #note: StatementSync;
   readonly #delete: StatementSync;
 
   /** Creates the file when it is missing. @throws UllageError `catalog-version`, `catalog-foreign`, `catalog-damaged` */
   constructor(path: string) {
     this.#database = openDatabase(path);
-    this.#insert = this.#database.prepare(`INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`);
+    this.#insert = this.#database.prepare(`INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`);
     this.#page = this.#database.prepare(`SELECT * FROM volumes WHERE id > ? ORDER BY id LIMIT ?`);
+    this.#note = this.#database.prepare(`UPDATE volumes SET standing = ? WHERE id = ?`);
     this.#delete = this.#database.prepare(`DELETE FROM volumes WHERE id = ?`);
   }
 
@@ -114,6 +120,7 @@ export class CatalogDatabase {
       volume.requestKey,
       volume.requestDigest,
       volume.origin === null ? null : JSON.stringify(volume.origin),
+      volume.standing === null ? null : JSON.stringify(volume.standing),
     );
   }
 
@@ -126,6 +133,16 @@ export class CatalogDatabase {
     });
     const assignments = fields.map((field) => `${columns[field]} = ?`).join(", ");
     return this.#database.prepare(`UPDATE volumes SET ${assignments} WHERE id = ?`).run(...values, id).changes !== 0;
+  }
+
+  /** Without a wait for the disk: what it says is compared with the volume's files before it is believed. */
+  noteStanding(id: string, standing: Standing): void {
+    this.#database.exec("PRAGMA synchronous = NORMAL");
+    try {
+      this.#note.run(JSON.stringify(standing), id);
+    } finally {
+      this.#database.exec("PRAGMA synchronous = FULL");
+    }
   }
 
   deleteVolume(id: string): void {
@@ -254,6 +271,7 @@ function asVolume(row: Record<string, unknown>): VolumeRecord {
     requestKey: row["request_key"] as string | null,
     requestDigest: row["request_digest"] as string | null,
     origin: row["origin"] === null ? null : (JSON.parse(row["origin"] as string) as Origin),
+    standing: row["standing"] === null ? null : (JSON.parse(row["standing"] as string) as Standing),
   };
 }
 

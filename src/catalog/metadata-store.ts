@@ -11,6 +11,8 @@ export interface MetadataStore {
   insertVolume(volume: VolumeRecord): Promise<void>;
   /** @returns false when there is no such id @throws UllageError `name-taken`, `catalog-read-only` */
   updateVolume(id: string, change: VolumeChange): Promise<boolean>;
+  /** A power cut may undo it. Missing is not an error. @throws UllageError `catalog-read-only` */
+  noteStanding(id: string, standing: Standing): Promise<void>;
   /** Missing is not an error. */
   deleteVolume(id: string): Promise<void>;
   /** In any state, ordered by id, starting behind `afterId`; at most `limit`. */
@@ -117,9 +119,29 @@ export interface VolumeRecord {
   requestDigest: string | null;
   /** null: it is no clone, or one of a version that did not note it */
   origin: Origin | null;
+  /** null: it was never closed, or by a version that did not note it */
+  standing: Standing | null;
 }
 
 export type VolumeChange = Partial<Pick<VolumeRecord, "name" | "state" | "size" | "blobId" | "settings" | "hydration">>;
+
+/**
+ * What a volume was like when it was closed, so that it can be shown without being opened. It only mirrors the volume's
+ * files, and is believed while they are as they were then.
+ */
+export interface Standing {
+  /** number of the checkpoint that it was closed with */
+  checkpoint: number;
+  lostUnflushed: boolean;
+  /** from its source */
+  detached: boolean;
+  /** bytes, as in VolumeView */
+  writtenBytes: number;
+  fetchedBytes: number;
+  /** of what hydration is to bring, bytes that were here, and all */
+  readyBytes: number;
+  totalBytes: number;
+}
 
 /** What a user can set on a volume. */
 export interface Settings {

@@ -7,6 +7,7 @@ import type {
   MetadataStore,
   SnapshotChange,
   SnapshotRecord,
+  Standing,
   VolumeChange,
   VolumeRecord,
 } from "./metadata-store.ts";
@@ -60,6 +61,10 @@ export class SqliteMetadataStore implements MetadataStore {
 
   updateVolume(id: string, change: VolumeChange): Promise<boolean> {
     return this.#change("updateVolume", [id, change], change.name);
+  }
+
+  noteStanding(id: string, standing: Standing): Promise<void> {
+    return this.#change("noteStanding", [id, standing]);
   }
 
   deleteVolume(id: string): Promise<void> {

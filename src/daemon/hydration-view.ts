@@ -1,5 +1,5 @@
-import type { HydrationWish } from "../catalog/metadata-store.ts";
-import type { Hydration, HydrationStatus } from "../volume/hydration.ts";
+import type { HydrationWish, Standing } from "../catalog/metadata-store.ts";
+import { type Hydration, type HydrationStatus, PAUSED_BY_USER } from "../volume/hydration.ts";
 import type { HydrationView } from "./views.ts";
 
 /** Makes hydration do what the user wishes. */
@@ -21,6 +21,21 @@ export function hydrationView(
   if (status === undefined) return { ...nothing, limitBytesPerSecond: wish.rate, priority: wish.priority };
   if (status.state === "detached" || wish.wanted) return status;
   return { ...status, state: "none", reason: null };
+}
+
+/** Of a volume that is not open: nothing is being done for it. */
+export function closedHydrationView(standing: Standing, wish: HydrationWish): HydrationView {
+  const { detached, readyBytes, totalBytes } = standing;
+  const paused = !detached && totalBytes > 0 && wish.wanted && wish.paused;
+  return {
+    ...nothing,
+    state: detached ? "detached" : paused ? "paused" : "none",
+    reason: paused ? PAUSED_BY_USER : null,
+    readyBytes,
+    totalBytes,
+    limitBytesPerSecond: wish.rate,
+    priority: wish.priority,
+  };
 }
 
 const nothing: HydrationView = {

@@ -1,20 +1,21 @@
+import { isDeepStrictEqual } from "node:util";
 import { UllageError, describeError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import type { TracedRead } from "../blob/boot-trace.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
-import type { MetadataStore, Origin, Settings, VolumeRecord } from "../catalog/metadata-store.ts";
+import type { MetadataStore, Origin, Settings, Standing, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
-import { baseOf, cleanCheckpoint } from "../volume/references.ts";
+import { baseOf, cleanCheckpoint, lastCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
-import { Volume } from "../volume/volume.ts";
+import { unflushedLost, Volume } from "../volume/volume.ts";
 import type { Sources } from "./sources.ts";
 import { TraceRecording } from "./trace-recording.ts";
 import { Turns } from "./turns.ts";
 import { renameDescription } from "./volume-files.ts";
 import type { BootTraces } from "./boot-traces.ts";
 import type { Events } from "./events.ts";
-import { applyWish, hydrationView } from "./hydration-view.ts";
+import { applyWish, closedHydrationView, hydrationView } from "./hydration-view.ts";
 import { VolumeNews } from "./volume-news.ts";
 import type { HydrationChange, HydrationView, OriginView, VolumeView, VolumeViewState } from "./views.ts";
 
@@ -69,6 +70,8 @@ export class ManagedVolume {
   #opened: Opened | undefined;
   #failure: unknown;
   #recording: TraceRecording | undefined;
+  /** The record's standing was compared with the files, which only this process changes. */
+  #standingHolds = false;
   /** It is being removed, or everything is being stopped: it is not opened any more. */
   #ending = false;
 
@@ -187,10 +190,61 @@ export class ManagedVolume {
     while (volume.info().connections.length > 0 && clock.now() < deadline) await clock.sleep(disconnectPollMs);
   }
 
-  /** For good: the process stops. */
+  /** For good: the process stops. The catalog keeps what the volume is like then, for the next one. */
   stop(): Promise<void> {
     this.#ending = true;
-    return this.#turns.run(() => this.#close());
+    return this.#turns.run(async () => {
+      const last = this.#opened === undefined ? undefined : this.standing();
+      await this.#close();
+      if (last !== undefined && this.record.state === "ready") await this.#keepStanding(last);
+    });
+  }
+
+  async #keepStanding(last: Omit<Standing, "checkpoint">): Promise<void> {
+    const { env, store } = this.#host;
+    try {
+      const checkpoint = await lastCheckpoint(env, this.record.id);
+      if (checkpoint === undefined) return;
+      const standing = { checkpoint, ...last };
+      if (isDeepStrictEqual(standing, this.record.standing)) return;
+      await store.noteStanding(this.record.id, standing);
+    } catch (error) {
+      // The next process opens the volume to see what it is like.
+      env.log("info", `what volume '${this.record.name}' is like is not kept: ${describeError(error)}`);
+    }
+  }
+
+  /** What it is like, as far as that is known without a wait. */
+  standing(): Omit<Standing, "checkpoint"> {
+    const { fetchedBytes, writtenBytes, hydration, state } = this.view();
+    return {
+      lostUnflushed: state === "lostUnflushed",
+      detached: hydration.state === "detached",
+      writtenBytes,
+      fetchedBytes,
+      readyBytes: hydration.readyBytes,
+      totalBytes: hydration.totalBytes,
+    };
+  }
+
+  /**
+   * Sees to it that what is known of the volume is true. Only one whose files do not bear out what the catalog says is opened
+   * for that, if it can be: it did not come to a clean end, or was never closed.
+   */
+  async ascertain(): Promise<void> {
+    if (this.#isCertain()) return;
+    await this.#turns.run(async () => {
+      if (this.#isCertain()) return;
+      const { id, standing } = this.record;
+      const found = await lastCheckpoint(this.#host.env, id).catch(() => undefined);
+      if (found !== undefined && found === standing?.checkpoint) this.#standingHolds = true;
+      else await this.#open().catch(() => undefined); // its state tells why
+    });
+  }
+
+  #isCertain(): boolean {
+    if (this.record.state !== "ready" || this.#ending) return true;
+    return this.#opened !== undefined || this.#failure !== undefined || this.#standingHolds;
   }
 
   /**
@@ -384,7 +438,7 @@ export class ManagedVolume {
   view(): VolumeView {
     const { id, name, size, source, format, origin, settings, createdAt } = this.record;
     const info = this.#opened?.volume.info();
-    const blob = this.#opened?.blobs[0];
+    const { standing } = this.record;
     return {
       id,
       name,
@@ -393,8 +447,8 @@ export class ManagedVolume {
       source: source === null ? null : shownSource(source),
       format,
       origin: origin === null ? null : this.#host.originNow(origin),
-      fetchedBytes: blob?.readyBytes ?? this.download?.bytes ?? 0,
-      writtenBytes: info?.writtenBytes ?? 0,
+      fetchedBytes: this.#openBlob()?.readyBytes ?? this.download?.bytes ?? standing?.fetchedBytes ?? 0,
+      writtenBytes: info?.writtenBytes ?? standing?.writtenBytes ?? 0,
       hydration: this.hydration(),
       settings,
       connections: info?.connections.length ?? 0,
@@ -403,7 +457,17 @@ export class ManagedVolume {
   }
 
   hydration(): HydrationView {
-    return hydrationView(this.#opened?.hydration?.status(), this.record.hydration, this.download);
+    const { hydration, standing } = this.record;
+    if (this.#opened === undefined && this.download === undefined && standing !== null) {
+      return closedHydrationView(standing, hydration);
+    }
+    return hydrationView(this.#opened?.hydration?.status(), hydration, this.download);
+  }
+
+  /** Its blob, if this or another volume has it open. */
+  #openBlob(): CachedBlob | undefined {
+    const { blobId } = this.record;
+    return blobId === null ? undefined : (this.#opened?.blobs[0] ?? this.#host.sources.cache.ifOpen(blobId));
   }
 
   #stateNow(): { state: VolumeViewState; reason: string | null } {
@@ -414,7 +478,11 @@ export class ManagedVolume {
       if (state === "ok" && hydration.state === "waiting") return { state: "degraded", reason: hydration.reason };
       return { state, reason: reason ?? null };
     }
-    if (this.#failure === undefined) return { state: "ok", reason: null };
+    if (this.#failure === undefined) {
+      return this.record.standing?.lostUnflushed === true
+        ? { state: "lostUnflushed", reason: unflushedLost }
+        : { state: "ok", reason: null };
+    }
     const poisoned = this.#failure instanceof UllageError && this.#failure.code === "poisoned";
     return { state: poisoned ? "poisoned" : "failed", reason: describeError(this.#failure) };
   }

@@ -122,6 +122,7 @@ async function describeVolume({ env }: OfflineData, id: string, taken: Set<strin
     requestKey: null,
     requestDigest: null,
     origin: described.origin ?? null,
+    standing: null,
   };
 }
 

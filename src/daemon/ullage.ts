@@ -334,13 +334,17 @@ export class Ullage {
     return this.#contents.open(volumeName, snapshotName, format, reader);
   }
 
-  /** Ordered by name, starting behind `after`. */
+  /**
+   * Ordered by name, starting behind `after`. Opens only those that nothing is known of: the figures of a closed volume are
+   * those it was closed with.
+   */
   async listVolumes(after = "", limit = Infinity): Promise<VolumeView[]> {
     const page = this.#volumes
       .all()
       .filter(({ record }) => record.name > after)
       .slice(0, limit);
-    return Promise.all(page.map((volume) => volume.currentView()));
+    await Promise.all(page.map((volume) => volume.ascertain()));
+    return page.map((volume) => volume.view());
   }
 
   /** @throws UllageError `not-found` */

@@ -1,4 +1,5 @@
 import { IoError, UllageError, describeError } from "../base/errors.ts";
+import { fewAtOnce } from "../base/few-at-once.ts";
 import { formatSize } from "../base/units.ts";
 import { checkName } from "../catalog/names.ts";
 import {
@@ -9,8 +10,6 @@ import {
   type VolumeRecord,
 } from "../catalog/metadata-store.ts";
 import { blockBytes } from "../volume/owner-map.ts";
-import { volumeDir } from "../volume/paths.ts";
-import { readPoison } from "../volume/poison.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
@@ -26,8 +25,10 @@ import { fillDisk, type ImportContent } from "./volume-import.ts";
 import { sectorBytes, volumeSize } from "./volume-size.ts";
 import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, SpaceView } from "./views.ts";
 
-/** At start, volumes that are opened at the same time. */
+/** At start, volumes that are looked at, or opened, at the same time. */
 const openingAtOnce = 2;
+/** At the end, volumes that are closed at the same time. */
+const closingAtOnce = 64;
 
 /** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
 export interface ImportedVolume {
@@ -300,8 +301,17 @@ export class Volumes implements VolumeNames {
           base: { id: base.id, freeOwner: base.freeOwner },
           details: { source, format, settings, createdAt, blobId, origin },
         });
+        // Until it is opened it is as its parent, as far as that is known.
+        const standing = {
+          ...parent.standing(),
+          checkpoint: 1,
+          lostUnflushed: false,
+          detached: false,
+          writtenBytes: 0,
+        };
+        await store.noteStanding(id, standing);
         await store.updateVolume(id, { state: "ready" });
-        volume.record = { ...volume.record, state: "ready" };
+        volume.record = { ...volume.record, state: "ready", standing };
         volume.news.changed();
       } catch (error) {
         await this.#giveUp(volume, undefined);
@@ -434,6 +444,7 @@ export class Volumes implements VolumeNames {
       createdAt: env.clock.wallTime(),
       requestKey: requestKey?.key ?? null,
       requestDigest: requestKey?.digest ?? null,
+      standing: null,
     });
     this.#add(volume);
     volume.news.created();
@@ -572,23 +583,21 @@ export class Volumes implements VolumeNames {
   }
 
   /**
-   * At start: opens the volumes that have something to do by themselves, so that hydration goes on, and those that are
-   * poisoned, so that it shows. All others are opened on first use.
+   * At start: opens the volumes that have something to do by themselves, so that hydration goes on, and those that did not
+   * come to a clean end, so that it shows what they are like. All others are opened on first use.
    */
   async openBusy(): Promise<void> {
-    const waiting = this.ready();
-    const next = async (): Promise<void> => {
-      for (let volume = waiting.shift(); volume !== undefined; volume = waiting.shift()) {
-        if (this.#stopping.signal.aborted) return;
-        if (await this.#isBusy(volume.record)) await volume.device().catch(() => undefined); // its state tells why
-      }
-    };
-    await Promise.all(Array.from({ length: openingAtOnce }, next));
+    const results = await fewAtOnce(this.ready(), openingAtOnce, async (volume) => {
+      if (this.#stopping.signal.aborted) return;
+      await volume.ascertain();
+      if (!volume.isOpen && (await this.#isBusy(volume.record))) await volume.device().catch(() => undefined); // its state tells why
+    });
+    const failed = results.find((result) => result.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
   }
 
   async #isBusy({ id, blobId, hydration }: VolumeRecord): Promise<boolean> {
-    const { env, sources } = this.#host;
-    if ((await readPoison(env, volumeDir(env.dataDir, id), id)) !== undefined) return true;
+    const { sources } = this.#host;
     if (blobId === null || !hydration.wanted || hydration.paused) return false;
     return !(await sources.isPinned(blobId, id));
   }
@@ -599,7 +608,7 @@ export class Volumes implements VolumeNames {
     await Promise.allSettled(this.#underWay);
     await this.reclaimer.close();
     await this.snapshots.close();
-    const results = await Promise.allSettled(this.all().map((volume) => volume.stop()));
+    const results = await fewAtOnce(this.all(), closingAtOnce, (volume) => volume.stop());
     await this.snapshots.settled();
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;

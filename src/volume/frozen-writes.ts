@@ -5,6 +5,12 @@ import { frozenMapPath } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 /**
+ * A snapshot is often followed by something that is in a hurry, a clone or a client: the file can wait so long, ms. Until
+ * then the frozen map costs the memory of what changes.
+ */
+const QUIET_MS = 500;
+
+/**
  * Frozen maps on their way into files, one after the other, beside requests. Until one is there the volume's map and log
  * can rebuild it; so a failure loses nothing, and the next checkpoint, which may not go on without them, tries again.
  *
@@ -15,6 +21,8 @@ export class FrozenWrites {
   readonly #commit: () => Promise<void>;
   readonly #pending = new Map<string, FrozenMap>();
   #working: Promise<void> = Promise.resolve();
+  readonly #stopping = new AbortController();
+  #soon: Promise<void> | undefined;
   #stopped = false;
 
   /** @param commit makes every record that has been appended durable, with its data */
@@ -40,11 +48,19 @@ export class FrozenWrites {
     this.#pending.set(frozen.id, frozen);
   }
 
-  /** Begins to write all there are. */
+  /** Writes all there are, in a moment. */
   start(): void {
-    this.writeAll().catch((error: unknown) => {
+    this.#soon ??= this.#writeSoon();
+  }
+
+  async #writeSoon(): Promise<void> {
+    try {
+      await this.#env.clock.sleep(QUIET_MS, this.#stopping.signal);
+      this.#soon = undefined;
+      await this.writeAll();
+    } catch (error) {
       if (!this.#stopped) this.#env.log("warn", `the map of a snapshot can't be written now: ${describeError(error)}`);
-    });
+    }
   }
 
   /** Resolves when the frozen map is in its file, durably. */
@@ -89,8 +105,10 @@ export class FrozenWrites {
   }
 
   /** Begins nothing more, and resolves when nothing is under way. */
-  stop(): Promise<void> {
+  async stop(): Promise<void> {
     this.#stopped = true;
-    return this.#working;
+    this.#stopping.abort(new IoError("ESHUTDOWN", "the volume is being closed"));
+    await this.#soon;
+    await this.#working;
   }
 }

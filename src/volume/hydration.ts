@@ -61,7 +61,7 @@ export interface HydrationSpace {
 }
 
 export const NO_SPACE = "no-space";
-const PAUSED_BY_USER = "paused by the user";
+export const PAUSED_BY_USER = "paused by the user";
 
 const DEFAULT_RESERVE = 0.05;
 

@@ -42,7 +42,6 @@ export class Layer {
       await file.truncate(headerBytes + blocks * blockBytes);
       await file.write(header, 0, headerBytes, 0);
     });
-    await env.fs.syncDirectory(env.dataDir);
     return Layer.open(env, id);
   }
 

@@ -74,17 +74,26 @@ export function baseOf(env: VolumeEnvironment, id: string): Promise<string | und
 }
 
 /**
- * The newest checkpoint of a closed volume, when it is all that counts: it was closed with everything flushed, and nobody
- * has opened it since. @returns its path; undefined: only a recovery can tell what the volume holds
+ * The number of a closed volume's newest checkpoint, if no log goes beyond it, so that nobody has opened the volume since, and
+ * the volume is not poisoned. Costs a look at the directory.
  */
-export async function cleanCheckpoint(env: VolumeEnvironment, id: string): Promise<string | undefined> {
+export async function lastCheckpoint(env: VolumeEnvironment, id: string): Promise<number | undefined> {
   const dir = volumeDir(env.dataDir, id);
   const entries = await env.fs.readdir(dir);
   const newest = numbered(entries, "map").at(-1);
   if (newest === undefined || (await readPoison(env, dir, id)) !== undefined) return undefined;
   const logs = numbered(entries, "intent").filter((number) => number >= newest);
-  if (logs.length !== 1 || logs[0] !== newest) return undefined;
-  const path = mapPath(dir, newest);
+  return logs.length === 1 && logs[0] === newest ? newest : undefined;
+}
+
+/**
+ * The newest checkpoint of a closed volume, when it is all that counts: it was closed with everything flushed, and nobody
+ * has opened it since. @returns its path; undefined: only a recovery can tell what the volume holds
+ */
+export async function cleanCheckpoint(env: VolumeEnvironment, id: string): Promise<string | undefined> {
+  const newest = await lastCheckpoint(env, id);
+  if (newest === undefined) return undefined;
+  const path = mapPath(volumeDir(env.dataDir, id), newest);
   return (await readMapTable(env, path)).checkpoint.clean ? path : undefined;
 }
 

@@ -1,3 +1,4 @@
+import { allOf } from "../base/all-of.ts";
 import { describeError, IoError, UllageError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
@@ -21,6 +22,7 @@ import { OwnerReader } from "./owner-reader.ts";
 import { OwnerWriter } from "./owner-writer.ts";
 import { changedRuns, type ChangeRun } from "./map-diff.ts";
 import type { MapClaims } from "./map-claims.ts";
+import { layerPath } from "./paths.ts";
 import { markPoisoned } from "./poison.ts";
 import { SealedLayers } from "./sealed-layers.ts";
 import { describeSnapshot, forgetSnapshot, type SnapshotDescription } from "./snapshot-files.ts";
@@ -43,6 +45,9 @@ import type {
  *             ok -> poisoned ----> closing           a sync failed: no more writes, until reopened with acceptLoss
  *     open -> lostUnflushed                          recovery lost acknowledged writes: no writers, until the same
  */
+
+/** Why a volume is `lostUnflushed`. */
+export const unflushedLost = "acknowledged writes may have been lost";
 
 export class Volume implements BlockDevice {
   readonly id: string;
@@ -98,7 +103,7 @@ export class Volume implements BlockDevice {
     this.#reader = new OwnerReader(opened.map, opened.head, this.#layers, opened.blobs);
     this.#settings = options.settings;
     this.#volumeState = opened.lostUnflushed ? "lostUnflushed" : "ok";
-    if (opened.lostUnflushed) this.#reason = "acknowledged writes may have been lost";
+    if (opened.lostUnflushed) this.#reason = unflushedLost;
     this.#remoteWriters = opened.remoteWriters;
     this.#writesBlocked = options.settings.sync === "always";
     const warn = (message: string): void => env.log("warn", `volume ${this.id}: ${message}`);
@@ -297,16 +302,21 @@ export class Volume implements BlockDevice {
     return this.#restructure(async () => {
       const { id } = description;
       const complete = { ...description, size: this.#size };
-      const layer = await Layer.create(this.#env, this.#env.randomBytes(16).toString("hex"), this.id, this.#map.blocks);
+      const layerId = this.#env.randomBytes(16).toString("hex");
+      let layer: Layer | undefined;
       let sealed: number;
       this.#described.add(id); // from before the switch on
       try {
-        await describeSnapshot(this.#env, this.#opened.dir, complete);
-        sealed = await this.#alone(() => this.#changeHead(id, layer));
+        // Both before the record that names them, and beside each other: they are mostly waiting for the disk.
+        const [made] = await allOf([
+          Layer.create(this.#env, layerId, this.id, this.#map.blocks).then((created) => (layer = created)),
+          describeSnapshot(this.#env, this.#opened.dir, complete),
+        ]);
+        sealed = await this.#alone(() => this.#changeHead(id, made));
       } catch (error) {
         this.#described.delete(id);
-        await layer.file.close();
-        await this.#env.fs.unlink(layer.file.path);
+        await layer?.file.close();
+        await this.#env.fs.unlink(layerPath(this.#env.dataDir, layerId));
         await forgetSnapshot(this.#env, this.#opened.dir, id);
         throw error;
       }

@@ -17,7 +17,9 @@ const answering = ["api", "backend", "blob", "catalog", "daemon", "image", "volu
 const elsewhere = new Set(
   `aborted closed interrupted cancelled stream-dropped close-failed api-auth sources-allow credentials tokens-version
   catalog-damaged catalog-foreign catalog-lost catalog-version
-  nothing-left data-file-system data-foreign data-in-use data-missing data-unwritable`.split(/\s+/),
+  nothing-left client-stalled content-closed data-file-system data-foreign data-in-use data-missing data-unwritable`.split(
+    /\s+/,
+  ),
 );
 
 async function codesInSource(): Promise<Set<string>> {

@@ -59,7 +59,7 @@ void test("an image is what volumes were made from, a blob what is here of it, a
   while ((await ullage.showVolume("c")).hydration.state !== "detached")
     await new Promise((next) => setTimeout(next, 20));
 
-  await ullage.listVolumes(); // from here on all are open
+  for (const name of ["a", "b", "c", "d"]) await ullage.showVolume(name); // from here on all are open
   const all = await blobs(api);
   const remote = all.find(({ source: from }) => from === `${source.url}?…`)!;
   const local = all.find(({ source: from }) => from === api.image)!;

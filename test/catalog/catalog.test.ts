@@ -28,6 +28,7 @@ function volume(name: string, id: number, more: Partial<VolumeRecord> = {}): Vol
     requestKey: null,
     requestDigest: null,
     origin: null,
+    standing: null,
     ...more,
   };
 }
@@ -129,7 +130,7 @@ void test("a newer catalog is refused, naming both versions", async (t) => {
   const database = new DatabaseSync(path);
   database.exec("PRAGMA user_version = 7");
   database.close();
-  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 3/ });
+  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 4/ });
 });
 
 void test("another program's database and a file that is none are left alone", async (t) => {

@@ -75,6 +75,7 @@ export class CrashingWorld {
       },
       insertVolume: (volume) => change("insert row", () => inner.insertVolume(volume)),
       updateVolume: (id, fields) => change("update row", () => inner.updateVolume(id, fields)),
+      noteStanding: (id, standing) => change("note standing", () => inner.noteStanding(id, standing)),
       deleteVolume: (id) => change("delete row", () => inner.deleteVolume(id)),
       listVolumes: (after, limit) => inner.listVolumes(after, limit),
       insertSnapshot: (snapshot) => change("insert snapshot", () => inner.insertSnapshot(snapshot)),

@@ -241,8 +241,9 @@ void test("what can't be read may need anything: nothing is freed", async (t) =>
   await prepared(ullage);
   await ullage.createSnapshot("web", "other");
   await ullage.removeSnapshot("web", "s");
-  const [map] = await readdir(join(dataDir, "maps"));
-  damaged = join(dataDir, "maps", map);
+  const maps = (): Promise<string[]> => readdir(join(dataDir, "maps"));
+  while (!(await maps()).some((name) => /^[0-9a-f]{32}$/.test(name))) await new Promise((next) => setTimeout(next, 10));
+  damaged = join(dataDir, "maps", (await maps())[0]);
   await assert.rejects(ullage.reclaim(), /injected EIO/);
   assert.equal((await uselessBlocks(ullage, dataDir)).size, 1);
   damaged = "";

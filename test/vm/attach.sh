@@ -96,6 +96,8 @@ dd if=/run/begin of=/dev/nbd0 bs=64k oflag=direct status=none & # it may still c
 writer=$!
 sleep 1
 kill -s KILL "$helper"
+for ((i = 0; i < 120; i++)); do kill -0 $writer 2>/dev/null || break; sleep 1; done
+((i < 120)) || fail "what the killed helper had not answered hangs"
 fails wait $writer
 kill -s CONT $daemon
 say "the writer was told"
