@@ -23,6 +23,8 @@ export interface BlobMeta {
   readonly createdAt: string;
   /** The source was named over the network: it is read only as far as `sources.allow` lets it. Absent: no. */
   readonly guarded?: boolean;
+  /** The image was unpacked as a whole when the blob was made: what is lost can't be fetched again. Absent: no. */
+  readonly unpacked?: boolean;
 }
 
 const FORMAT = "ullage-blob";
@@ -57,7 +59,7 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
 
 /** @throws CorruptionError when a field is missing or out of range */
 export function blobMetaOf(raw: unknown, path: string): BlobMeta {
-  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded } = (raw ?? {}) as Record<
+  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded, unpacked } = (raw ?? {}) as Record<
     string,
     unknown
   >;
@@ -70,9 +72,11 @@ export function blobMetaOf(raw: unknown, path: string): BlobMeta {
     isLength(size) &&
     isUnit(unitBytes) &&
     typeof createdAt === "string" &&
-    (guarded === undefined || typeof guarded === "boolean");
+    (guarded === undefined || typeof guarded === "boolean") &&
+    (unpacked === undefined || typeof unpacked === "boolean");
   if (!valid) throw new CorruptionError(`${path} has a field that is missing or out of range`);
-  return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...(guarded === true ? { guarded } : {}) };
+  const flags = { ...(guarded === true ? { guarded } : {}), ...(unpacked === true ? { unpacked } : {}) };
+  return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
 }
 
 export const isBlobId = (text: string): boolean => /^[0-9a-f]{32}$/.test(text);

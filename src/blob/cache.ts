@@ -20,6 +20,7 @@ import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
 import { SourceTraffics } from "./source-traffic.ts";
+import { MAKING, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
 
 /*
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
@@ -144,7 +145,7 @@ export class BlobCache {
       const known = new Map<string, IndexedBlob>();
       const index = await readBlobIndex(fs, join(dataDir, indexName), (level, message) => options.log(level, message));
       for (const id of await fs.readdir(dir)) {
-        if (id.endsWith(TOMBSTONE)) await removeBlobDirectory(fs, join(dir, id));
+        if (id.endsWith(TOMBSTONE) || id.endsWith(MAKING)) await removeBlobDirectory(fs, join(dir, id));
         if (!isBlobId(id)) continue;
         const indexed = index.get(id);
         if (indexed !== undefined) {
@@ -205,13 +206,16 @@ export class BlobCache {
     return { meta: known.meta, readyBytes, diskBytes, pins, users: entry.users, stats, usedAt: known.usedAt, trouble };
   }
 
-  /** The blob that caches this object already. Never one whose identity is weak: it may be something else by now. */
+  /**
+   * The blob that caches this object already. Never one whose identity is weak: it may be something else by now.
+   * @param imageFormat a chain, or the beginning of one when the rest isn't known
+   */
   find(url: string, imageFormat: string, identity: Identity): BlobMeta | undefined {
     if (!identity.strong) return undefined;
     return this.list().find(
       (meta) =>
         meta.url === url &&
-        meta.imageFormat === imageFormat &&
+        (meta.imageFormat === imageFormat || meta.imageFormat.startsWith(`${imageFormat}+`)) &&
         meta.identity.strong &&
         meta.identity.version === identity.version &&
         meta.identity.size === identity.size,
@@ -249,6 +253,50 @@ export class BlobCache {
     this.#indexLater();
     this.#open.set(id, { users: 1, blob: Promise.resolve(blob), opened: blob });
     return blob;
+  }
+
+  /**
+   * Makes a new blob, complete and durable, from an image that has to be unpacked, and opens it.
+   * @param about `imageFormat` is asked for when the disk was opened
+   * @param unpacking.onId called with the blob's id before anything is made
+   */
+  async createUnpacked(
+    about: Pick<CreateBlobOptions, "url" | "identity" | "guarded"> & { imageFormat(): string },
+    unpacking: Pick<UnpackOptions, "signal" | "unpack" | "openDisk"> & { onId?: (id: string) => Promise<unknown> },
+  ): Promise<CachedBlob> {
+    const { fs, clock } = this.#options;
+    const { url, identity, guarded = false } = about;
+    const id = this.#options.randomBytes(16).toString("hex");
+    await unpacking.onId?.(id);
+    const dir = join(this.#dir, `${id}${MAKING}`);
+    await fs.mkdir(dir);
+    let meta: BlobMeta;
+    try {
+      meta = await makeUnpackedFiles({
+        ...unpacking,
+        fs,
+        dir,
+        describe: (size) => ({
+          id,
+          url,
+          imageFormat: about.imageFormat(),
+          identity,
+          size,
+          unitBytes: DEFAULT_UNIT_BYTES,
+          createdAt: clock.wallTime(),
+          ...(guarded ? { guarded } : {}),
+          unpacked: true,
+        }),
+      });
+      await fs.rename(dir, join(this.#dir, id));
+      await fs.syncDirectory(this.#dir);
+    } catch (error) {
+      await removeBlobDirectory(fs, dir).catch(() => undefined); // the next start tries again
+      throw error;
+    }
+    this.#known.set(id, { meta, ...noHistory(), usedAt: this.#wallClock() });
+    this.#indexLater();
+    return this.open(id);
   }
 
   /** The same object for everybody, opened when it is not yet. @throws UllageError `not-found`; see `CachedBlob.open` */

@@ -474,8 +474,12 @@ export class CachedBlob implements Blob {
 
   // ---- eviction ----------------------------------------------------------------------------------------------------
 
-  /** Whether clean ranges may be taken away: nobody was promised them, and no other process may be reading them. */
+  /**
+   * Whether clean ranges may be taken away: nobody was promised them, no other process may be reading them, and they can
+   * be fetched again.
+   */
   get mayBeEvicted(): boolean {
+    if (this.meta.unpacked === true) return false;
     return this.#cold !== undefined && this.#pins.size === 0 && this.#shared === undefined;
   }
 

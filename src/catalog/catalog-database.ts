@@ -83,6 +83,7 @@ const columns: Record<keyof VolumeChange, string> = {
   name: "name",
   state: "state",
   size: "size",
+  format: "format",
   blobId: "blob_id",
   settings: "settings",
   hydration: "hydration",

@@ -123,7 +123,9 @@ export interface VolumeRecord {
   standing: Standing | null;
 }
 
-export type VolumeChange = Partial<Pick<VolumeRecord, "name" | "state" | "size" | "blobId" | "settings" | "hydration">>;
+export type VolumeChange = Partial<
+  Pick<VolumeRecord, "name" | "state" | "size" | "format" | "blobId" | "settings" | "hydration">
+>;
 
 /**
  * What a volume was like when it was closed, so that it can be shown without being opened. It only mirrors the volume's

@@ -22,8 +22,9 @@ export const helpTopics: readonly HelpTopic[] = [
   $ ullage volume create web1 --from https://example.org/debian.raw
   $ ullage volume create web2 --from ./debian.raw --size 40G
 
-Its format is told by its first bytes: raw, qcow2, vmdk, vhd, vhdx, and any of them in a tar archive (tar+qcow2). --format
-overrides that; --format raw serves the bytes as they are. All about formats: docs/SOURCES.md.
+Its format is told by its first bytes: raw, qcow2, vmdk, vhd, vhdx, and any of them in a tar archive (tar+qcow2) or
+packed with gzip, zstd or xz (xz+raw), which are fetched and unpacked before the volume is there. --format overrides that;
+--format raw serves the bytes as they are. All about formats: docs/SOURCES.md.
 A disk larger than its image reads as zeros behind it.
 
 Bytes are fetched when they are first read, into a cache that all volumes of the same image share, and the rest in

@@ -102,13 +102,13 @@ export class CacheControl {
     const work = begun.promise.then(async (onProgress): Promise<ImageView> => {
       const blob = await sources.blobOf(found, { signal, onProgress });
       try {
-        await fillBlob(blob, { signal, onProgress });
+        if (found.size !== undefined) await fillBlob(blob, { signal, onProgress });
       } finally {
         await sources.cache.release(blob.id);
       }
       return this.#images.showImage((await this.#images.showBlob(blob.id)).image);
     });
-    const progress = { done: 0, total: found.size, unit: "bytes" } as const;
+    const progress = { done: 0, total: found.size ?? found.identity.size, unit: "bytes" } as const;
     const job = this.#jobs.start({ kind: "image-pull", target: shownSource(found.url), progress }, controller, work);
     begun.resolve(job.progress);
     return job.view;

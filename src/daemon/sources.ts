@@ -1,15 +1,16 @@
 import { join } from "node:path";
-import type { Backend, Identity } from "../backend/backend.ts";
+import type { Backend, Identity, Sink } from "../backend/backend.ts";
 import type { Backends } from "../backend/backends.ts";
 import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
+import { fillBlob } from "../blob/fill-blob.ts";
 import { detectHeadBytes } from "../image/detect.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { objectReader } from "../image/object-reader.ts";
-import { openImage } from "../image/open-image.ts";
+import { findImage, findStreamedImage, openImage, type PackedImage } from "../image/open-image.ts";
 import { Turns } from "./turns.ts";
 import type { SourceRequest } from "./views.ts";
 
@@ -20,10 +21,12 @@ export interface FoundSource {
   /** of the image: a chain, see `OpenedImage` */
   format: string;
   identity: Identity;
-  /** of the disk, in bytes */
-  size: number;
+  /** of the disk, in bytes; undefined: known when it is unpacked */
+  size: number | undefined;
   backend: Backend;
-  reader: ImageReader;
+  /** Reads the disk, or what has to be unpacked before there is one. */
+  image: ImageReader | PackedImage;
+  ranges: boolean;
   download: boolean;
   /** Named over the network: bound by the policy for as long as it is read. */
   guarded: boolean;
@@ -36,8 +39,8 @@ export interface FillOptions {
   /** Called before the first byte is streamed: what a killed process leaves can be found by this id. */
   onBlob?: (id: string) => Promise<unknown>;
   signal?: AbortSignal;
-  /** called with the bytes received so far, with 0 before the first ones are asked for */
-  onProgress?: (bytes: number) => void;
+  /** called with the bytes received so far, and those that will come in all; with 0 before the first ones are asked for */
+  onProgress?: (bytes: number, total: number) => void;
 }
 
 type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
@@ -54,6 +57,8 @@ export class Sources {
   readonly #opened: Map<string, Backend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
+  /** Images that are being unpacked. */
+  readonly #unpacking = new Map<string, Promise<unknown>>();
 
   private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
     this.#place = place;
@@ -90,9 +95,12 @@ export class Sources {
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
       const context = signal === undefined ? {} : { signal };
-      const { format, reader } = await openImage(objectReader(backend, identity), wanted, context, head);
-      if (reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
-      return { url, format, identity, size: reader.size, backend, reader, download, guarded };
+      const object = objectReader(backend, identity);
+      const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
+      const about = { url, format: found.format, identity, backend, ranges, download, guarded };
+      if ("packed" in found) return { ...about, size: undefined, image: found };
+      if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
+      return { ...about, size: found.reader.size, image: found.reader };
     } catch (error) {
       await backend.close();
       throw error;
@@ -104,17 +112,26 @@ export class Sources {
    * Takes the source's backend over. The caller releases the blob.
    */
   async blobOf(found: FoundSource, options: FillOptions = {}): Promise<CachedBlob> {
+    const { image } = found;
     let blob: CachedBlob | undefined;
     try {
-      blob = await this.#turns.run(() => this.#findOrMake(found));
+      if ("packed" in image) return (blob = await this.#unpacked(found, image, options));
+      blob = await this.#turns.run(() => this.#findOrMake(found, image));
       found.blobId = blob.id;
       if (!found.download || blob.readyBytes === blob.size) return blob;
       await options.onBlob?.(blob.id);
-      options.onProgress?.(0);
+      options.onProgress?.(0, blob.size);
       if (found.format === "raw") {
-        await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), options);
-      } else await fetchAll(blob, options);
-      await blob.sync();
+        await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), {
+          ...options,
+          onProgress: (bytes) => options.onProgress?.(bytes, found.identity.size),
+        });
+        await blob.sync();
+      } else {
+        const { size } = blob;
+        const { signal = new AbortController().signal, onProgress } = options;
+        await fillBlob(blob, { signal, onProgress: (bytes) => onProgress?.(bytes, size) });
+      }
       return blob;
     } catch (error) {
       if (blob !== undefined) await this.cache.release(blob.id);
@@ -124,17 +141,85 @@ export class Sources {
     }
   }
 
-  async #findOrMake({ url, format, identity, size, backend, reader, guarded }: FoundSource): Promise<CachedBlob> {
+  async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
+    const { url, format, identity, backend, guarded } = found;
     const known = this.cache.find(url, format, identity);
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format, identity, size, guarded }, reader)
+        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded }, reader)
         : await this.cache.open(known.id);
     if (!this.#opened.has(blob.id)) {
       this.#opened.set(blob.id, backend);
       blob.attach(reader);
     }
     return blob;
+  }
+
+  /** The complete blob of an image that has to be unpacked; whoever comes while it is being made waits for it. */
+  async #unpacked(found: FoundSource, image: PackedImage, options: FillOptions): Promise<CachedBlob> {
+    const { url, identity, format } = found;
+    const key = JSON.stringify([url, identity, format]);
+    for (;;) {
+      const known = this.cache.find(url, format, identity);
+      if (known !== undefined) {
+        found.blobId = known.id;
+        return this.cache.open(known.id);
+      }
+      const before = this.#unpacking.get(key);
+      if (before === undefined || !identity.strong) break;
+      await orAborted(
+        before.catch(() => undefined),
+        options.signal,
+      );
+    }
+    const making = this.#unpack(found, image, options);
+    this.#unpacking.set(key, making);
+    try {
+      return await making;
+    } finally {
+      this.#unpacking.delete(key);
+    }
+  }
+
+  #unpack(found: FoundSource, image: PackedImage, { signal, onBlob, onProgress }: FillOptions): Promise<CachedBlob> {
+    const { url, identity, guarded } = found;
+    const options = { background: true, ...(signal === undefined ? {} : { signal }) };
+    const total = image.packed.size;
+    let format = image.format;
+    const unpack = async (sink: Sink): Promise<void> => {
+      const unpacker = image.unpacker(sink);
+      let received = 0;
+      const take: Sink = async (chunk) => {
+        await unpacker.write(chunk);
+        received += chunk.length;
+        onProgress?.(received, total);
+      };
+      try {
+        onProgress?.(0, total);
+        if (found.ranges) {
+          for (let at = 0; at < total; at += pieceBytes) {
+            await image.packed.read(at, Math.min(pieceBytes, total - at), take, options);
+          }
+        } else await found.backend.stream(identity, take, options);
+        await unpacker.end();
+      } finally {
+        await unpacker.close();
+      }
+    };
+    const openDisk = async (unpacked: ImageReader): Promise<ImageReader> => {
+      const inner = await openImage(unpacked, image.inner, signal === undefined ? {} : { signal });
+      format = image.outer === "" ? inner.format : `${image.outer}+${inner.format}`;
+      if (inner.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
+      return inner.reader;
+    };
+    const onId = async (id: string): Promise<void> => {
+      found.blobId = id;
+      await onBlob?.(id);
+    };
+    return this.cache.createUnpacked(
+      { url, identity, guarded, imageFormat: () => format },
+      { ...(signal === undefined ? {} : { signal }), unpack, openDisk, onId },
+    );
   }
 
   /** Whether a volume is detached and therefore keeps this blob. Opens nothing. */
@@ -190,12 +275,20 @@ export class Sources {
   }
 }
 
-/** For images that are read in ranges all the same. */
-async function fetchAll(blob: CachedBlob, { signal, onProgress }: FillOptions): Promise<void> {
-  const step = 32 * 1024 * 1024;
-  for (let at = 0; at < blob.size; at += step) {
-    await blob.fetch(at, step, signal === undefined ? {} : { signal });
-    onProgress?.(blob.readyBytes);
+/** What is unpacked is fetched in pieces, each with retries of its own. */
+const pieceBytes = 8 * 1024 * 1024;
+
+/** Resolves with the work, or rejects with the signal's reason when that comes first. */
+async function orAborted(work: Promise<unknown>, signal: AbortSignal | undefined): Promise<void> {
+  if (signal === undefined) return void (await work);
+  const { promise, reject } = Promise.withResolvers<never>();
+  const onAbort = (): void => reject(signal.reason as Error);
+  if (signal.aborted) onAbort();
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    await Promise.race([work, promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
   }
 }
 

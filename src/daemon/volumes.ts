@@ -212,7 +212,9 @@ export class Volumes implements VolumeNames {
     const found = from === undefined ? undefined : await this.#host.sources.find(from, signal, guarded);
     let volume: ManagedVolume;
     try {
-      const size = volumeSize(found?.size, request.size);
+      // What has to be unpacked is as large as it turns out to be.
+      const unknown = found !== undefined && found.size === undefined;
+      const size = unknown ? (request.size ?? 0) : volumeSize(found?.size, request.size);
       this.#demandFree(name); // another request may have been quicker
       const image = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
       volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
@@ -221,7 +223,7 @@ export class Volumes implements VolumeNames {
       throw error;
     }
     try {
-      await this.#makeFiles(volume, found, { ...options, signal });
+      await this.#makeFiles(volume, request.size, found, { ...options, signal });
     } catch (error) {
       await this.#giveUp(volume, found?.blobId);
       throw explain(error, volume.record.size);
@@ -453,27 +455,30 @@ export class Volumes implements VolumeNames {
 
   async #makeFiles(
     volume: ManagedVolume,
+    wanted: number | undefined,
     found: FoundSource | undefined,
     { signal, onDownload }: CreateOptions & { signal: AbortSignal },
   ): Promise<void> {
     const { env, store, sources } = this.#host;
-    const { id, name, size, source, format, settings, createdAt } = volume.record;
+    const { id, name, source, settings, createdAt } = volume.record;
     await store.insertVolume(volume.record);
-    const total = found?.size ?? 0;
-    if (found?.download === true) volume.download = { bytes: 0, total };
+    if (found?.download === true) volume.download = { bytes: 0, total: found.size ?? found.identity.size };
     const blob =
       found === undefined
         ? undefined
         : await sources.blobOf(found, {
             signal,
             onBlob: (blobId) => store.updateVolume(id, { blobId }),
-            onProgress: (bytes) => {
+            onProgress: (bytes, total) => {
               volume.download = { bytes, total };
               volume.news.progress();
               onDownload?.(bytes, total);
             },
           });
     try {
+      const size = found === undefined ? volume.record.size : volumeSize(blob?.size, wanted);
+      const format = blob?.meta.imageFormat ?? null;
+      volume.record = { ...volume.record, size, format };
       await Volume.create(env, {
         id,
         name,
@@ -481,7 +486,7 @@ export class Volumes implements VolumeNames {
         ...(blob === undefined ? {} : { blob: { id: blob.id, size: blob.size } }),
         details: { source, format, settings, createdAt, blobId: blob?.id ?? null },
       });
-      await store.updateVolume(id, { state: "ready", blobId: blob?.id ?? null });
+      await store.updateVolume(id, { state: "ready", size, format, blobId: blob?.id ?? null });
       volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null };
       volume.download = undefined;
       // It is complete and stays, whatever opening says: its state tells why it can't be opened.

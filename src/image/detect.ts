@@ -1,17 +1,30 @@
 import { UllageError } from "../base/errors.ts";
 import type { ImageFormat } from "./image-format.ts";
+import { gzipFormat } from "./gzip.ts";
 import { qcow2Format } from "./qcow2/qcow2.ts";
 import { rawFormat } from "./raw.ts";
 import { tarFormat } from "./tar.ts";
 import { vhdFormat } from "./vhd.ts";
 import { vhdxFormat } from "./vhdx.ts";
 import { vmdkFormat } from "./vmdk.ts";
+import { xzFormat } from "./xz.ts";
+import { zstdFormat } from "./zstd.ts";
 
 /** How many bytes of an object's beginning `detectFormat` wants to see. */
 export const detectHeadBytes = 4096;
 
 /** The formats that can be read; raw is asked last, because it takes anything. */
-const formats: readonly ImageFormat[] = [qcow2Format, vmdkFormat, vhdxFormat, vhdFormat, tarFormat, rawFormat];
+const formats: readonly ImageFormat[] = [
+  qcow2Format,
+  vmdkFormat,
+  vhdxFormat,
+  vhdFormat,
+  tarFormat,
+  gzipFormat,
+  zstdFormat,
+  xzFormat,
+  rawFormat,
+];
 
 /**
  * Formats that a disk image often comes in, and that would make a broken disk if their bytes were served as they are.
@@ -20,9 +33,6 @@ const formats: readonly ImageFormat[] = [qcow2Format, vmdkFormat, vhdxFormat, vh
 const unreadable: readonly Signature[] = [
   { name: "vdi", convert: "disk", matches: at(64, "\x7f\x10\xda\xbe") },
   { name: "qed", convert: "disk", matches: starts("QED\0") },
-  { name: "gzip", convert: "gunzip", matches: starts("\x1f\x8b\x08") },
-  { name: "xz", convert: "unxz", matches: starts("\xfd7zXZ\0") },
-  { name: "zstd", convert: "unzstd", matches: starts("\x28\xb5\x2f\xfd") },
   { name: "bzip2", convert: "bunzip2", matches: (head) => /^BZh[1-9]1AY&SY/.test(text(head, 0, 10)) },
   { name: "lz4", convert: "unlz4", matches: starts("\x04\x22\x4d\x18") },
   { name: "7z", convert: "7z x", matches: starts("7z\xbc\xaf\x27\x1c") },

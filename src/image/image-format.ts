@@ -1,5 +1,6 @@
 import type { ReadOptions, Sink } from "../backend/backend.ts";
 import { SourceError } from "../base/errors.ts";
+import type { Unpacker } from "./unpacker.ts";
 
 /**
  * A sequence of bytes that is read in ranges: a remote object as it is, what a container holds, or a disk. Immutable.
@@ -46,6 +47,9 @@ export interface ImageFormat {
    * @throws SourceError `image-unsupported`, `image-damaged`
    */
   open(source: ImageReader, context: OpenContext): Promise<ImageReader | undefined>;
+
+  /** For formats whose `open` may return undefined. */
+  unpacker?: (this: void, sink: Sink) => Unpacker;
 }
 
 /** The image is of a kind that can't be read; `why` follows the format's name. */

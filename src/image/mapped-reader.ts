@@ -68,7 +68,7 @@ export class MappedReader implements ImageReader {
   readonly #source: ImageReader;
   readonly #map: BlockMap;
   /** Clusters that were needed in part, by where they lie; in the order of their last use. */
-  readonly #clusters = new Map<number, SharedWork<Buffer>>();
+  readonly #clusters = new Map<number, { work: SharedWork<Buffer>; bytes: number }>();
   #clusterBytes = 0;
 
   constructor(source: ImageReader, map: BlockMap) {
@@ -152,28 +152,27 @@ export class MappedReader implements ImageReader {
 
   /** All of a cluster that is needed in part: the other parts will be, too. */
   async #cluster(extent: Packed, options: ReadOptions): Promise<Buffer> {
-    const known = this.#clusters.get(extent.at);
-    if (known !== undefined) this.#clusters.delete(extent.at);
+    const known = this.#clusters.get(extent.at)?.work;
     const work = known?.aborted === false ? known : this.#bring(extent, options);
-    this.#clusters.set(extent.at, work);
-    if (work !== known) {
-      this.#clusterBytes += known === undefined ? extent.bytes : 0;
-      while (this.#clusterBytes > CLUSTER_BUDGET_BYTES && this.#clusters.size > 1) {
-        this.#clusters.delete(this.#clusters.keys().next().value!);
-        this.#clusterBytes -= extent.bytes;
-      }
+    this.#forget(extent.at);
+    this.#clusters.set(extent.at, { work, bytes: extent.bytes });
+    this.#clusterBytes += extent.bytes;
+    while (this.#clusterBytes > CLUSTER_BUDGET_BYTES && this.#clusters.size > 1) {
+      this.#forget(this.#clusters.keys().next().value!);
     }
     try {
       return await work.join(options.signal);
     } catch (error) {
-      if (this.#clusters.get(extent.at) === work) {
-        this.#clusters.delete(extent.at);
-        this.#clusterBytes -= extent.bytes;
-      }
+      if (this.#clusters.get(extent.at)?.work === work) this.#forget(extent.at);
       // What failed for somebody else, who may have been in the background, is tried again for us.
       if (work !== known || options.signal?.aborted === true) throw error;
       return this.#cluster(extent, options);
     }
+  }
+
+  #forget(at: number): void {
+    this.#clusterBytes -= this.#clusters.get(at)?.bytes ?? 0;
+    this.#clusters.delete(at);
   }
 
   #bring(extent: Packed, options: ReadOptions): SharedWork<Buffer> {

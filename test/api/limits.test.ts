@@ -94,9 +94,9 @@ void test("a body that is too large is refused before it is read, a header as we
 
 void test("a client that sends its request byte by byte loses the connection", patience, async (t) => {
   const api = await startTcpApi(t, {
-    headersMs: 200,
-    idleMs: 200,
-    transferLimits: { bodyMs: 200, answerStallMs: 200 },
+    headersMs: 1500,
+    idleMs: 1500,
+    transferLimits: { bodyMs: 1500, answerStallMs: 1500 },
   });
   const secret = await api.token("write");
   const head = `Host: localhost\r\nAuthorization: Bearer ${secret}\r\nContent-Type: application/json\r\n`;

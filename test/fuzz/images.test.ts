@@ -5,7 +5,8 @@ import test, { type TestContext } from "node:test";
 import type { ReadOptions, Sink } from "../../src/backend/backend.ts";
 import { SourceError } from "../../src/base/errors.ts";
 import type { ImageReader } from "../../src/image/image-format.ts";
-import { openImage } from "../../src/image/open-image.ts";
+import { findImage, openImage } from "../../src/image/open-image.ts";
+import { packSeekable } from "../image/seekable.ts";
 import { makeDisk, run, temporaryDirectory } from "../image/support.ts";
 import { Random } from "../sim/random.ts";
 import { requireTool } from "../support/tools.ts";
@@ -122,3 +123,50 @@ void test("a changed tar neither crashes, hangs nor reads outside of the file", 
   run("tar", "-C", dir, "-cf", join(dir, "tar"), "--format=pax", "disk");
   await forEachMutation(readFileSync(join(dir, "tar")), "tar");
 });
+
+void test("a changed seekable zstd neither crashes, hangs nor reads outside of the file", async (t) => {
+  if (!requireTool(t, "zstd")) return;
+  const dir = temporaryDirectory(t);
+  makeDisk(join(dir, "raw"), 600_000);
+  packSeekable(join(dir, "raw"), join(dir, "image"), 50_000);
+  await forEachMutation(readFileSync(join(dir, "image")), "zstd+raw");
+});
+
+/** Unpacks it all, within bounds. */
+async function unpackAll(image: Buffer, format: string): Promise<void> {
+  const found = await findImage(new StrictReader(image), `${format}+raw`, {});
+  assert.ok("packed" in found);
+  let received = 0;
+  const unpacker = found.unpacker((chunk) => void (received += chunk.length));
+  try {
+    for (let at = 0; at < image.length; at += 10_000) await unpacker.write(image.subarray(at, at + 10_000));
+    await unpacker.end();
+  } finally {
+    await unpacker.close();
+  }
+  assert.ok(received < 1e9, `${received} bytes`);
+}
+
+for (const [format, command, share] of [
+  ["gzip", "gzip -c", 1],
+  ["zstd", "zstd -q -c", 1],
+  ["xz", "xz -0 -c", 0.2], // each has a thread of its own
+] as const) {
+  void test(`a changed ${format} is unpacked to its end, or refused`, async (t) => {
+    if (!requireTool(t, "zstd", "xz")) return;
+    const dir = temporaryDirectory(t);
+    makeDisk(join(dir, "raw"), 200_000);
+    run("sh", "-c", `${command} ${join(dir, "raw")} > ${join(dir, "packed")}`);
+    const packed = readFileSync(join(dir, "packed"));
+    const first = onlySeed === undefined ? 1 : Number(onlySeed);
+    const last = onlySeed === undefined ? Math.ceil(seedCount * share) : first;
+    for (let seed = first; seed <= last; seed++) {
+      try {
+        await unpackAll(mutate(packed, new Random(seed)), format);
+      } catch (error) {
+        if (error instanceof SourceError && error.code.startsWith("image-")) continue;
+        throw new Error(`seed ${seed} (ULLAGE_SEED=${seed} replays it)`, { cause: error });
+      }
+    }
+  });
+}

@@ -39,6 +39,8 @@ const tools = {
   nginx: { package: "nginx-light" },
   certtool: { package: "gnutls-bin" },
   psktool: { package: "gnutls-bin" },
+  xz: { package: "xz-utils" },
+  zstd: { package: "zstd" },
   curl: { package: "curl" },
   jq: { package: "jq" },
   chromium: { package: "chromium" },

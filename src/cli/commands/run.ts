@@ -142,9 +142,9 @@ async function openDisk(
 }
 
 async function showDownload(ullage: Ullage, line: ProgressLine, options: Options): Promise<void> {
-  if (options.download !== true || options.json === true) return;
+  if (options.json === true) return;
   const [disk] = await ullage.listVolumes();
-  if (disk?.state === "creating") line.show(hydrationDetail(disk.hydration));
+  if (disk?.state === "creating" && disk.hydration.totalBytes > 0) line.show(hydrationDetail(disk.hydration));
 }
 
 function demandSame(ullage: Ullage, disk: VolumeView, source: string, options: Options): void {

@@ -46,7 +46,7 @@ export function addCreateCommand(parent: Command): void {
 
 async function make(options: Options, call: Call): Promise<VolumeView> {
   const daemon = await findDaemon(options);
-  if (options.download !== true) return daemon.call("/v1/volumes", call);
+  if (options.from === undefined) return daemon.call("/v1/volumes", call);
   const { callAndFollow } = await import("../../follow-job.ts");
   return callAndFollow(daemon, "/v1/volumes", call, options.json === true);
 }

@@ -1,0 +1,153 @@
+import { join } from "node:path";
+import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { IoError } from "../base/errors.ts";
+import type { File, FileSystem } from "../base/file-system.ts";
+import { IoBuffer } from "../base/io-buffer.ts";
+import type { ImageReader } from "../image/image-format.ts";
+import { dataFileBytes } from "./blob-files.ts";
+import { encodeBlobMeta, type BlobMeta } from "./blob-meta.ts";
+import { replaceFile } from "./durable-file.ts";
+import { bitmapBytes } from "./range-map.ts";
+import { encodeRangeMap } from "./range-map-file.ts";
+
+/*
+ * A blob whose image can't be read in ranges is made from one pass over it, in a directory under another name
+ * (`<id>.making`), so that neither its size nor its format need be known before the end:
+ *
+ *     unpacked -> [data] -> map -> meta.json -> everything synced -> the directory gets its name: it is a blob
+ *
+ * A crash before that leaves a directory that nobody knows, and that the next start removes.
+ */
+
+/** What a blob's directory is called until all of it is there. */
+export const MAKING = ".making";
+
+export interface UnpackOptions {
+  fs: FileSystem;
+  /** New, empty directory. */
+  dir: string;
+  signal?: AbortSignal;
+  /** Sends everything that is unpacked to the sink. */
+  unpack(sink: Sink): Promise<void>;
+  /** The disk within what was unpacked; the same reader when it is the disk. */
+  openDisk(unpacked: ImageReader): Promise<ImageReader>;
+  /** What the blob is, now that its size is known. */
+  describe(size: number): BlobMeta;
+}
+
+/** Fills the directory, durably. @returns what the blob is */
+export async function makeUnpackedFiles(options: UnpackOptions): Promise<BlobMeta> {
+  const { fs, dir } = options;
+  let data = await fs.open(join(dir, "unpacked"), "create");
+  try {
+    const size = await write(fs, data, (sink) => options.unpack(sink), options.signal);
+    const unpacked = fileReader(data, size);
+    const disk = await options.openDisk(unpacked);
+    if (disk === unpacked) {
+      await fs.rename(join(dir, "unpacked"), join(dir, "data"));
+    } else {
+      const packed = data;
+      data = await fs.open(join(dir, "data"), "create");
+      try {
+        await write(fs, data, (sink) => copyDisk(disk, sink, options.signal), options.signal);
+      } finally {
+        await packed.close();
+      }
+      await fs.unlink(join(dir, "unpacked"));
+    }
+    const meta = options.describe(disk.size);
+    await data.truncate(dataFileBytes(meta));
+    await data.datasync();
+    await fs.mkdir(join(dir, "pins"));
+    const units = Math.ceil(meta.size / meta.unitBytes);
+    const bits = new Uint8Array(bitmapBytes(units)).fill(0xff);
+    if (units % 8 !== 0) bits[bits.length - 1] = (1 << (units % 8)) - 1;
+    await replaceFile(fs, dir, "map", encodeRangeMap(meta, data.binding().inode, bits));
+    await replaceFile(fs, dir, "meta.json", encodeBlobMeta(meta));
+    return meta;
+  } finally {
+    await data.close();
+  }
+}
+
+const BUFFER_BYTES = 256 * 1024;
+const zeros = Buffer.alloc(BUFFER_BYTES);
+
+/** Space is looked at this often; as much of the file system is left alone. */
+const SPACE_CHECK_BYTES = 64 * 1024 * 1024;
+const RESERVE = 0.05;
+
+/** Writes what comes into the new file, zeros as holes; one buffer is written while the other one is filled. */
+async function write(
+  fs: FileSystem,
+  file: File,
+  fill: (sink: Sink) => Promise<void>,
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  let filling = new IoBuffer(BUFFER_BYTES);
+  let other = new IoBuffer(BUFFER_BYTES);
+  let filled = 0;
+  let offset = 0;
+  let unchecked = Infinity;
+  let writing: Promise<void> = Promise.resolve();
+  const flush = async (): Promise<void> => {
+    await writing;
+    signal?.throwIfAborted();
+    if (unchecked >= SPACE_CHECK_BYTES) {
+      const { free, total } = await fs.space(file.path);
+      if (free < total * RESERVE) throw new IoError("ENOSPC", `only ${free} bytes are left for the cache`);
+      unchecked = 0;
+    }
+    const [full, length, at] = [filling, filled, offset];
+    if (full.bytes.compare(zeros, 0, length, 0, length) !== 0) {
+      writing = file.write(full, 0, length, at);
+      writing.catch(() => undefined); // whoever waits next gets it
+      unchecked += length;
+    }
+    [filling, other] = [other, full];
+    offset += length;
+    filled = 0;
+  };
+  try {
+    await fill(async (chunk) => {
+      for (let from = 0; from < chunk.length;) {
+        const count = Math.min(chunk.length - from, BUFFER_BYTES - filled);
+        filling.bytes.set(chunk.subarray(from, from + count), filled);
+        filled += count;
+        from += count;
+        if (filled === BUFFER_BYTES) await flush();
+      }
+    });
+    await flush();
+    await writing;
+  } catch (error) {
+    await writing.catch(() => undefined);
+    throw error;
+  }
+  await file.truncate(offset);
+  return offset;
+}
+
+async function copyDisk(disk: ImageReader, sink: Sink, signal: AbortSignal | undefined): Promise<void> {
+  const step = 8 * 1024 * 1024;
+  for (let at = 0; at < disk.size; at += step) {
+    await disk.read(at, Math.min(step, disk.size - at), sink, signal === undefined ? {} : { signal });
+  }
+}
+
+/** The bytes of a file of our own. */
+function fileReader(file: File, size: number): ImageReader {
+  const read = async (offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> => {
+    const buffer = new IoBuffer(Math.min(length, BUFFER_BYTES));
+    for (let done = 0; done < length;) {
+      options.signal?.throwIfAborted();
+      const count = Math.min(BUFFER_BYTES, length - done);
+      if ((await file.read(buffer, 0, count, offset + done)) !== count) {
+        throw new IoError("EIO", `${file.path} ends before its ${size} bytes do`);
+      }
+      await sink(buffer.bytes.subarray(0, count));
+      done += count;
+    }
+  };
+  return { size, read };
+}

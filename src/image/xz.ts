@@ -1,0 +1,69 @@
+import { Worker } from "node:worker_threads";
+import type { Sink } from "../backend/backend.ts";
+import { damagedImage, type ImageFormat } from "./image-format.ts";
+import type { Unpacker } from "./unpacker.ts";
+
+/** xz: unpacked once, as a whole, in a thread of its own. */
+export const xzFormat: ImageFormat = {
+  name: "xz",
+  container: true,
+  detect: (head) => Buffer.from(head).toString("latin1", 0, 6) === "\xfd7zXZ\0",
+  open: () => Promise.resolve(undefined),
+  unpacker: (sink) => new XzUnpacker(sink),
+};
+
+/** To the thread: packed bytes, or null at the end. From it: unpacked bytes; `more`: give me the next; the end. */
+export type XzReply =
+  { kind: "bytes"; bytes: Uint8Array } | { kind: "more" } | { kind: "end" } | { kind: "failed"; why: string };
+
+/** The thread asks for packed bytes when it has worked off what it has, and goes on when its output was taken. */
+class XzUnpacker implements Unpacker {
+  readonly #worker: Worker;
+  readonly #sink: Sink;
+  readonly #done = Promise.withResolvers<void>();
+  #more = Promise.withResolvers<void>();
+  #ended = false;
+
+  constructor(sink: Sink) {
+    const file = import.meta.url.endsWith(".ts") ? "./xz-worker.ts" : "./xz-worker.js";
+    this.#sink = sink;
+    this.#worker = new Worker(new URL(file, import.meta.url));
+    this.#done.promise.catch(() => undefined); // met by the next write
+    this.#worker.on("message", (reply: XzReply) => void this.#take(reply));
+    this.#worker.on("error", (error: Error) => this.#done.reject(error));
+    this.#worker.on("exit", () => this.#done.reject(new Error("the thread that unpacks xz has ended")));
+  }
+
+  async #take(reply: XzReply): Promise<void> {
+    if (reply.kind === "more") this.#more.resolve();
+    else if (reply.kind === "failed") this.#done.reject(damagedImage("xz", reply.why));
+    else if (reply.kind === "end") {
+      this.#ended = true;
+      this.#done.resolve();
+    } else {
+      try {
+        await this.#sink(reply.bytes);
+        this.#worker.postMessage("taken", []);
+      } catch (error) {
+        this.#done.reject(error);
+      }
+    }
+  }
+
+  async write(chunk: Uint8Array): Promise<void> {
+    await Promise.race([this.#more.promise, this.#done.promise]);
+    if (this.#ended) throw damagedImage("xz", "something else is behind its end");
+    this.#more = Promise.withResolvers();
+    this.#worker.postMessage(Uint8Array.from(chunk), []);
+  }
+
+  async end(): Promise<void> {
+    await Promise.race([this.#more.promise, this.#done.promise]);
+    if (!this.#ended) this.#worker.postMessage(null, []);
+    await this.#done.promise;
+  }
+
+  async close(): Promise<void> {
+    await this.#worker.terminate();
+  }
+}
