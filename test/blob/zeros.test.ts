@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { MemoryReader, openBlob, randomContent, readCacheFile, withFile } from "./support.ts";
+import { gate, MemoryReader, openBlob, randomContent, readCacheFile, until, withFile } from "./support.ts";
 
 const unit = 64 * 1024;
 
@@ -91,4 +91,29 @@ void test("zeros that were taken for ready while a sync failed are looked at aga
   fail = false;
   await blob.fetch(0, unit);
   assert.equal(blob.readyBytes, 8 * unit);
+});
+
+void test("zeros that were being punched while a sync failed do not count before they are punched again", async (t) => {
+  const reader = new SparseReader(randomContent(8 * unit), 4 * unit, 8 * unit);
+  const held = gate();
+  let punches = 0;
+  let fail = false;
+  const fs = withFile(/data$/, (file) => ({
+    datasync: () => (fail ? Promise.reject(new Error("EIO")) : file.datasync()),
+    punch: async (offset, length) => {
+      if (++punches === 1) await held.opened;
+      return file.punch(offset, length);
+    },
+  }));
+  const { blob } = await openBlob(t, reader, { fs });
+  await blob.fetch(0, unit);
+  const zeros = blob.fetch(4 * unit, unit);
+  await until(() => punches === 1);
+  fail = true;
+  await assert.rejects(blob.sync());
+  fail = false;
+  held.open();
+  await zeros;
+  assert.equal(punches, 2);
+  assert.equal(blob.isReady(4 * unit, 4 * unit), true);
 });
