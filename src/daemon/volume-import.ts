@@ -101,7 +101,7 @@ function demandRaw(head: Buffer): void {
   if (name === "raw") return;
   throw new UllageError("format-unsupported", `this is a ${name} image, and only raw disks can be imported`, {
     hint:
-      "make it raw first (qemu-img convert -O raw), make the volume from a file on the daemon's machine " +
+      "make it raw first (qemu-img convert -O raw; gzip -dc, xz -dc, zstd -dc in a pipe to `import -`), make the volume from a file on the daemon's machine " +
       "(volume create --from), or take its bytes as they are with --format raw",
   });
 }
