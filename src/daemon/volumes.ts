@@ -489,8 +489,9 @@ export class Volumes implements VolumeNames {
       await store.updateVolume(id, { state: "ready", size, format, blobId: blob?.id ?? null });
       volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null };
       volume.download = undefined;
-      // It is complete and stays, whatever opening says: its state tells why it can't be opened.
-      await volume.deviceForReader().catch(() => undefined);
+      // Hydration begins. It is complete and stays, whatever opening says: its state tells why it can't be opened. An empty
+      // volume is opened on first use, like a clone.
+      if (blob !== undefined) await volume.deviceForReader().catch(() => undefined);
       if (blob !== undefined) await volume.recordTrace().catch(() => undefined);
       volume.news.changed();
     } finally {
