@@ -13,6 +13,7 @@ import type { Volumes } from "./volumes.ts";
 
 /** How the bytes of a disk can be had. */
 export const contentFormats = ["raw", "qcow2"] as const;
+/** How a disk is written as a file. */
 export type ContentFormat = (typeof contentFormats)[number];
 
 /** Contents that are read at the same time. */

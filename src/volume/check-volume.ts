@@ -8,7 +8,7 @@ import { blockBytes } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
 import { frozenMapPath, logPath, mapPath, numbered, volumeDir } from "./paths.ts";
 import { markPoisoned, readPoison } from "./poison.ts";
-import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
+import { recover, type Recovered, RecoverySyncError, secureEmptyLogs, syncAll } from "./recovery.ts";
 import { frozenReferences, volumeReferences } from "./references.ts";
 import { describedSnapshots, readSnapshot } from "./snapshot-files.ts";
 import type { VolumeEnvironment } from "./types.ts";
@@ -187,6 +187,7 @@ async function locked<T>(env: VolumeEnvironment, id: string, work: (dir: string)
 
 /** What could be believed becomes the volume. */
 async function startAgain(env: VolumeEnvironment, dir: string, id: string, recovered: Recovered): Promise<void> {
+  await secureEmptyLogs(recovered);
   await syncAll(recovered.logs.concat(recovered.head.file));
   const { checkpoint, map, table, lastLsn, nextNumber } = recovered;
   const predecessor = { lsn: lastLsn, durable: true };

@@ -1,6 +1,6 @@
 import { allOf } from "../base/all-of.ts";
 import { crc32c } from "../base/crc32c.ts";
-import { IoError } from "../base/errors.ts";
+import { describeError, IoError } from "../base/errors.ts";
 import type { File, FileBinding } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { headerBytes, openHeader, sealHeader } from "./header.ts";
@@ -98,8 +98,7 @@ export class IntentLog {
       await allOf([file.datasync(), syncEntry()]);
       return new IntentLog(fields.number, file, generation, limits);
     } catch (error) {
-      await file.close();
-      await env.fs.unlink(file.path);
+      await discardLog(env, file);
       throw error;
     }
   }
@@ -217,12 +216,23 @@ export class IntentLog {
   }
 }
 
+/**
+ * Removes a log that nothing was written to. When it stays, whoever goes on from here removes it, or makes it durable,
+ * before anything builds on it.
+ */
+export async function discardLog(env: VolumeEnvironment, file: File): Promise<void> {
+  await file.close();
+  await env.fs
+    .unlink(file.path)
+    .catch((error: unknown) => env.log("warn", `an unused log is left behind: ${describeError(error)}`));
+}
+
 /** What every record's CRC starts from. */
 export function generationSeed(generation: Uint8Array): number {
   return crc32c(generation, 0, 16);
 }
 
-function encodeLogHeader(fields: LogHeader): IoBuffer {
+export function encodeLogHeader(fields: LogHeader): IoBuffer {
   const header = new IoBuffer(headerBytes);
   const bytes = header.bytes.fill(0);
   const data = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);

@@ -2,7 +2,7 @@ import { allOf } from "../base/all-of.ts";
 import { CounterWait } from "../base/counter-wait.ts";
 import { describeError, IoError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
-import { IntentLog } from "./intent-log.ts";
+import { discardLog, IntentLog } from "./intent-log.ts";
 import type { Layer } from "./layer.ts";
 import type { VolumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
@@ -317,10 +317,7 @@ export class Journal {
       await this.flush();
     } catch (error) {
       if (this.#rotation === rotation) this.#rotation = undefined;
-      if (this.#log !== next) {
-        await next.file.close();
-        await this.#env.fs.unlink(logPath(this.#dir, number));
-      }
+      if (this.#log !== next) await discardLog(this.#env, next.file);
       rotation.frozen?.map.release();
       throw error;
     }

@@ -14,9 +14,9 @@ import { removeOlderFiles } from "./old-files.ts";
 import { NewDisk } from "./new-disk.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
-import { descriptionPath, frozenMapPath, layersDir, mapsDir, snapshotPath, volumeDir } from "./paths.ts";
+import { descriptionPath, frozenMapPath, layersDir, logPath, mapsDir, snapshotPath, volumeDir } from "./paths.ts";
 import { clearPoison, markPoisoned, readPoison } from "./poison.ts";
-import { recover, type Recovered, RecoverySyncError, syncAll } from "./recovery.ts";
+import { recover, type Recovered, RecoverySyncError, secureEmptyLogs, syncAll } from "./recovery.ts";
 import { describedSnapshots } from "./snapshot-files.ts";
 import { punchStrays } from "./strays.ts";
 import type { CreateVolumeOptions, OpenVolumeOptions, VolumeEnvironment } from "./types.ts";
@@ -212,8 +212,10 @@ async function begin(
   }
   // What the next log builds on must be durable: all that recovery went by or, where every record counts and the first
   // round syncs them, at least that the logs are there. A clean end has seen to it.
-  if (!recovered.clean || recovered.rule !== "all")
-    await syncAll(recovered.rule === "all" ? recovered.emptyLogs : recovered.logs);
+  if (!recovered.clean || recovered.rule !== "all") {
+    await secureEmptyLogs(recovered);
+    if (recovered.rule !== "all") await syncAll(recovered.logs);
+  }
   const blobs = new Map<number, Blob>();
   for (const [id, owner] of table.entries()) if (owner.kind === "blob") blobs.set(id, await options.openBlob(owner.id));
   const lostUnflushed = !options.acceptLoss && (checkpoint.lostUnflushed || lossMatters(options, recovered));
@@ -302,6 +304,7 @@ async function createNextLog(
   } catch (error) {
     if (errnoOf(error) !== "ENOSPC") throw error;
     for (const [index, log] of recovered.logs.entries()) await log.truncate(recovered.tails[index]);
+    await env.fs.unlink(logPath(dir, fields.number)); // the first attempt may not have been able to
     return create();
   }
 }

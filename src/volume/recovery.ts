@@ -2,7 +2,7 @@ import { CorruptionError, describeError, IoError, UllageError } from "../base/er
 import type { File, FileBinding } from "../base/file-system.ts";
 import type { FrozenMap } from "./frozen-map.ts";
 import { headerBytes } from "./header.ts";
-import type { LogHeader } from "./intent-log.ts";
+import { encodeLogHeader, type LogHeader } from "./intent-log.ts";
 import { Layer } from "./layer.ts";
 import { type LogContents, type LogVisitor, readLog, readLogHeader } from "./log-reader.ts";
 import { loadMapFile, type LoadedMap } from "./map-file.ts";
@@ -50,7 +50,7 @@ export interface Recovered extends LoadedMap {
   /** Where the records of each end; what is behind holds none that count. */
   tails: number[];
   /** Those of them that have no records. */
-  emptyLogs: File[];
+  emptyLogs: { file: File; header: LogHeader }[];
   /** Bytes of records in them. */
   logBytes: number;
   /** Logs without a record that counts, and without a place in the chain: to be removed before there is a new one. */
@@ -131,7 +131,7 @@ export async function recover(
       committedCut,
       logs: logs.map((log) => log.file),
       tails: logs.map((log) => log.contents.tail),
-      emptyLogs: logs.filter((log) => log.contents.lastLsn === log.before).map((log) => log.file),
+      emptyLogs: logs.filter((log) => log.contents.lastLsn === log.before),
       unused,
       nextNumber: Math.max(0, ...numbered(entries, "map"), ...numbered(entries, "intent")) + 1,
       head,
@@ -366,6 +366,18 @@ export async function syncAll(files: File[]): Promise<void> {
       throw new RecoverySyncError("EIO", `a sync failed during recovery: ${describeError(error)}`, error);
     }
   }
+}
+
+/**
+ * Makes logs without records durable. That their headers can be read proves nothing: where such a log failed its first sync,
+ * whoever was told of that is gone, and another sync of the same pages succeeds without writing them. So the headers are
+ * written once more, as they were read then, whatever the page cache has by now. A log with records had been synced before
+ * it got them.
+ * @throws RecoverySyncError
+ */
+export async function secureEmptyLogs({ emptyLogs }: Recovered): Promise<void> {
+  for (const { file, header } of emptyLogs) await file.write(encodeLogHeader(header), 0, headerBytes, 0);
+  await syncAll(emptyLogs.map(({ file }) => file));
 }
 
 /** Applies the records that count. @returns whether a block that the log claims has no data (rule `sparse`) */

@@ -29,6 +29,17 @@ export const profiles: readonly Profile[] = [
     faults: (random) => ({ syncErrors: random.pick([0.02, 0.1, 0.3]) }),
   },
   {
+    name: "a log that failed its first sync, and could not be removed either, is never built on",
+    ends: ["kill", "container", "power", "power", "remount", "close"],
+    crashInOpen: 0.6,
+    // of logs and their directory alone: where no mark of a failed sync can be written either, nobody can know of it
+    faults: (random) => ({
+      syncErrors: random.pick([0.1, 0.4]),
+      metadataErrors: random.pick([0.1, 0.4]),
+      faulty: (path) => /\/intent\.\d+$|\/volumes\/[0-9a-f]{32}$/.test(path),
+    }),
+  },
+  {
     name: "failed writes and a full disk cost no answered write",
     ends: ["kill", "power", "close"],
     crashInOpen: 0.2,
