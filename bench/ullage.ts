@@ -66,7 +66,18 @@ export class UllageServer {
   }
 
   /** One call on a kept-alive connection. @throws Error with the problem document when the answer is not 2xx */
-  api(method: string, path: string, body?: unknown): Promise<unknown> {
+  async api(method: string, path: string, body?: unknown): Promise<unknown> {
+    const text = await this.#answer(method, path, body);
+    return text === "" ? undefined : JSON.parse(text);
+  }
+
+  /** What /metrics says; 0 when it says nothing. @param sample with its labels, as it stands there */
+  async metric(sample: string): Promise<number> {
+    const line = (await this.#answer("GET", "/metrics")).split("\n").find((text) => text.startsWith(`${sample} `));
+    return line === undefined ? 0 : Number(line.slice(sample.length + 1));
+  }
+
+  #answer(method: string, path: string, body?: unknown): Promise<string> {
     return new Promise((resolve, reject) => {
       const headers = body === undefined ? {} : { "content-type": "application/json" };
       const call = request({ socketPath: this.#apiSocket, agent: this.#agent, method, path, headers }, (response) => {
@@ -75,7 +86,7 @@ export class UllageServer {
         response.on("error", reject);
         response.on("end", () => {
           const text = Buffer.concat(chunks).toString();
-          if (Math.floor((response.statusCode ?? 0) / 100) === 2) resolve(text === "" ? undefined : JSON.parse(text));
+          if (Math.floor((response.statusCode ?? 0) / 100) === 2) resolve(text);
           else reject(new Error(`${method} ${path}: ${response.statusCode} ${text}`));
         });
       });

@@ -1,4 +1,4 @@
-import { Agent, ProxyAgent } from "undici";
+import type { Agent, ProxyAgent } from "undici";
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
@@ -61,7 +61,8 @@ export class Connections {
   readonly #choice: ProxyChoice | undefined;
   readonly #clock: Clock;
   readonly #options: Agent.Options;
-  readonly #direct: Agent;
+  readonly #connect: NonNullable<Agent.Options["connect"]>;
+  #direct: Promise<Agent> | undefined;
   readonly #proxies = new Map<string, { agent: ProxyAgent; restsUntil: number }>();
 
   constructor(clock: Clock, options: ConnectionOptions = {}) {
@@ -79,7 +80,7 @@ export class Connections {
     };
     // The policy judges the addresses that are connected to: whoever resolves a name has to be itself.
     const lookup = all.policy === undefined ? {} : { lookup: all.policy.lookup };
-    this.#direct = new Agent({ ...this.#options, connect: { timeout: all.connectTimeoutMs, ...lookup } });
+    this.#connect = { timeout: all.connectTimeoutMs, ...lookup };
   }
 
   /**
@@ -90,8 +91,8 @@ export class Connections {
   async exchange(request: ExchangeRequest, decide: (head: ResponseHead) => BodyPlan): Promise<void> {
     const { url } = request.target;
     this.#policy?.check(url);
-    const proxy = this.#proxyFor(url);
-    if (proxy === undefined) return exchange(this.#direct, request, this.#limits, decide);
+    const proxy = await this.#proxyFor(url);
+    if (proxy === undefined) return exchange(await this.#agent(), request, this.#limits, decide);
     // What the proxy resolves can't be judged here, but what the name means here can.
     await this.#policy?.checkResolved(url).catch((error: unknown) => {
       throw error instanceof SourceError ? error : unreachable(`${shown(url)} cannot be resolved`, error);
@@ -107,7 +108,7 @@ export class Connections {
       const mayGoDirect = proxy.fallback && !request.signal?.aborted && error instanceof SourceError;
       if (answered || !mayGoDirect) throw error;
       try {
-        await exchange(this.#direct, request, this.#limits, (head) => {
+        await exchange(await this.#agent(), request, this.#limits, (head) => {
           answered = true;
           return decide(head);
         });
@@ -156,12 +157,21 @@ export class Connections {
 
   /** Requests under way are cut. */
   async close(): Promise<void> {
-    await Promise.all([this.#direct, ...[...this.#proxies.values()].map(({ agent }) => agent)].map((a) => a.destroy()));
+    const direct = await this.#direct;
+    await Promise.all([direct, ...[...this.#proxies.values()].map(({ agent }) => agent)].map((a) => a?.destroy()));
   }
 
-  #proxyFor(url: URL): { name: string; agent: ProxyAgent; fallback: boolean; rest(): void } | undefined {
+  /** Not before the first request: a start need not wait for what is loaded here. */
+  #agent(): Promise<Agent> {
+    return (this.#direct ??= import("undici").then(
+      ({ Agent }) => new Agent({ ...this.#options, connect: this.#connect }),
+    ));
+  }
+
+  async #proxyFor(url: URL): Promise<{ name: string; agent: ProxyAgent; fallback: boolean; rest(): void } | undefined> {
     const chosen = this.#choice?.(url);
     if (chosen === undefined) return undefined;
+    const { ProxyAgent } = await import("undici");
     let entry = this.#proxies.get(chosen.url);
     if (entry === undefined) {
       // TLS is spoken with the source, through a tunnel; plain requests go to the proxy as they are.

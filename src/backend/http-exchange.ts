@@ -1,4 +1,4 @@
-import { type Dispatcher, errors } from "undici";
+import type { Dispatcher } from "undici";
 import { SourceError } from "../base/errors.ts";
 import type { Sink } from "./backend.ts";
 import type { ResponseHead } from "./http-answer.ts";
@@ -241,7 +241,7 @@ class Exchange implements Dispatcher.DispatchHandler {
         cause: error,
       });
     }
-    if (error instanceof errors.HTTPParserError || code === "UND_ERR_RES_CONTENT_LENGTH_MISMATCH") {
+    if ((error as Error).name === "HTTPParserError" || code === "UND_ERR_RES_CONTENT_LENGTH_MISMATCH") {
       return badAnswer(`${this.#where} sent a malformed answer`, error);
     }
     const when = this.#plan === undefined ? "before it answered" : `after ${this.#received} bytes`;

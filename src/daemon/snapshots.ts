@@ -202,11 +202,14 @@ export class Snapshots {
 
   /** Whether a checkpoint names the frozen map, or may do so: one that is damaged may name any. */
   async #isBase(id: string): Promise<boolean> {
-    const { env } = this.#host;
-    for (const volumeId of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-      if (/^[0-9a-f]{32}$/.test(volumeId) && (await this.#mayBegin(volumeId, id))) return true;
-    }
+    for (const volumeId of await this.#volumeIds()) if (await this.#mayBegin(volumeId, id)) return true;
     return false;
+  }
+
+  async #volumeIds(): Promise<string[]> {
+    const { env } = this.#host;
+    const entries = await env.fs.readdir(join(env.dataDir, "volumes"));
+    return entries.filter((entry) => /^[0-9a-f]{32}$/.test(entry));
   }
 
   async #mayBegin(volumeId: string, id: string): Promise<boolean> {
@@ -263,13 +266,29 @@ export class Snapshots {
     await dropLayers(this.#host.env, candidates, { openLayers: (id) => this.#openLayers(id) });
   }
 
-  /** Removes nameless snapshots that no clone needs any more. */
+  /** Removes nameless snapshots that no clone needs any more: one look at every volume, however many there are of both. */
   async collect(): Promise<void> {
     await this.references.run(async () => {
-      for (const row of this.#rows.values()) {
-        if (row.name === null && !this.#held.has(row.id) && !(await this.#isBase(row.id))) await this.#delete(row);
-      }
+      const nameless = [...this.#rows.values()].filter(({ id, name }) => name === null && !this.#held.has(id));
+      if (nameless.length === 0) return;
+      const bases = await this.#bases();
+      if (bases !== undefined) for (const row of nameless) if (!bases.has(row.id)) await this.#delete(row);
     });
+  }
+
+  /** The frozen maps that checkpoints name; undefined: one is damaged and may name any. */
+  async #bases(): Promise<Set<string> | undefined> {
+    const bases = new Set<string>();
+    try {
+      for (const volumeId of await this.#volumeIds()) {
+        const base = await baseOf(this.#host.env, volumeId);
+        if (base !== undefined) bases.add(base);
+      }
+    } catch (error) {
+      if (error instanceof CorruptionError) return undefined;
+      throw error;
+    }
+    return bases;
   }
 
   /** Makes sure that a frozen map is in its file. @throws UllageError, IoError when the volume can't be opened */

@@ -19,6 +19,8 @@ export class VolumeMeter {
   readonly traffic = new ExportTraffic();
   readonly flushRounds = new WorkMeter();
   readonly checkpoints = new WorkMeter();
+  /** How long new writes waited for snapshots and changes of size. */
+  readonly gate = new LatencyHistogram();
   /** Bytes of it, or of its snapshots, that were read to be downloaded, and bytes other than zeros that it was made from. */
   exportedBytes = 0;
   importedBytes = 0;
@@ -52,5 +54,9 @@ export class VolumeMeters implements EngineObserver {
 
   checkpointEnded(volumeId: string, ms: number, succeeded: boolean): void {
     this.of(volumeId).checkpoints.ended(ms, succeeded);
+  }
+
+  gateOpened(volumeId: string, ms: number): void {
+    this.of(volumeId).gate.observe(ms);
   }
 }

@@ -486,11 +486,14 @@ export class Volumes implements VolumeNames {
         ...(blob === undefined ? {} : { blob: { id: blob.id, size: blob.size } }),
         details: { source, format, settings, createdAt, blobId: blob?.id ?? null },
       });
+      // An empty volume is opened on first use, like a clone.
+      const standing = blob === undefined ? { ...volume.standing(), checkpoint: 1 } : null;
+      if (standing !== null) await store.noteStanding(id, standing);
       await store.updateVolume(id, { state: "ready", size, format, blobId: blob?.id ?? null });
-      volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null };
+      volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null, standing };
       volume.download = undefined;
-      // It is complete and stays, whatever opening says: its state tells why it can't be opened.
-      await volume.deviceForReader().catch(() => undefined);
+      // Hydration begins. It is complete and stays, whatever opening says: its state tells why it can't be opened.
+      if (blob !== undefined) await volume.deviceForReader().catch(() => undefined);
       if (blob !== undefined) await volume.recordTrace().catch(() => undefined);
       volume.news.changed();
     } finally {

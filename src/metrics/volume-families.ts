@@ -139,6 +139,16 @@ const trafficFamilies: readonly Family[] = [
     samples: (measured) =>
       fromMeters(measured, ({ checkpoints }, volume) => [{ labels: { volume }, value: checkpoints.failures }]),
   },
+  {
+    name: "ullage_snapshot_gate_seconds",
+    type: "histogram",
+    help: "How long new writes waited while a snapshot was taken or the size changed: for those under way to end",
+    labels: ["volume"],
+    samples: (measured) =>
+      fromMeters(measured, ({ gate }, volume) =>
+        gate.count === 0 ? [] : histogramSamples("ullage_snapshot_gate_seconds", { volume }, gate),
+      ),
+  },
 ];
 
 /** How volumes stand. */

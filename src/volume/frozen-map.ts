@@ -1,3 +1,4 @@
+import { allOf } from "../base/all-of.ts";
 import { CorruptionError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
@@ -41,9 +42,10 @@ export async function writeFrozenMap(env: VolumeEnvironment, frozen: FrozenMap):
   const used = await usedOwners(map);
   const table = frozen.table.only((owner) => used.has(owner));
   await env.fs.mkdir(mapsDir(env.dataDir));
-  await env.fs.syncDirectory(env.dataDir);
   const path = frozenMapPath(env.dataDir, id);
-  await writeWhole(env, path, (file) => writeFrames(file, encodeHeader(frozen), map, table));
+  const write = (file: File): Promise<number> => writeFrames(file, encodeHeader(frozen), map, table);
+  const folder = env.fs.syncDirectory(env.dataDir);
+  await allOf([folder, writeWhole(env, path, write, folder)]);
   const file = await env.fs.open(path, "read");
   try {
     const { crc } = await readHeader(file, id);

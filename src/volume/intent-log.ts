@@ -67,18 +67,35 @@ export class IntentLog {
   }
 
   /** Creates a log with its header; durable, with its directory entry, when the promise resolves. */
-  static async create(
+  static create(
     env: VolumeEnvironment,
     dir: string,
     fields: Omit<LogHeader, "generation" | "binding">,
     limits: VolumeLimits,
+  ): Promise<IntentLog> {
+    return IntentLog.#create(env, dir, fields, limits, () => env.fs.syncDirectory(dir));
+  }
+
+  /** The log of a volume that is being made: its directory entry is the caller's to sync. */
+  static async createFirst(env: VolumeEnvironment, dir: string, volumeId: string, limits: VolumeLimits): Promise<void> {
+    const fields = { volumeId, number: 1, predecessor: undefined, strays: false };
+    const log = await IntentLog.#create(env, dir, fields, limits, () => Promise.resolve());
+    await log.file.close();
+  }
+
+  static async #create(
+    env: VolumeEnvironment,
+    dir: string,
+    fields: Omit<LogHeader, "generation" | "binding">,
+    limits: VolumeLimits,
+    syncEntry: () => Promise<void>,
   ): Promise<IntentLog> {
     const file = await env.fs.open(logPath(dir, fields.number), "create");
     try {
       const generation = env.randomBytes(16);
       const header = encodeLogHeader({ ...fields, generation, binding: file.binding() });
       await file.write(header, 0, headerBytes, 0);
-      await allOf([file.datasync(), env.fs.syncDirectory(dir)]);
+      await allOf([file.datasync(), syncEntry()]);
       return new IntentLog(fields.number, file, generation, limits);
     } catch (error) {
       await discardLog(env, file);

@@ -16,7 +16,10 @@ import { ownerKindOf, ownerKinds, OwnerTable } from "./owner-table.ts";
 
 const frameTarget = 64 * 1024;
 const ownerBytes = 24;
+/** Chunks between two turns of the event loop: a fraction of a millisecond. */
 const chunksPerSlice = 65536;
+/** What a mixed chunk costs beside one that has a single owner. */
+const mixedWeight = 64;
 const rawBytes = 4 + chunkBlocks * 2;
 
 /** Frames, in order; without a map only its table. Each is valid until the next one is asked for. */
@@ -39,8 +42,8 @@ export function* encodeMap(map: OwnerMap | undefined, table: OwnerTable): Genera
       slice += end - chunk;
       chunk = end;
     } else {
-      length += encodeMixed(map.mixedOwners(chunk), map.blocks - chunk * chunkBlocks, frame, length);
-      slice++;
+      length += encodeMixed(map, chunk, frame, length);
+      slice += mixedWeight;
       chunk++;
     }
     if (length >= frameTarget || slice >= chunksPerSlice) {
@@ -65,8 +68,10 @@ export async function usedOwners(map: OwnerMap): Promise<Set<number>> {
     } else {
       const owners = map.mixedOwners(chunk);
       const length = Math.min(chunkBlocks, map.blocks - chunk * chunkBlocks);
-      for (let block = 0; block < length; block++) if (owners[block] !== last) used.add((last = owners[block]));
-      slice += 64;
+      for (let block = 0; block < length; block = map.mixedRunEnd(chunk, block, length)) {
+        if (owners[block] !== last) used.add((last = owners[block]));
+      }
+      slice += mixedWeight;
     }
     if (slice < chunksPerSlice) continue;
     slice = 0;
@@ -89,16 +94,17 @@ function encodeTable(table: OwnerTable): Buffer {
   return frame;
 }
 
-function encodeMixed(owners: Uint16Array, blocks: number, frame: Buffer, at: number): number {
+function encodeMixed(map: OwnerMap, chunk: number, frame: Buffer, at: number): number {
+  const owners = map.mixedOwners(chunk);
   // Blocks beyond the end of the volume in the last chunk count as zeros.
-  const length = Math.min(chunkBlocks, blocks);
+  const length = Math.min(chunkBlocks, map.blocks - chunk * chunkBlocks);
   let runs = 0;
   let position = at + 4;
   const rawFrom = at + rawBytes;
   for (let block = 0; block < chunkBlocks && position + 4 < rawFrom;) {
     const owner = block < length ? owners[block] : 0;
-    let end = block + 1;
-    while (end < chunkBlocks && (end < length ? owners[end] : 0) === owner) end++;
+    let end = block < length ? map.mixedRunEnd(chunk, block, length) : chunkBlocks;
+    if (end === length && owner === 0) end = chunkBlocks;
     frame.writeUInt16LE(owner, position);
     frame.writeUInt16LE(end - block, position + 2);
     position += 4;

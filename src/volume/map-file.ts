@@ -51,6 +51,7 @@ export interface LoadedMap {
  * Writes `map.<number>`: temporary file, fsync, rename, directory fsync, then reads it back. A crash in any step leaves
  * the old state whole; a failure removes the temporary file.
  * @param map undefined: the checkpoint names a frozen map, and `table` has only what is not in that one's
+ * @param before what must be durable before the file gets its name
  * @returns bytes of the file, and the layers of the table that no block of the map has
  */
 export async function writeMapFile(
@@ -59,6 +60,7 @@ export async function writeMapFile(
   checkpoint: Checkpoint,
   map: OwnerMap | undefined,
   table: OwnerTable,
+  before?: Promise<unknown>,
 ): Promise<{ bytes: number; unused: number[] }> {
   const path = mapPath(dir, checkpoint.number);
   const unused: number[] = [];
@@ -69,7 +71,8 @@ export async function writeMapFile(
     }
   }
   const written = unused.length === 0 ? table : table.only((id) => !unused.includes(id));
-  const bytes = await writeWhole(env, path, (file) => writeFrames(file, encodeHeader(checkpoint), map, written));
+  const write = (file: File): Promise<number> => writeFrames(file, encodeHeader(checkpoint), map, written);
+  const bytes = await writeWhole(env, path, write, before);
   await verifyMapFile(env, path);
   return { bytes, unused };
 }

@@ -70,12 +70,7 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
   const filled = options.content === undefined ? undefined : await fillLayer(env, options.id, head, options.content);
   const size = filled?.size ?? options.size;
   const blocks = Math.ceil(size / blockBytes);
-  // Beside each other, because they are mostly waiting for the disk; the checkpoint, which makes them a volume, is last.
-  const [layerId] = await allOf([
-    filled === undefined ? createLayer(env, options.id, blocks) : Promise.resolve(filled.layerId),
-    createFirstLog(env, dir, options.id),
-    writeDescription(env, dir, { ...options, size }),
-  ]);
+  const layerId = filled?.layerId ?? env.randomBytes(16).toString("hex");
   const map = options.base === undefined ? (filled?.map ?? new OwnerMap(blocks)) : undefined;
   table.put(head, { kind: "layer", id: layerId });
   if (options.blob && map) {
@@ -85,7 +80,15 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
     if (blobBlocks > 0) map.set(0, blobBlocks, owner);
   }
   const lineage = env.randomBytes(16).toString("hex");
-  await writeMapFile(
+  // Beside each other, because they are mostly waiting for the disk; the checkpoint's name, which makes them a volume, is
+  // last.
+  const others = allOf([
+    filled === undefined ? createLayer(env, layerId, options.id, blocks) : Promise.resolve(),
+    createSmallFiles(env, dir, { ...options, size }),
+    env.fs.syncDirectory(join(env.dataDir, "volumes")),
+    env.fs.syncDirectory(env.dataDir),
+  ]);
+  const checkpoint = writeMapFile(
     env,
     dir,
     {
@@ -102,9 +105,13 @@ export async function createVolume(env: VolumeEnvironment, options: CreateVolume
     },
     map,
     table,
+    others,
   );
-  map?.release();
-  await allOf([env.fs.syncDirectory(join(env.dataDir, "volumes")), env.fs.syncDirectory(env.dataDir)]);
+  try {
+    await allOf([others, checkpoint]);
+  } finally {
+    map?.release();
+  }
 }
 
 /** A layer that holds something from the start. */
@@ -124,17 +131,18 @@ async function fillLayer(
   }
 }
 
-/** @returns the layer's id */
-async function createLayer(env: VolumeEnvironment, volumeId: string, blocks: number): Promise<string> {
-  const layer = await Layer.create(env, env.randomBytes(16).toString("hex"), volumeId, blocks);
+async function createLayer(env: VolumeEnvironment, id: string, volumeId: string, blocks: number): Promise<void> {
+  const layer = await Layer.create(env, id, volumeId, blocks);
   await layer.file.close();
-  return layer.id;
 }
 
-async function createFirstLog(env: VolumeEnvironment, dir: string, volumeId: string): Promise<void> {
-  const fields = { volumeId, number: 1, predecessor: undefined, strays: false };
-  const log = await IntentLog.create(env, dir, fields, volumeLimits(env.limits));
-  await log.file.close();
+/** The first log and the description; durable, with their entries, when it resolves. */
+async function createSmallFiles(env: VolumeEnvironment, dir: string, options: CreateVolumeOptions): Promise<void> {
+  await allOf([
+    IntentLog.createFirst(env, dir, options.id, volumeLimits(env.limits)),
+    writeDescription(env, dir, options),
+  ]);
+  await env.fs.syncDirectory(dir);
 }
 
 async function writeDescription(env: VolumeEnvironment, dir: string, options: CreateVolumeOptions): Promise<void> {

@@ -26,6 +26,8 @@ const slabSlots = 256;
 /** Where the owners of mixed chunks live: slabs of 256 x 1024 owners, recycled through a free list. */
 class MixedPool {
   readonly #slabs: Uint16Array[] = [];
+  /** The same memory, two owners at a time. */
+  readonly #pairs: Int32Array[] = [];
   #references = new Uint32Array(slabSlots);
   /** Blocks of layers, of those inside the volume, in each slot. */
   #written = new Uint16Array(slabSlots);
@@ -75,7 +77,9 @@ class MixedPool {
 
   #grow(): number {
     const first = this.#slabs.length * slabSlots;
-    this.#slabs.push(new Uint16Array(slabSlots * chunkBlocks));
+    const slab = new Uint16Array(slabSlots * chunkBlocks);
+    this.#slabs.push(slab);
+    this.#pairs.push(new Int32Array(slab.buffer));
     if (this.#references.length < first + slabSlots) {
       const larger = new Uint32Array(Math.max(first + slabSlots, this.#references.length * 2));
       larger.set(this.#references);
@@ -90,6 +94,10 @@ class MixedPool {
 
   slab(slot: number): Uint16Array {
     return this.#slabs[(slot / slabSlots) | 0];
+  }
+
+  pairs(slot: number): Int32Array {
+    return this.#pairs[(slot / slabSlots) | 0];
   }
 
   share(slot: number): void {
@@ -275,6 +283,36 @@ export class OwnerMap {
     const slot = this.#entries[chunk] - firstSlot;
     const base = (slot % slabSlots) * chunkBlocks;
     return this.#pool.slab(slot).subarray(base, base + chunkBlocks);
+  }
+
+  /** In a mixed chunk: where the run of blocks that begins with `from` ends, `to` at most. For whole maps: compares fast. */
+  mixedRunEnd(chunk: number, from: number, to: number): number {
+    const slot = this.#entries[chunk] - firstSlot;
+    const slab = this.#pool.slab(slot);
+    const base = (slot % slabSlots) * chunkBlocks;
+    const owner = slab[base + from];
+    const end = base + to;
+    let at = base + from + 1;
+    if ((at & 1) === 1 && at < end && slab[at] === owner) at++;
+    if ((at & 1) === 0) {
+      const pairs = this.#pool.pairs(slot);
+      const wanted = owner | (owner << 16);
+      const last = (end >> 1) - 4;
+      let pair = at >> 1;
+      while (
+        pair <= last &&
+        ((pairs[pair] ^ wanted) |
+          (pairs[pair + 1] ^ wanted) |
+          (pairs[pair + 2] ^ wanted) |
+          (pairs[pair + 3] ^ wanted)) ===
+          0
+      ) {
+        pair += 4;
+      }
+      at = pair * 2;
+    }
+    while (at < end && slab[at] === owner) at++;
+    return at - base;
   }
 
   /** Sets all owners of a chunk, from 1024 values; blocks beyond the volume's end are ignored. */

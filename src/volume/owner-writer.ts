@@ -26,8 +26,11 @@ zeros.bytes.fill(0);
 
 /** So many writes go through the pool after one on the calling thread was slow. */
 const slowWritesAfterOne = 32;
-/** `slowWriteMs` is for a write of this size at most; a larger one may take longer in proportion. */
-const slowWriteBytes = 256 * 1024;
+/**
+ * A larger write copies for so long that everybody else on the event loop would notice; in the thread pool several are
+ * copied at once.
+ */
+const largestOnLoop = 256 * 1024;
 
 export class OwnerWriter {
   readonly #clock: Clock;
@@ -69,9 +72,9 @@ export class OwnerWriter {
     this.#checkWritable = options.checkWritable;
   }
 
-  /** Whole blocks, on the calling thread. @returns false when it has to be done by `write` */
+  /** A few whole blocks, on the calling thread. @returns false when it has to be done by `write` */
   tryWrite(offset: number, length: number, buffer: IoBuffer, at: number): boolean {
-    if (offset % blockBytes !== 0 || length % blockBytes !== 0) return false;
+    if (length > largestOnLoop || offset % blockBytes !== 0 || length % blockBytes !== 0) return false;
     const block = offset / blockBytes;
     const count = length / blockBytes;
     if (!this.#locks.idle && this.#locks.overlaps(block, block + count)) return false;
@@ -98,8 +101,7 @@ export class OwnerWriter {
       if (!owned) this.#strays.abandoned(block, block + count);
       throw error;
     }
-    const allowedMs = this.#limits.slowWriteMs * Math.max(1, length / slowWriteBytes);
-    if (this.#clock.now() - started > allowedMs) this.#slowWrites = slowWritesAfterOne;
+    if (this.#clock.now() - started > this.#limits.slowWriteMs) this.#slowWrites = slowWritesAfterOne;
     return true;
   }
 

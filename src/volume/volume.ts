@@ -409,12 +409,15 @@ export class Volume implements BlockDevice {
 
   /** Runs `work`, within one turn, when no write, trim or punch is under way; those that come later wait. */
   async #alone<T>(work: () => T): Promise<T> {
+    const { clock, observer } = this.#env;
+    const closed = clock.now();
     const range = await this.#locks.acquire(0, this.#map.blocks);
     try {
       this.#checkWritable();
       return work();
     } finally {
       this.#locks.release(range);
+      observer?.gateOpened(this.id, clock.now() - closed);
     }
   }
 

@@ -295,9 +295,11 @@ void test("rule 17: a volume that is complete stays, though its first opening fa
         : realFileSystem.open(path, mode),
   };
   const ullage = await openUllage(t, { fs });
-  const made = await ullage.createVolume({ name: "disk", size: 1 << 20 });
-  assert.equal(made.state, "failed");
-  assert.match(made.reason ?? "", /too many open files/);
+  await ullage.createVolume({ name: "disk", size: 1 << 20 });
+  await assert.rejects(ullage.getDevice("disk"), /too many open files/);
+  const { state, reason } = await ullage.showVolume("disk");
+  assert.equal(state, "failed");
+  assert.match(reason ?? "", /too many open files/);
   failing = false;
   assert.equal((await ullage.getDevice("disk")).size, 1 << 20);
 });

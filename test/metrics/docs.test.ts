@@ -49,6 +49,7 @@ h.flush()
 h.cache(4096, 0)
 try: h.pread(512, 1 << 40)
 except nbd.Error: pass`);
+  await served.ullage.createSnapshot("v", "s");
   const reader = { address: "test", remote: false };
   const content = await served.ullage.openContent("v", undefined, "raw", reader);
   await content.read(0, 512, new IoBuffer(512), 0);

@@ -2,9 +2,10 @@ import assert from "node:assert/strict";
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { NewDisk } from "../../src/volume/new-disk.ts";
-import { layersDir, mapPath, volumeDir } from "../../src/volume/paths.ts";
+import { descriptionPath, layersDir, logPath, mapPath, volumeDir } from "../../src/volume/paths.ts";
 import { Volume } from "../../src/volume/volume.ts";
 import {
   blockBytes,
@@ -78,6 +79,39 @@ void test("rule 27: the layer is complete, synced and in synced directories befo
   const layer = calls.find((call) => call.name === "rename" && ofHead(call))!.path;
   assert.equal(statSync(layer).size, 4096 + 11 * blockBytes, "whole blocks, from the start");
   assert.deepEqual(openDescriptors(env.dataDir), []);
+});
+
+void test("a new volume's checkpoint waits for its name until the other files and all directories are durable", async (t) => {
+  const id = newId();
+  const dir = (root: string): string => volumeDir(root, id);
+  const steps: Record<string, (call: Call, root: string) => boolean> = {
+    layer: ({ name, path }) => name === "datasync" && path.includes("/layers/"),
+    log: ({ name, path }, root) => name === "datasync" && path === logPath(dir(root), 1),
+    description: ({ name, path }, root) => name === "datasync" && path === descriptionPath(dir(root)),
+    layers: ({ name, path }, root) => name === "syncDirectory" && path === layersDir(root),
+    "the volume's directory": ({ name, path }, root) => name === "syncDirectory" && path === dir(root),
+    volumes: ({ name, path }, root) => name === "syncDirectory" && path === join(root, "volumes"),
+    "the data directory": ({ name, path }, root) => name === "syncDirectory" && path === root,
+  };
+  for (const [step, is] of Object.entries(steps)) {
+    const faulty = new FaultyFileSystem();
+    const env = volumeEnvironment(t, { dataDir: memoryDirectory(t), fs: faulty.fs });
+    const calls: string[] = [];
+    faulty.before = (call) => {
+      if (call.name === "rename" && ofMap(call)) calls.push("checkpoint");
+      if (calls.length > 0 || !is(call, env.dataDir)) return undefined;
+      calls.push("held");
+      // Everything that does not wait for it happens meanwhile.
+      const others = async (): Promise<void> => {
+        for (let turn = 0; turn < 200; turn++) await nextTurn();
+        for (let wait = 0; wait < 10; wait++) await env.fs.readdir(env.dataDir);
+        calls.push("over");
+      };
+      return others();
+    };
+    await Volume.create(env, { id, name: "disk", size: 1 << 20 });
+    assert.deepEqual(calls, ["held", "over", "checkpoint"], step);
+  }
 });
 
 for (const [what, made] of Object.entries({ "an empty volume": {}, "one with a content": { content } })) {
