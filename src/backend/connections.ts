@@ -157,8 +157,9 @@ export class Connections {
 
   /** Requests under way are cut. */
   async close(): Promise<void> {
-    const direct = await this.#direct;
-    await Promise.all([direct, ...[...this.#proxies.values()].map(({ agent }) => agent)].map((a) => a?.destroy()));
+    const direct = this.#direct === undefined ? [] : [await this.#direct];
+    const agents = [...direct, ...[...this.#proxies.values()].map(({ agent }) => agent)];
+    await Promise.all(agents.map((agent) => agent.destroy()));
   }
 
   /** Not before the first request: a start need not wait for what is loaded here. */

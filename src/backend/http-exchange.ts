@@ -241,7 +241,7 @@ class Exchange implements Dispatcher.DispatchHandler {
         cause: error,
       });
     }
-    if ((error as Error).name === "HTTPParserError" || code === "UND_ERR_RES_CONTENT_LENGTH_MISMATCH") {
+    if (error.name === "HTTPParserError" || code === "UND_ERR_RES_CONTENT_LENGTH_MISMATCH") {
       return badAnswer(`${this.#where} sent a malformed answer`, error);
     }
     const when = this.#plan === undefined ? "before it answered" : `after ${this.#received} bytes`;
