@@ -95,7 +95,7 @@ const otherVersion = problem(
   "let the client use HTTP/1.1",
 );
 
-function problemOfBytes({ code, reason, rawPacket, bytesParsed = 0 }: ParseError): Problem {
+function problemOfBytes({ code = "", reason, rawPacket, bytesParsed = 0 }: ParseError): Problem {
   const text = rawPacket?.toString("latin1") ?? "";
   const line = text.slice(bytesParsed === 0 ? 0 : text.lastIndexOf("\n", bytesParsed - 1) + 1); // that went wrong
   switch (code) {
