@@ -1,95 +1,25 @@
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
-import { mkdtemp, mkdir, rename, rm, truncate, utimes, writeFile } from "node:fs/promises";
-import { type AddressInfo, createServer } from "node:net";
-import { tmpdir } from "node:os";
+import { rename, truncate, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
+import { Nginx, type NginxServers } from "../support/nginx.ts";
 import { requireTool } from "../support/tools.ts";
 import { collect, failsWith, httpBackend, pattern, readBytes } from "./support.ts";
 
 const content = pattern(5_000_003);
 
-type Nginx = { url: string; root: string } & AsyncDisposable;
-
-/** An nginx of its own in a temporary directory; its documents are in `root`. */
-async function startNginx(): Promise<Nginx> {
-  // It cannot choose a port for itself, and somebody may be faster to take the one that was free.
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await startNginxAt(await freePort());
-    } catch (error) {
-      if (attempt === 3) throw error;
-    }
-  }
-}
-
-async function startNginxAt(port: number): Promise<Nginx> {
-  const directory = await mkdtemp(join(tmpdir(), "ullage-nginx-"));
-  const root = join(directory, "root");
-  await mkdir(root);
-  const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-    .map((name) => `${name}_temp_path ${directory}/${name};`)
-    .join("\n");
-  await writeFile(
-    join(directory, "nginx.conf"),
-    `daemon off; master_process off; pid ${directory}/pid; error_log stderr;
-     events {}
-     http {
-       access_log off; ${temporary}
-       server {
-         listen 127.0.0.1:${port}; root ${root};
-         location /dated/ { alias ${root}/; etag off; }
-         location /plain/ { alias ${root}/; max_ranges 0; }
-         location /moved/ { return 302 /disk.img; }
-         location /closing/ { alias ${root}/; keepalive_timeout 0; }
-       }
-     }`,
-  );
-  const child = spawn("nginx", ["-p", directory, "-c", "nginx.conf"], { stdio: ["ignore", "ignore", "pipe"] });
-  let log = "";
-  child.stderr.on("data", (text: Buffer) => (log += text.toString()));
-  await writeFile(join(root, "ready"), "");
-  while (!(await answers(`http://127.0.0.1:${port}/ready`))) {
-    if (child.exitCode !== null) throw new Error(`nginx ended: ${log}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  return {
-    url: `http://127.0.0.1:${port}`,
-    root,
-    [Symbol.asyncDispose]: async () => {
-      await stop(child);
-      await rm(directory, { recursive: true });
-    },
-  };
-}
-
-async function stop(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null) return;
-  child.kill("SIGTERM");
-  await once(child, "exit");
-}
-
-async function answers(url: string): Promise<boolean> {
-  return fetch(url).then(
-    (response) => response.ok,
-    () => false,
-  );
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
-}
+const servers: NginxServers = ({ port, root }) => `
+  server {
+    listen 127.0.0.1:${port}; root ${root};
+    location /dated/ { alias ${root}/; etag off; }
+    location /plain/ { alias ${root}/; max_ranges 0; }
+    location /moved/ { return 302 /disk.img; }
+    location /closing/ { alias ${root}/; keepalive_timeout 0; }
+  }`;
 
 void test("nginx: everything that a real server answers", { timeout: 60_000 }, async (t) => {
   if (!requireTool(t, "nginx")) return;
-  await using nginx = await startNginx();
+  const nginx = await Nginx.start(t, servers);
   const path = join(nginx.root, "disk.img");
   const old = new Date(Date.now() - 60_000);
   await writeFile(path, content);
