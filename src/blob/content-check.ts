@@ -61,8 +61,8 @@ export interface CheckSurroundings {
   readonly clock: Clock;
   /** One file at a time is hashed. */
   readonly hashSlots: Slots;
-  startHash(algorithm: string): Hashing;
-  log(level: "info" | "warn" | "error", message: string, fields?: { code?: string; blobId?: string }): void;
+  startHash(this: void, algorithm: string): Hashing;
+  log(this: void, level: "info" | "warn" | "error", message: string, fields?: { code?: string; blobId?: string }): void;
 }
 
 const MARK = "verified";
