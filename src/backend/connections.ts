@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
-import type { Agent, ProxyAgent } from "undici";
+import type { Agent, ProxyAgent, buildConnector } from "undici";
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
@@ -65,7 +65,7 @@ export class Connections {
   readonly #choice: ProxyChoice | undefined;
   readonly #clock: Clock;
   readonly #options: Agent.Options;
-  readonly #connect: NonNullable<Agent.Options["connect"]>;
+  readonly #connect: buildConnector.BuildOptions;
   readonly #ca: string | undefined;
   /** What connections to https addresses take, with `ca`; read once, and again after `refresh`. */
   #tls: Promise<{ secureContext?: SecureContext }> | undefined;
@@ -178,8 +178,7 @@ export class Connections {
 
   /** Requests under way are cut. */
   async close(): Promise<void> {
-    const agents = await Promise.allSettled([...this.#takeAgents(), ...this.#old]);
-    await Promise.all(agents.map((each) => (each.status === "fulfilled" ? each.value.destroy() : undefined)));
+    await Promise.allSettled([...this.#takeAgents(), ...this.#old].map(async (agent) => (await agent).destroy()));
   }
 
   #takeAgents(): Promise<Agent | ProxyAgent>[] {

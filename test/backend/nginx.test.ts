@@ -14,7 +14,7 @@ import { collect, failsWith, httpBackend, openBackend, pattern, readBytes } from
 const content = pattern(5_000_003);
 const once = { attempts: 1, baseMs: 1, capMs: 1, timeLimitMs: 1000 };
 
-const servers: NginxServers = ({ port, root }) => `
+const plainServers: NginxServers = ({ port, root }) => `
   server {
     listen 127.0.0.1:${port}; root ${root};
     location /dated/ { alias ${root}/; etag off; }
@@ -25,7 +25,7 @@ const servers: NginxServers = ({ port, root }) => `
 
 void test("nginx: everything that a real server answers", { timeout: 60_000 }, async (t) => {
   if (!requireTool(t, "nginx")) return;
-  const nginx = await Nginx.start(t, servers);
+  const nginx = await Nginx.start(t, plainServers);
   const path = join(nginx.root, "disk.img");
   const old = new Date(Date.now() - 60_000);
   await writeFile(path, content);
