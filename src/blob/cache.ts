@@ -3,6 +3,8 @@ import type { Identity } from "../backend/backend.ts";
 import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
+import { type Hashing, HashThread } from "../base/hash-thread.ts";
+import { Slots } from "../base/pool-slots.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import {
   type BlobHistory,
@@ -39,7 +41,9 @@ export interface BlobCacheOptions {
   /** The data directory; `blobs` is made in it. */
   dataDir: string;
   randomBytes(length: number): Buffer;
-  log(level: "info" | "warn" | "error", message: string): void;
+  log(level: "info" | "warn" | "error", message: string, fields?: { code?: string; blobId?: string }): void;
+  /** Default: in a thread. */
+  startHash?: (algorithm: string) => Hashing;
   /** A blob is gone, by whomever. */
   onRemoved?(id: string): void;
   /** How much space all blobs may take; default: see cache-space.ts. */
@@ -118,7 +122,9 @@ export class BlobCache {
     this.#environment = {
       fs: options.fs,
       clock,
-      log: (level, message) => options.log(level, message),
+      log: (level, message, fields) => options.log(level, message, fields),
+      hashSlots: new Slots(1),
+      startHash: options.startHash ?? ((algorithm) => new HashThread(algorithm)),
       openSource: (meta, signal) => options.openSource(meta, signal),
       traffic: new FetchTraffic(clock),
       buffers: new StagingBuffers(),
@@ -201,9 +207,12 @@ export class BlobCache {
         return undefined; // it was removed meanwhile
       });
     }
-    const { readyBytes, pins, stats, sourceTrouble: trouble } = blob;
+    const { readyBytes, pins, stats, check, sourceTrouble } = blob;
     const diskBytes = blob.file.allocated();
-    return { meta: known.meta, readyBytes, diskBytes, pins, users: entry.users, stats, usedAt: known.usedAt, trouble };
+    const { meta, usedAt } = known;
+    const trouble = check?.trouble ?? sourceTrouble;
+    const verified = check === undefined ? null : check.state === "verified";
+    return { meta, readyBytes, diskBytes, pins, users: entry.users, stats, usedAt, trouble, verified };
   }
 
   /**

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import type { Backend, Identity, Sink } from "../backend/backend.ts";
 import type { Backends } from "../backend/backends.ts";
+import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
@@ -197,9 +198,13 @@ export class Sources {
       try {
         onProgress?.(0, total);
         if (found.ranges) {
+          // What is read from its beginning to its end can be hashed on the way, where it is the whole object.
+          const whole = total === identity.size && !image.outer.includes("+");
+          const check = whole ? DigestCheck.of(identity, take) : undefined;
           for (let at = 0; at < total; at += pieceBytes) {
-            await image.packed.read(at, Math.min(pieceBytes, total - at), take, options);
+            await image.packed.read(at, Math.min(pieceBytes, total - at), check?.sink ?? take, options);
           }
+          check?.demandMatch(url);
         } else await found.backend.stream(identity, take, options);
         await unpacker.end();
       } finally {

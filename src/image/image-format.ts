@@ -1,6 +1,5 @@
 import type { ReadOptions, Sink } from "../backend/backend.ts";
 import { SourceError } from "../base/errors.ts";
-import type { Unpacker } from "./unpacker.ts";
 
 /**
  * A sequence of bytes that is read in ranges: a remote object as it is, what a container holds, or a disk. Immutable.
@@ -27,6 +26,16 @@ export interface OpenContext {
    * refused.
    */
   openBacking?(name: string, format: string): Promise<ImageReader>;
+}
+
+/** Unpacks a stream from its beginning to its end; what comes out goes to the sink that it was made with. */
+export interface Unpacker {
+  /** Takes the next packed bytes; resolves when they have been worked off. @throws SourceError; what the sink threw */
+  write(chunk: Uint8Array): Promise<void>;
+  /** Resolves when all has gone to the sink. @throws SourceError `image-damaged` when the stream does not end here */
+  end(): Promise<void>;
+  /** To be called at the end, whatever happened. */
+  close(): Promise<void>;
 }
 
 /** An image format maps the bytes of an object to those of a disk, or of what it contains. Read-only, lazy. */

@@ -1,8 +1,13 @@
 import type { Sink } from "../backend/backend.ts";
 import { detectFormat, detectHeadBytes, parseFormats } from "./detect.ts";
-import { unsupportedImage, type ImageFormat, type ImageReader, type OpenContext } from "./image-format.ts";
+import {
+  unsupportedImage,
+  type ImageFormat,
+  type ImageReader,
+  type OpenContext,
+  type Unpacker,
+} from "./image-format.ts";
 import { readBytes } from "./read-bytes.ts";
-import type { Unpacker } from "./unpacker.ts";
 
 /** An image as it was found: which formats lie in each other, and the disk within. */
 export interface OpenedImage {

@@ -1,16 +1,6 @@
 import { createGunzip, createZstdDecompress, type Gunzip, type ZstdDecompress } from "node:zlib";
 import type { Sink } from "../backend/backend.ts";
-import { damagedImage } from "./image-format.ts";
-
-/** Unpacks a stream from its beginning to its end; what comes out goes to the sink that it was made with. */
-export interface Unpacker {
-  /** Takes the next packed bytes; resolves when they have been worked off. @throws SourceError; what the sink threw */
-  write(chunk: Uint8Array): Promise<void>;
-  /** Resolves when all has gone to the sink. @throws SourceError `image-damaged` when the stream does not end here */
-  end(): Promise<void>;
-  /** To be called at the end, whatever happened. */
-  close(): Promise<void>;
-}
+import { damagedImage, type Unpacker } from "./image-format.ts";
 
 const OUTPUT_BYTES = 256 * 1024;
 

@@ -1,7 +1,6 @@
 import { Worker } from "node:worker_threads";
 import type { Sink } from "../backend/backend.ts";
-import { damagedImage, type ImageFormat } from "./image-format.ts";
-import type { Unpacker } from "./unpacker.ts";
+import { damagedImage, type ImageFormat, type Unpacker } from "./image-format.ts";
 
 /** xz: unpacked once, as a whole, in a thread of its own. */
 export const xzFormat: ImageFormat = {

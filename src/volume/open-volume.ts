@@ -19,7 +19,7 @@ import { clearPoison, markPoisoned, readPoison } from "./poison.ts";
 import { recover, type Recovered, RecoverySyncError, secureEmptyLogs, syncAll } from "./recovery.ts";
 import { describedSnapshots } from "./snapshot-files.ts";
 import { punchStrays } from "./strays.ts";
-import type { CreateVolumeOptions, OpenVolumeOptions, VolumeEnvironment } from "./types.ts";
+import type { OpenVolumeOptions, VolumeEnvironment } from "./types.ts";
 
 /** What an open volume starts from. */
 export interface OpenedVolume {
@@ -55,6 +55,23 @@ export interface OpenedVolume {
    * second log was there says that it has been in use (rule 17).
    */
   untouched: boolean;
+}
+
+export interface CreateVolumeOptions {
+  /** 32 hex digits */
+  id: string;
+  /** For people and for `repair`, which rebuilds the catalog from it. */
+  name: string;
+  /** bytes, a multiple of 512; with `content`, what it says is the size */
+  size: number;
+  /** Writes what the disk begins with. Not together with `blob` or `base`. @returns the size of the volume */
+  content?: (disk: NewDisk) => Promise<number>;
+  /** The blob that the volume starts from; bytes beyond the blob's size read as zeros. Absent: an empty disk. */
+  blob?: { id: string; size: number };
+  /** The frozen map that it starts from, and an owner id that is free in it. Not together with `blob`. */
+  base?: { id: string; freeOwner: number };
+  /** Goes into volume.json beside id and name, for `repair`: where the volume came from, its settings. */
+  details?: Record<string, unknown>;
 }
 
 /**

@@ -3,7 +3,6 @@ import type { FileSystem } from "../base/file-system.ts";
 import type { Clock } from "../base/clock.ts";
 import type { EngineObserver } from "./engine-observer.ts";
 import type { VolumeLimits } from "./limits.ts";
-import type { NewDisk } from "./new-disk.ts";
 
 /** How the engine reaches the world; everything is replaced in the crash model. */
 export interface VolumeEnvironment {
@@ -20,23 +19,6 @@ export interface VolumeEnvironment {
   /** Hears of flush rounds and checkpoints, for metrics. */
   observer?: EngineObserver;
   log(level: "info" | "warn" | "error", message: string): void;
-}
-
-export interface CreateVolumeOptions {
-  /** 32 hex digits */
-  id: string;
-  /** For people and for `repair`, which rebuilds the catalog from it. */
-  name: string;
-  /** bytes, a multiple of 512; with `content`, what it says is the size */
-  size: number;
-  /** Writes what the disk begins with. Not together with `blob` or `base`. @returns the size of the volume */
-  content?: (disk: NewDisk) => Promise<number>;
-  /** The blob that the volume starts from; bytes beyond the blob's size read as zeros. Absent: an empty disk. */
-  blob?: { id: string; size: number };
-  /** The frozen map that it starts from, and an owner id that is free in it. Not together with `blob`. */
-  base?: { id: string; freeOwner: number };
-  /** Goes into volume.json beside id and name, for `repair`: where the volume came from, its settings. */
-  details?: Record<string, unknown>;
 }
 
 export interface OpenVolumeOptions {

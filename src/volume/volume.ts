@@ -15,7 +15,7 @@ import { Journal } from "./journal.ts";
 import { Layer } from "./layer.ts";
 import { volumeLimits } from "./limits.ts";
 import { RecordType } from "./log-record.ts";
-import { createVolume, openVolume, type OpenedVolume } from "./open-volume.ts";
+import { createVolume, openVolume, type CreateVolumeOptions, type OpenedVolume } from "./open-volume.ts";
 import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
 import { ownerKinds } from "./owner-table.ts";
 import { OwnerReader } from "./owner-reader.ts";
@@ -27,15 +27,7 @@ import { markPoisoned } from "./poison.ts";
 import { SealedLayers } from "./sealed-layers.ts";
 import { describeSnapshot, forgetSnapshot, type SnapshotDescription } from "./snapshot-files.ts";
 import { Strays } from "./strays.ts";
-import type {
-  CreateVolumeOptions,
-  MapRun,
-  OpenVolumeOptions,
-  VolumeEnvironment,
-  VolumeInfo,
-  VolumeSettings,
-  VolumeState,
-} from "./types.ts";
+import type { MapRun, OpenVolumeOptions, VolumeEnvironment, VolumeInfo, VolumeSettings, VolumeState } from "./types.ts";
 
 /*
  * A volume: an owner map over layers and blobs, one writable head, and a journal that makes changes durable. Here it is

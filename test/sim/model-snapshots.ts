@@ -6,7 +6,7 @@ import { frozenMapPath, mapsDir, snapshotPath, volumeDir } from "../../src/volum
 import { baseOf, frozenReferences } from "../../src/volume/references.ts";
 import { forgetSnapshot, readSnapshot } from "../../src/volume/snapshot-files.ts";
 import { SnapshotView } from "../../src/volume/snapshot-view.ts";
-import type { CreateVolumeOptions } from "../../src/volume/types.ts";
+import type { CreateVolumeOptions } from "../../src/volume/open-volume.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import type { ModelVolume, ModelWorld } from "./model-volume.ts";
 import type { SnapshotOracle } from "./snapshot-oracle.ts";

@@ -1,88 +1,21 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { createHash, createPrivateKey, randomUUID, sign } from "node:crypto";
+import { createPrivateKey, randomUUID, sign } from "node:crypto";
 import { createServer } from "node:http";
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { test, type TestContext } from "node:test";
+import { test } from "node:test";
 import { promisify } from "node:util";
 import { collect, failsWith, openBackend, pattern, readBytes } from "../backend/support.ts";
 import { launch } from "../cli/support.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { requireTool } from "../support/tools.ts";
-import { answers, freePort, startServer } from "./processes.ts";
+import { digestOf, push, startRegistry } from "./registry.ts";
 
 const execute = promisify(execFile);
 const content = pattern(8 * 2 ** 20 + 512);
-const digestOf = (bytes: Buffer): string => `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
 const once = { attempts: 1, baseMs: 1, capMs: 1, timeLimitMs: 1000 };
-
-/** A registry with the given `auth` section; what is in `directory` outlives it. */
-async function startRegistry(
-  t: TestContext,
-  directory: string,
-  auth: string,
-): Promise<{ host: string; restart(): Promise<void> }> {
-  const port = await freePort();
-  const config = join(directory, "registry.yml");
-  await writeFile(
-    config,
-    `version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: ${directory}/storage}}\nhttp: {addr: "127.0.0.1:${port}"}\n${auth}`,
-  );
-  const start = () => startServer("docker-registry", ["serve", config], () => answers(`http://127.0.0.1:${port}/v2/`));
-  let registry = await start();
-  atEnd(t, async () => registry[Symbol.asyncDispose]());
-  return {
-    host: `127.0.0.1:${port}`,
-    restart: async () => {
-      await registry.stop();
-      registry = await start();
-    },
-  };
-}
-
-/** Pushes an artifact with one blob by skopeo, from an OCI layout on disk. */
-async function push(
-  directory: string,
-  host: string,
-  blobs: { bytes: Buffer; title: string }[],
-  ...flags: string[]
-): Promise<void> {
-  const layout = join(directory, "layout");
-  await mkdir(join(layout, "blobs/sha256"), { recursive: true });
-  const put = async (bytes: Buffer): Promise<{ digest: string; size: number }> => {
-    const digest = digestOf(bytes);
-    await writeFile(join(layout, "blobs/sha256", digest.slice(7)), bytes);
-    return { digest, size: bytes.length };
-  };
-  const config = {
-    mediaType: "application/vnd.oci.image.config.v1+json",
-    ...(await put(Buffer.from('{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'))),
-  };
-  const layers = [];
-  for (const { bytes, title } of blobs) {
-    layers.push({
-      mediaType: "application/vnd.example.disk",
-      ...(await put(bytes)),
-      annotations: { "org.opencontainers.image.title": title },
-    });
-  }
-  const mediaType = "application/vnd.oci.image.manifest.v1+json";
-  const manifest = await put(Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType, config, layers })));
-  await writeFile(join(layout, "oci-layout"), '{"imageLayoutVersion":"1.0.0"}');
-  const annotations = { "org.opencontainers.image.ref.name": "v1" };
-  await writeFile(
-    join(layout, "index.json"),
-    JSON.stringify({ schemaVersion: 2, manifests: [{ mediaType, ...manifest, annotations }] }),
-  );
-  const target = `docker://${host}/team/disk:v1`;
-  await execute(
-    "skopeo",
-    ["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", ...flags, `oci:${layout}:v1`, target],
-    { timeout: 60_000 },
-  );
-}
 
 const open = (host: string, env: Record<string, string>, fragment = ""): ReturnType<typeof openBackend> =>
   openBackend(`oci://${host}/team/disk:v1${fragment}`, { env, retry: { probe: once } });

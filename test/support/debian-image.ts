@@ -36,6 +36,8 @@ const packages = ["linux-image-cloud-amd64", "systemd-sysv", "nbd-client", "kmod
   ["libatomic1", "fuse3", "libnbd-bin", "fio"], // what Ullage itself needs, attaching, and its tests
 );
 const buildTimeoutMs = 8 * 60_000;
+/** Where guest.sh is in the image. */
+export const guestProgram = "/usr/local/sbin/ullage-guest";
 const guestScript = new URL("../vm/guest.sh", import.meta.url);
 
 // Raise it when the recipe below changes: an image made by an older recipe is not used.
@@ -80,11 +82,11 @@ async function build(folder: string, script: string): Promise<void> {
   ]);
   await writeFile(join(root, "etc/fstab"), "/dev/vda / ext4 defaults,discard 0 1\n");
   await writeFile(join(root, "etc/hostname"), "ullage-guest\n");
-  await writeFile(join(root, "usr/local/sbin/ullage-guest"), script, { mode: 0o755 });
+  await writeFile(join(root, guestProgram), script, { mode: 0o755 });
   const units = join(root, "etc/systemd/system");
   await writeFile(
     join(units, "ullage-guest.service"),
-    "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nExecStart=/usr/local/sbin/ullage-guest\n",
+    `[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nExecStart=${guestProgram}\n`,
   );
   await mkdir(join(units, "graphical.target.wants"));
   await symlink("/etc/systemd/system/ullage-guest.service", join(units, "graphical.target.wants/ullage-guest.service"));

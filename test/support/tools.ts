@@ -37,6 +37,7 @@ const tools = {
   xfs_io: { package: "xfsprogs" },
   "mkfs.ext4": { package: "e2fsprogs" },
   e2fsck: { package: "e2fsprogs" },
+  debugfs: { package: "e2fsprogs" },
   nginx: { package: "nginx-light" },
   certtool: { package: "gnutls-bin" },
   psktool: { package: "gnutls-bin" },
@@ -75,9 +76,9 @@ const tools = {
 /** The name of a command, or `root`, `fuse` (/dev/fuse), `loop` (/dev/loop-control). */
 export type ToolName = keyof typeof tools;
 
-/** Only the boot test needs these; they are large. */
+/** Only the tests with guests need these; they are large. */
 const vmTools = new Set<ToolName>(["mmdebstrap", "qemu-system-x86_64"]);
-/** Only the tests with real stores and registries need these. */
+/** Only the tests with real stores and registries need these, those with guests that boot from there included. */
 const sourceTools = new Set<ToolName>([
   ...(["ceph-mon", "ceph-mgr", "ceph-osd", "radosgw", "ceph"] as const),
   ...(["docker-registry", "skopeo", "htpasswd"] as const),
@@ -88,7 +89,7 @@ export function toolsFor(group: "tests" | "sources" | "vm"): ToolName[] {
   const names = Object.keys(tools) as ToolName[];
   return names.filter((name) => {
     if (vmTools.has(name)) return group === "vm";
-    return !sourceTools.has(name) || group === "sources";
+    return !sourceTools.has(name) || group !== "tests";
   });
 }
 

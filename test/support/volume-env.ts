@@ -20,7 +20,8 @@ import type { Blob } from "../../src/blob/blob.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
 import { headerBytes } from "../../src/volume/header.ts";
 import { logPath, numbered, volumeDir } from "../../src/volume/paths.ts";
-import type { CreateVolumeOptions, OpenVolumeOptions, VolumeEnvironment } from "../../src/volume/types.ts";
+import type { CreateVolumeOptions } from "../../src/volume/open-volume.ts";
+import type { OpenVolumeOptions, VolumeEnvironment } from "../../src/volume/types.ts";
 import { Volume } from "../../src/volume/volume.ts";
 
 /** Volumes on the real file system, for tests: environments, creating and opening, reading and writing whole buffers. */

@@ -2,9 +2,11 @@
 # Runs once in the guest, at the end of the boot, then powers it off. What it prints is the guest's console.
 # With ullage.volume=HOST:PORT:NAME on the kernel's command line it also puts the kernel's own NBD client to work.
 # With ullage.script=NAME it does nothing but run that script of the second disk.
+# With ullage.mark=TEXT it is the kernel's init: nothing else runs, and all it does is to leave that text in /root/mark.
 exec >/dev/ttyS0 2>&1
 echo "BOOT-OK uptime=$(cut -d' ' -f1 /proc/uptime) kernel=$(uname -r)"
 script=$(sed -n 's/.*ullage.script=\([^ ]*\).*/\1/p' /proc/cmdline)
+mark=$(sed -n 's/.*ullage.mark=\([^ ]*\).*/\1/p' /proc/cmdline)
 volume=$(sed -n 's/.*ullage.volume=\([^ ]*\).*/\1/p' /proc/cmdline)
 
 use_volume() {
@@ -33,6 +35,10 @@ use_volume() {
   nbd-client -d /dev/nbd0
 }
 
+if [ -n "$mark" ]; then
+  echo "$mark" >/root/mark && sync && mount -o remount,ro / && echo MARK-WRITTEN
+  systemctl poweroff --force --force # without a manager to ask
+fi
 if [ -n "$script" ]; then
   mount -o ro /dev/vdb /opt && cd /opt && bash "./$script" && echo SCRIPT-OK || echo SCRIPT-FAILED
   systemctl poweroff --force

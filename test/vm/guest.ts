@@ -5,7 +5,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile, rm } from "node:fs/promises";
-import type { DebianImage } from "../support/debian-image.ts";
+import { type DebianImage, guestProgram } from "../support/debian-image.ts";
 
 export interface GuestOptions {
   /** The root disk: a QEMU block device name, `nbd+unix:///boot?socket=/path`, a file, … default: the image, which stays as it is */
@@ -18,6 +18,8 @@ export interface GuestOptions {
   volume?: string;
   /** A script on the first further disk, see guest.sh */
   script?: string;
+  /** Text without spaces that the guest leaves in /root/mark instead of coming up altogether, see guest.sh */
+  mark?: string;
   timeoutMs: number;
 }
 
@@ -35,6 +37,7 @@ export async function bootGuest(debian: DebianImage, options: GuestOptions): Pro
     "root=/dev/vda rw console=ttyS0 panic=-1 quiet mitigations=off audit=0 net.ifnames=0 systemd.show_status=0",
     ...(options.volume === undefined ? [] : [`ullage.volume=${options.volume}`]),
     ...(options.script === undefined ? [] : [`ullage.script=${options.script}`]),
+    ...(options.mark === undefined ? [] : [`init=${guestProgram} ullage.mark=${options.mark}`]),
   ].join(" ");
   const rootDisk =
     options.rootDisk === undefined

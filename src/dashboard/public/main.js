@@ -1,5 +1,5 @@
 import { html, render } from "htm/preact";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { signal, useSignal } from "@preact/signals";
 import { offline } from "./api.js";
 import { followEvents, streaming } from "./events.js";
@@ -58,18 +58,32 @@ function App() {
 
 /** @param {{ problem: unknown }} props */
 function Page({ problem }) {
+  const where = place.value;
+  useNewPageFocus(where);
   if (!featuresKnown()) {
     return html`<main>
       ${offline.value === null && problem !== null ? html`<${ProblemBox} problem=${problem} />` : html`<p class="faint">Loading…</p>`}
     </main>`;
   }
-  const where = place.value;
   if (where.page === "volume") return html`<${VolumePage} key=${where.name} name=${where.name} />`;
   if (where.page === "volumes") return html`<${Warnings} /><${VolumesPage} />`;
   return html`<main>
     <h1>There is no such page</h1>
     <a href="#/">Volumes</a>
   </main>`;
+}
+
+/**
+ * Who goes to another page of ours is at its heading, as with a page that is loaded: otherwise the focus would be
+ * nowhere and screen readers would say nothing.
+ * @param {import("./router.js").Place} where
+ */
+function useNewPageFocus(where) {
+  const first = useRef(true);
+  useEffect(() => {
+    if (!first.current) document.querySelector("h1")?.focus();
+    first.current = false;
+  }, [where]);
 }
 
 function Header() {

@@ -41,12 +41,12 @@ export function Dialog({ title, busy = false, onClose, children }) {
   const element = useRef(/** @type {HTMLDialogElement | null} */ (null));
   // Not useEffect: its end would come after the dialog has left the page, and the focus with it.
   useLayoutEffect(() => {
-    const before = document.activeElement;
+    const before = ancestors(document.activeElement);
     const dialog = element.current;
     dialog?.showModal();
     return () => {
       dialog?.close(); // what is behind an open one can't take the focus
-      if (before instanceof HTMLElement) before.focus();
+      focusNear(before);
     };
   }, []);
   const cancel = (/** @type {Event} */ event) => {
@@ -68,6 +68,28 @@ export function Dialog({ title, busy = false, onClose, children }) {
     </div>
   </dialog>`;
 }
+
+/**
+ * An element and what it is in, from the inside out.
+ * @param {Element | null} element
+ */
+function ancestors(element) {
+  const found = [];
+  for (let at = element; at !== null && at !== document.body; at = at.parentElement) found.push(at);
+  return found;
+}
+
+/**
+ * Gives the focus back; when the element has gone (with what was removed), to what can be tabbed to where it was.
+ * @param {Element[]} elements
+ */
+function focusNear(elements) {
+  const left = elements.find(({ isConnected }) => isConnected);
+  const target = left === elements[0] ? left : left?.querySelector(focusable);
+  if (target instanceof HTMLElement) target.focus();
+}
+
+const focusable = `[tabindex="0"], a[href]:not([tabindex]), button:not(:disabled, [tabindex])`;
 
 /**
  * A form that does one thing: while it runs nothing can be pressed; if it fails the problem is shown and everything that
@@ -146,6 +168,7 @@ export function ConfirmDialog({ title, label, typed, onConfirm, onClose, childre
           <span>Type <b class="name">${typed}</b> to confirm</span>
           <input
             name="confirm"
+            autofocus
             autocomplete="off"
             autocapitalize="off"
             spellcheck=${false}

@@ -1,13 +1,15 @@
 import { html } from "htm/preact";
-import { useEffect } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { useSignal } from "@preact/signals";
 import { call, volumePath } from "./api.js";
 import { CreateDialog } from "./create-dialog.js";
 import { waysTo } from "./connect.js";
-import { formatBytes, formatTime, plural } from "./format.js";
+import { formatBytes, formatCount, formatTime, plural } from "./format.js";
 import { health } from "./health.js";
 import { ActionForm, ConfirmDialog, CopyButton, ProblemBox } from "./parts.js";
 import { Poller } from "./polling.js";
+import { useRoving } from "./roving.js";
+import { volumeLink } from "./router.js";
 import { followVolumes, readVolume, volumes } from "./volume-list.js";
 
 /* A volume's family: what it is now, below that the states that were kept, the newest on top, and what was cloned of each. */
@@ -19,6 +21,7 @@ const pollMs = 10_000;
 const pageSnapshots = 100;
 /** Shown at once; more on demand. */
 const shownAtFirst = 12;
+const shownMore = 100;
 /** Of one snapshot. */
 const shownClones = 20;
 
@@ -44,7 +47,10 @@ export function SnapshotsPanel({ volume }) {
   const snapshots = useSignal(/** @type {Snapshot[] | null} */ (null));
   const problem = useSignal(/** @type {unknown} */ (null));
   const name = useSignal("");
-  const all = useSignal(false);
+  const filter = useSignal("");
+  const limit = useSignal(shownAtFirst);
+  const said = useSignal("");
+  const tree = useRef(/** @type {HTMLElement | null} */ (null));
   const force = useSignal(false);
   const asked = useSignal(/** @type {{ what: "remove" | "revert" | "clone", snapshot: Snapshot } | null} */ (null));
 
@@ -63,15 +69,23 @@ export function SnapshotsPanel({ volume }) {
   }, [volume.name]);
 
   useEffect(followVolumes, []); // for the clones
+  useRoving(tree);
+  // The button that showed more may be gone: the focus goes to what it showed.
+  useLayoutEffect(() => {
+    if (limit.value > shownAtFirst) focusRow(tree.current, limit.value - shownMore);
+  }, [limit.value]);
 
   const create = async () => {
-    await call(`${volumePath(volume.name)}/snapshots`, { method: "POST", body: { name: name.value || timeName() } });
+    const taken = name.value || timeName();
+    await call(`${volumePath(volume.name)}/snapshots`, { method: "POST", body: { name: taken } });
+    said.value = `Snapshot ${taken} was taken`;
     name.value = "";
     await read();
   };
   const remove = async (/** @type {Snapshot} */ snapshot) => {
     const path = `${volumePath(volume.name)}/snapshots/${encodeURIComponent(snapshot.name)}`;
     await call(`${path}${force.value ? "?force=true" : ""}`, { method: "DELETE" });
+    said.value = `Snapshot ${snapshot.name} was removed`;
     await read();
   };
   const revert = async (/** @type {Snapshot} */ snapshot) => {
@@ -79,6 +93,7 @@ export function SnapshotsPanel({ volume }) {
       method: "POST",
       body: { snapshot: snapshot.name, force: force.value },
     });
+    said.value = `${volume.name} is what it was at ${snapshot.name}`;
     await Promise.all([read(), readVolume(volume.name)]);
   };
   const close = () => {
@@ -89,9 +104,11 @@ export function SnapshotsPanel({ volume }) {
     waysTo(health.value?.listeners ?? [], `${volume.name}@${snapshot.name}`, location.hostname)[0]?.uri;
 
   const list = snapshots.value ?? [];
-  const shown = all.value ? list : list.slice(0, shownAtFirst);
+  const wanted = filter.value.trim().toLowerCase();
+  const found = list.filter((snapshot) => snapshot.name.toLowerCase().includes(wanted));
+  const shown = found.slice(0, limit.value);
   return html`<section class="card" aria-label="Snapshots">
-    <h2>Snapshots <span class="count">${list.length}</span></h2>
+    <h2>Snapshots <span class="count">${formatCount(list.length)}</span></h2>
     <${ActionForm} class="inline" label="Take snapshot" busyLabel="Taking…" onSubmit=${create}>
       <label class="field">
         <span>Name <i class="faint">(optional)</i></span>
@@ -107,21 +124,46 @@ export function SnapshotsPanel({ volume }) {
       </label>
     <//>
     <${ProblemBox} problem=${problem.value} />
-    <ol class="tree">
-      <li class="now">
-        <span class="node"></span
-        ><span class="grow"><b>now</b> <span class="faint">what clients read and write</span></span>
+    <p class="unseen" role="status">${said.value}</p>
+    ${
+      list.length > shownAtFirst &&
+      html`<div class="find">
+        <input
+          type="search"
+          name="snapshot-filter"
+          placeholder="Filter by name"
+          aria-label="Filter snapshots"
+          value=${filter.value}
+          onInput=${(/** @type {any} */ event) => {
+            filter.value = event.target.value;
+            limit.value = shownAtFirst;
+          }}
+        />
+        <span class="small faint" role="status"
+          >${wanted !== "" && `${formatCount(found.length)} of ${plural(list.length, "snapshot")}`}</span
+        >
+      </div>`
+    }
+    <ol
+      ref=${tree}
+      class="tree"
+      role="grid"
+      aria-label=${`Snapshots of ${volume.name}, the newest first; arrow keys go between them`}
+    >
+      <li class="now" role="row">
+        <span class="node" aria-hidden="true"></span
+        ><span class="grow" role="rowheader"><b>now</b> <span class="faint">what clients read and write</span></span>
         <${Clones} of=${volume.name} snapshot=${null} />
       </li>
       ${shown.map(
         (snapshot) =>
-          html`<li key=${snapshot.id}>
-            <span class="node"></span>
-            <span class="grow">
+          html`<li key=${snapshot.id} role="row">
+            <span class="node" aria-hidden="true"></span>
+            <span class="grow" role="rowheader">
               <b class="name">${snapshot.name}</b>
               <span class="small faint">${formatTime(snapshot.createdAt)}, ${formatBytes(snapshot.size)}</span>
             </span>
-            <span class="row-actions">
+            <span class="row-actions" role="gridcell">
               ${
                 address(snapshot) !== undefined &&
                 html`<${CopyButton} text=${address(snapshot)} label=${`address of ${snapshot.name}`}>NBD<//>`
@@ -143,9 +185,9 @@ export function SnapshotsPanel({ volume }) {
       )}
     </ol>
     ${
-      shown.length < list.length &&
-      html`<button class="link" onClick=${() => (all.value = true)}>
-        Show ${plural(list.length - shown.length, "older snapshot")}
+      shown.length < found.length &&
+      html`<button class="link" onClick=${() => (limit.value += shownMore)}>
+        ${moreText(found.length - shown.length)}
       </button>`
     }
     ${asked.value?.what === "clone" && html`<${CreateDialog} origin=${`${volume.name}@${asked.value.snapshot.name}`} onClose=${close} />`}
@@ -197,11 +239,14 @@ function Clones({ of, snapshot }) {
       origin?.volume === of && !origin.removed && (snapshot === undefined || origin.snapshot === snapshot),
   );
   if (clones.length === 0) return null;
-  return html`<ul class="clones" aria-label=${`Clones of ${typeof snapshot === "string" ? `${of}@${snapshot}` : of}`}>
+  const list = html`<ul
+    class="clones"
+    aria-label=${`Clones of ${typeof snapshot === "string" ? `${of}@${snapshot}` : of}`}
+  >
     ${clones.slice(0, shownClones).map(
       ({ id, name, origin }) =>
         html`<li key=${id}>
-          <a class="name" href=${`#/volumes/${encodeURIComponent(name)}`}>${name}</a>
+          <a class="name" href=${volumeLink(name)}>${name}</a>
           <span class="small faint">
             ${" "}${snapshot === undefined && origin?.snapshot != null ? `clone of @${origin.snapshot}` : "clone"}
           </span>
@@ -210,6 +255,22 @@ function Clones({ of, snapshot }) {
     )}
     ${clones.length > shownClones && html`<li class="faint">and ${plural(clones.length - shownClones, "more clone")}</li>`}
   </ul>`;
+  return snapshot === undefined ? list : html`<div class="branch" role="gridcell">${list}</div>`;
+}
+
+/** @param {number} hidden how many snapshots are not shown */
+function moreText(hidden) {
+  return `Show ${hidden > shownMore ? `${shownMore} of ` : ""}${plural(hidden, "older snapshot")}`;
+}
+
+/**
+ * Puts the focus on the first control of the snapshot at this place.
+ * @param {HTMLElement | null} tree
+ * @param {number} index
+ */
+function focusRow(tree, index) {
+  const row = tree?.querySelectorAll("[role=row]:not(.now)")[index];
+  row?.querySelector("button")?.focus();
 }
 
 /** @param {{ force: import("@preact/signals").Signal<boolean>, text: string }} props */

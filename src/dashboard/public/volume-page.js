@@ -16,7 +16,7 @@ import { Poller } from "./polling.js";
 import { followRates, rates } from "./rates.js";
 import { RemoveDialog } from "./remove-dialog.js";
 import { ReopenPanel } from "./reopen-panel.js";
-import { go } from "./router.js";
+import { go, volumeLink } from "./router.js";
 import { SettingsPanel } from "./settings-panel.js";
 import { SnapshotsPanel } from "./snapshots-panel.js";
 import { knownVolume, readVolume } from "./volume-list.js";
@@ -93,7 +93,7 @@ export function VolumePage({ name }) {
   if (volume === undefined) {
     return html`<main>
       <a href="#/">← Volumes</a>
-      <h1>${name}</h1>
+      <div class="toolbar"><h1 class="name" tabindex="-1">${name}</h1></div>
       ${problem.value === null ? html`<p class="faint">Reading…</p>` : html`<${ProblemBox} problem=${problem.value} />`}
     </main>`;
   }
@@ -101,11 +101,13 @@ export function VolumePage({ name }) {
   return html`<main>
     <a href="#/">← Volumes</a>
     <div class="toolbar">
-      <h1 class="name">${name}</h1>
+      <h1 class="name" tabindex="-1">${name}</h1>
       <${StateChip} state=${volume.state} reason=${volume.reason} />
       <span class="spring"></span>
-      ${canSnapshot() && html`<button onClick=${() => (dialog.value = "clone")}>Clone</button>`}
-      <button class="danger-text" onClick=${() => (dialog.value = "remove")}>Remove</button>
+      <span class="together">
+        ${canSnapshot() && html`<button onClick=${() => (dialog.value = "clone")}>Clone</button>`}
+        <button class="danger-text" onClick=${() => (dialog.value = "remove")}>Remove</button>
+      </span>
     </div>
     <${ProblemBox} problem=${hide ? null : problem.value} />
     <${ReopenPanel} volume=${volume} />
@@ -161,7 +163,7 @@ function Facts({ volume, space }) {
   return html`<dl class="totals">
       ${facts.map(
         ([label, value]) =>
-          html`<div key=${label}>
+          html`<div key=${label} class=${label === "Created" ? "time" : ""}>
             <dt>${label}</dt>
             <dd>${value}</dd>
           </div>`,
@@ -179,9 +181,7 @@ function Facts({ volume, space }) {
         html`${" "}<span class="faint">Cloned from${" "}</span> ${
             volume.origin.removed
               ? html`<b class="name">${originName(volume.origin)}</b> <span class="faint">(removed since)</span>`
-              : html`<a class="name" href=${`#/volumes/${encodeURIComponent(volume.origin.volume)}`}
-                  >${originName(volume.origin)}</a
-                >`
+              : html`<a class="name" href=${volumeLink(volume.origin.volume)}>${originName(volume.origin)}</a>`
           }`
       }
     </p>`;

@@ -5,7 +5,7 @@ import { formatBytes, formatCount, formatRate } from "./format.js";
 import { canPause, canResume, HydrationBar } from "./hydration-view.js";
 import { StateChip } from "./parts.js";
 import { volumeLink } from "./router.js";
-import { sortKeys } from "./volume-order.js";
+import { volumeOrder } from "./volume-order.js";
 import { steerHydration } from "./volume-list.js";
 
 /** @typedef {import("./volume-list.js").Volume} Volume */
@@ -13,7 +13,7 @@ import { steerHydration } from "./volume-list.js";
 
 /** @param {{ volume: Volume, rate: Rate | undefined, onRemove: () => void }} props */
 export function VolumeRow({ volume, rate, onRemove }) {
-  const cells = sortKeys.filter(({ column, key }) => column && key !== "name");
+  const cells = volumeOrder.sortKeys.filter(({ column, key }) => column && key !== "name");
   return html`<tr>
     <th scope="row" class="name-cell">
       <a class="name" href=${volumeLink(volume.name)}>${volume.name}</a>
