@@ -6,6 +6,7 @@ import { UllageError } from "../base/errors.ts";
 import { formatListenAddress, isLocalAddress, type ListenAddress } from "../export/listen-address.ts";
 import { adoptListeningSocket, openListeningSocket } from "../export/listening-socket.ts";
 import type { ListenTarget } from "../daemon/nbd-listeners.ts";
+import { answerRequests } from "./http-refusals.ts";
 import { noteAccess, type Access, type ApiAuth } from "./connection-access.ts";
 
 /** Per listener. More at once are dropped: those on TCP can't keep the unix socket from answering. */
@@ -53,11 +54,13 @@ export class ApiListener {
     }
     const path = socket.address.kind === "unix" ? socket.address.path : undefined;
     const inode = target.kind === "fd" || path === undefined ? undefined : lstatSync(path).ino;
-    const server = createServer(
-      { headersTimeout: headersMs, requestTimeout: 0, connectionsCheckingInterval: headersMs / 4 },
-      handler,
-    );
-    server.on("checkContinue", handler); // who may send a body is told so when that is known (time-limits.ts)
+    const server = createServer({
+      headersTimeout: headersMs,
+      requestTimeout: 0,
+      connectionsCheckingInterval: headersMs / 4,
+      requireHostHeader: false, // is demanded where a refusal says why
+    });
+    answerRequests(server, handler);
     server.maxConnections = maxConnections;
     server.keepAliveTimeout = idleMs;
     const access: Access = path === undefined ? { kind: "tcp", auth } : { kind: "unix" };

@@ -21,6 +21,7 @@ import { OpenCalls } from "./open-calls.ts";
 import { problem, problemContentType, problemOf } from "./problems.ts";
 import { defaultRateLimits, RateLimiter, type RateLimits } from "./rate-limit.ts";
 import { requestIdOf } from "./request-id.ts";
+import type { RouteModule } from "./route-module.ts";
 import { schemas } from "./schemas.ts";
 import { declareScopes } from "./scopes.ts";
 import { lazySerializers } from "./serializers.ts";
@@ -59,20 +60,6 @@ export interface ApiOptions {
   rateLimits?: RateLimits;
   transferLimits?: TransferLimits;
 }
-
-/** What route modules are given besides the app. */
-export interface ApiContext {
-  ullage: Ullage;
-  tokens: Tokens;
-  log: Log;
-  transfers: TransferLimits;
-}
-
-/**
- * Adds routes to the app. Who may call a route is its `config.scope` (scopes.ts; read for GET, write for changes when it
- * says nothing); who calls is `request.caller` (caller.ts).
- */
-export type RouteModule = (app: FastifyInstance, context: ApiContext) => void | Promise<void>;
 
 /** Everything that the API offers, in the order of the OpenAPI document. */
 const routeModules: readonly RouteModule[] = [

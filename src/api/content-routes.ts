@@ -4,7 +4,7 @@ import { describeError, UllageError } from "../base/errors.ts";
 import { contentFormats, type ContentFormat, type VolumeContent } from "../daemon/contents.ts";
 import type { ImportContent } from "../daemon/volume-import.ts";
 import { readSparse, sparseContentType, type Piece } from "../image/sparse-stream.ts";
-import type { ApiContext } from "./app.ts";
+import type { ApiContext } from "./route-module.ts";
 import { namesTag, parseRange, type ByteRange } from "./byte-range.ts";
 import { describeCaller } from "./caller.ts";
 import { contentStream, sparseContentStream } from "./content-stream.ts";

@@ -1,6 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import { checkNames } from "../daemon/health.ts";
-import type { ApiContext } from "./app.ts";
+import type { ApiContext } from "./route-module.ts";
 import { problemResponses, ref } from "./schemas.ts";
 
 const text = { type: "string" } as const;

@@ -1,7 +1,7 @@
 import { Readable } from "node:stream";
 import type { FastifyInstance } from "fastify";
 import { Metrics } from "../metrics/metrics.ts";
-import type { ApiContext } from "./app.ts";
+import type { ApiContext } from "./route-module.ts";
 import { problemResponses } from "./schemas.ts";
 
 /** GET /metrics, for Prometheus; and every request to the API is counted, and logged at level debug. */

@@ -29,6 +29,7 @@ const statusOf: Record<string, number> = {
   forbidden: 403,
   "foreign-origin": 403,
   "not-found": 404,
+  "too-slow-request": 408,
   "name-taken": 409,
   "own-name": 409,
   "export-limit": 409,
@@ -41,6 +42,7 @@ const statusOf: Record<string, number> = {
   "not-ok": 409,
   poisoned: 409,
   "no-source": 409,
+  "not-cached": 409,
   "loss-not-accepted": 409,
   "token-limit": 409,
   "cut-off": 409,
@@ -61,12 +63,26 @@ const statusOf: Record<string, number> = {
 
 export function problemOf(error: unknown): Problem {
   if (error instanceof UllageError) return problem(statusFor(error), error.code, describeError(error), error.hint);
-  const { statusCode, code, message } = error as Error & { statusCode?: number; code?: string };
-  if (statusCode !== undefined && statusCode < 500)
-    return statusCode === 415
-      ? problem(415, "not-json", "the body is no JSON", "send JSON, with the header `Content-Type: application/json`")
-      : problem(statusCode, frameworkCode(statusCode, code), message);
-  return problem(500, "internal", describeError(error), "this is a defect of Ullage: please report it with the log");
+  const { statusCode, code = "", message } = error as Error & { statusCode?: number; code?: string };
+  if (statusCode === undefined || statusCode >= 500)
+    return problem(500, "internal", describeError(error), "this is a defect of Ullage: please report it with the log");
+  return frameworkProblem(statusCode, code, message);
+}
+
+/** What the HTTP framework refuses by itself. Its messages are sentences. */
+function frameworkProblem(status: number, code: string, message: string): Problem {
+  const detail = `${message[0]?.toLowerCase() ?? ""}${message.slice(1)}`;
+  if (status === 413) return problem(413, "too-large-request", "the body is too long", "/docs says what belongs in it");
+  if (status === 414) return problem(414, "too-long-path", "a part of the path is too long", "no name is that long");
+  if (status === 415) {
+    const hint = "send JSON, with the header `Content-Type: application/json`";
+    return problem(415, "not-json", "the body is no JSON", hint);
+  }
+  if (code === "FST_ERR_BAD_URL") {
+    return problem(400, "bad-request", detail, "write '%' as %25, and other characters as %XX of their UTF-8 bytes");
+  }
+  if (code === "FST_ERR_VALIDATION") return problem(400, "bad-request", message, "/docs says what it takes");
+  return problem(status, "bad-request", detail, "send JSON as /docs describes it");
 }
 
 function statusFor(error: UllageError): number {
@@ -76,15 +92,6 @@ function statusFor(error: UllageError): number {
   if (error instanceof IoError) return error.errno === "ENOSPC" || error.errno === "EDQUOT" ? 507 : 500;
   if (error instanceof CorruptionError) return 500;
   return 422;
-}
-
-/** Our code for what the HTTP framework refuses by itself. */
-function frameworkCode(status: number, code: string | undefined): string {
-  if (code === "FST_ERR_VALIDATION") return "bad-request";
-  if (status === 404) return "not-found";
-  if (status === 413) return "too-large-request";
-  if (status === 414) return "too-long-path";
-  return "bad-request";
 }
 
 export function problem(status: number, code: string, detail: string, hint?: string): Problem {

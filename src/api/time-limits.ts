@@ -1,5 +1,6 @@
 import type { IncomingMessage } from "node:http";
 import type { FastifyInstance } from "fastify";
+import { UllageError } from "../base/errors.ts";
 
 /*
  * A client that sends or reads a byte now and then must not hold a connection for ever. The listener bounds the time for
@@ -27,9 +28,12 @@ export interface TransferLimits {
 export const defaultTransferLimits: TransferLimits = { bodyMs: 30_000, answerStallMs: 30_000 };
 
 export function limitTransfers(app: FastifyInstance, { bodyMs, answerStallMs }: TransferLimits): void {
-  app.addHook("onRequest", async ({ raw, routeOptions }) => {
+  app.addHook("onRequest", async ({ raw, routeOptions }, reply) => {
     if (!hasBody(raw) || routeOptions.config.streams === true) return;
-    const timer = setTimeout(() => raw.socket.destroy(), bodyMs);
+    const timer = setTimeout(() => {
+      if (reply.sent) raw.socket.destroy();
+      else void reply.header("connection", "close").send(tooSlow(bodyMs)); // what still comes of the body goes nowhere
+    }, bodyMs).unref();
     raw.once("close", () => clearTimeout(timer)); // after the last byte, or with the connection
   });
   app.addHook("preParsing", async ({ raw, routeOptions }, reply) => {
@@ -37,6 +41,12 @@ export function limitTransfers(app: FastifyInstance, { bodyMs, answerStallMs }: 
   });
   app.addHook("onSend", async (_request, reply, payload) => {
     if (typeof payload === "string" || Buffer.isBuffer(payload)) reply.raw.setTimeout(answerStallMs);
+  });
+}
+
+function tooSlow(bodyMs: number): UllageError {
+  return new UllageError("too-slow-request", `the body did not arrive within ${bodyMs / 1000} seconds`, {
+    hint: "send it again, at once",
   });
 }
 

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
+import { didYouMean } from "../base/similar.ts";
 import type { Blob } from "../blob/blob.ts";
 import { checkName } from "../catalog/names.ts";
 import type { SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -13,6 +14,9 @@ import { dropLayers } from "./layer-files.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
 import { type AllLayerSpace, allLayerSpace, type LayerSpace, type SpaceHost, volumeSpace } from "./space.ts";
 import { Turns } from "./turns.ts";
+
+/** So many, the newest, are looked through for a name that was probably meant: that takes time on the event loop. */
+const suggestible = 500;
 
 /** Snapshots that stay open without a client, so that the next one finds them ready. */
 const idleViews = 16;
@@ -72,10 +76,16 @@ export class Snapshots {
 
   /** @throws UllageError `not-found` */
   get(volume: ManagedVolume, name: string): SnapshotRecord & { name: string } {
-    const row = this.of(volume.record.id).find((candidate) => candidate.name === name);
+    const rows = this.of(volume.record.id);
+    const row = rows.find((candidate) => candidate.name === name);
     if (row !== undefined) return row;
+    // In the hint alone, which users of the API get: they may list the names anyway. Clients of exports are told the message.
+    const meant = didYouMean(
+      name,
+      rows.slice(-suggestible).map((each) => each.name),
+    );
     throw new UllageError("not-found", `volume '${volume.record.name}' has no snapshot '${name}'`, {
-      hint: `\`ullage snapshot ls ${volume.record.name}\` lists them`,
+      hint: `${meant === undefined ? "" : `${meant} `}\`ullage snapshot ls ${volume.record.name}\` lists them`,
     });
   }
 

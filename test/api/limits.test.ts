@@ -87,8 +87,11 @@ void test("a body that is too large is refused before it is read, a header as we
   for (const args of [chunked, ["-X", "POST", ...type, "--data-binary", `@${file}`]]) {
     assert.equal(refusal(await api.as("write", "/v1/volumes", ...args)), "413 too-large-request");
   }
-  assert.equal((await api.as("read", "/v1/health", "-H", `X-Large: ${"x".repeat(20_000)}`)).status, 431);
-  assert.equal((await api.as("read", `/v1/${"x".repeat(20_000)}`)).status, 431);
+  assert.equal(
+    refusal(await api.as("read", "/v1/health", "-H", `X-Large: ${"x".repeat(20_000)}`)),
+    "431 too-large-headers",
+  );
+  assert.equal(refusal(await api.as("read", `/v1/${"x".repeat(20_000)}`)), "431 too-large-headers");
   assert.deepEqual(await api.ullage.listVolumes(), []);
 });
 

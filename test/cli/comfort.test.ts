@@ -6,6 +6,7 @@ import { promisify } from "node:util";
 import { helpTopics } from "../../src/cli/help-topics.ts";
 import { formatTable } from "../../src/cli/output.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
+import { requireTool } from "../support/tools.ts";
 import { launchDaemon, run } from "./support.ts";
 
 const timeout = 60_000;
@@ -66,6 +67,50 @@ void test("an unknown volume is answered with the names that are near, whatever 
   }
   const { stderr } = await daemon.cli(["volume", "show", "printer"]);
   assert.doesNotMatch(stderr, /did you mean/);
+});
+
+void test("an unknown snapshot is answered with the names that are near, whatever the command", async (t) => {
+  const daemon = await launchDaemon(t);
+  await daemon.json(["volume", "create", "web1", "--size", "1M"]);
+  await daemon.json(["volume", "create", "other", "--size", "1M"]);
+  await daemon.json(["snapshot", "create", "other@mondat"]);
+  for (const name of ["monday", "tuesday"]) await daemon.json(["snapshot", "create", `web1@${name}`]);
+  for (const args of [
+    ["snapshot", "rm", "web1@mondy"],
+    ["snapshot", "diff", "web1@Monday1"],
+    ["snapshot", "diff", "web1@tuesday", "web1@mond"],
+    ["volume", "revert", "web1@modnay"],
+    ["volume", "create", "web2", "--snapshot", "web1@mnoday"],
+    ["volume", "export", "web1@mondya", "-"],
+    ["export", "add", "web1@mondax", "--nbd", "boot"],
+  ]) {
+    const { code, stderr } = await daemon.cli(args);
+    assert.equal(code, 1, stderr);
+    assert.match(stderr, /^ullage: volume 'web1' has no snapshot '\w+'\n +did you mean 'monday'\?/, args.join(" "));
+  }
+  const { stderr } = await daemon.cli(["snapshot", "rm", "web1@christmas"]);
+  assert.match(stderr, /has no snapshot/);
+  assert.doesNotMatch(stderr, /did you mean/);
+});
+
+void test("names of snapshots are suggested to users of the API, and to nobody who only knows an export's name", async (t) => {
+  if (!requireTool(t, "qemu-img", "curl")) return;
+  const data = join(await temporaryDirectory(t), "data");
+  const daemon = await launchDaemon(t, data, ["--api", `unix:${data}/api.sock`, "--api", "127.0.0.1:0"]);
+  await daemon.json(["volume", "create", "web1", "--size", "1M"]);
+  await daemon.json(["snapshot", "create", "web1@monday"]);
+  const asked = promisify(execFile)("qemu-img", ["info", daemon.uri("web1@mondy")]);
+  const nbd = await asked.catch((error: { stderr: string }) => error);
+  assert.match(nbd.stderr, /has no snapshot 'mondy'/);
+  assert.doesNotMatch(nbd.stderr, /monday/);
+  const { secret } = await daemon.json<{ secret: string }>(["token", "create", "reader", "--scope", "read"]);
+  const { listeners } = daemon.announced;
+  const { address } = listeners.find((each) => each.protocol === "api" && each.address.startsWith("127."))!;
+  const url = `http://${address}/v1/volumes/web1/snapshots/mondy`;
+  const { stdout: stranger } = await promisify(execFile)("curl", ["-s", url]);
+  assert.doesNotMatch(stranger, /monday/);
+  const { stdout: reader } = await promisify(execFile)("curl", ["-s", "-H", `Authorization: Bearer ${secret}`, url]);
+  assert.match(reader, /did you mean 'monday'\?/);
 });
 
 void test("help is there for every command and topic; what there is no help about is a usage error", async () => {

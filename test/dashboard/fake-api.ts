@@ -58,7 +58,7 @@ export function fakeVolume(name: string, more: object = {}): any {
       limitBytesPerSecond: null,
       priority: 0,
     },
-    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" },
+    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse", cache: "shared" },
     connections: 0,
     createdAt: "2026-01-02T03:04:05.000Z",
     ...more,
