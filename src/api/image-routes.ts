@@ -40,6 +40,10 @@ const blob = {
   id: text,
   image: { ...text, description: "id of its image" },
   ...common,
+  verified: {
+    type: ["boolean", "null"],
+    description: "all of it was compared with the digest that pins it; null: there is no digest of what the cache has",
+  },
   unitBytes: bytes("what is fetched at least"),
   readyBytes: bytes("bytes of the image that are here"),
   diskBytes: bytes("bytes of the cache file on disk"),

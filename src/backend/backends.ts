@@ -86,9 +86,12 @@ export class Backends {
     return new RetryBackend(all, { clock: this.#clock, random, budget, ...patience(settings), ...retry });
   }
 
-  /** What credentials refer to is read again before the next requests. */
+  /** What credentials refer to, and files with authorities, are read again before the next requests. */
   refresh(): void {
-    for (const { credentials } of this.#accesses.values()) credentials?.forget();
+    for (const { credentials, connections } of this.#accesses.values()) {
+      credentials?.forget();
+      connections.refresh();
+    }
   }
 
   async close(): Promise<void> {
@@ -124,7 +127,7 @@ export class Backends {
 
   #access(source: string, url: string, settings: SourceSettings, guarded: boolean): Access {
     const kind = kindOf(source, url, settings, guarded, this.#env);
-    const { proxy = "", proxyFallback = true } = settings;
+    const { proxy = "", proxyFallback = true, ca } = settings;
     const key = JSON.stringify([
       kind.scheme,
       kind.endpoint,
@@ -133,6 +136,7 @@ export class Backends {
       guarded,
       proxy,
       proxyFallback,
+      ca,
     ]);
     const known = this.#accesses.get(key);
     if (known !== undefined) return known;
@@ -143,6 +147,7 @@ export class Backends {
       ...this.#options.connections,
       ...(guarded && policy !== undefined ? { policy } : {}),
       ...chosen,
+      ...(ca === undefined ? {} : { ca }),
     });
     const credentials = kind.loader === undefined ? undefined : new CredentialSource(kind.reference, kind.loader);
     const access: Access = {

@@ -1,4 +1,6 @@
-import type { Agent, ProxyAgent } from "undici";
+import { readFile } from "node:fs/promises";
+import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
+import type { Agent, ProxyAgent, buildConnector } from "undici";
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
@@ -23,9 +25,11 @@ export interface ConnectionOptions {
   policy?: SourcePolicy;
   /** Which proxy an address is asked through; absent: none. */
   proxy?: ProxyChoice;
+  /** A PEM file with authorities that are believed beside the system's. */
+  ca?: string;
 }
 
-const defaults: Required<Omit<ConnectionOptions, "policy" | "proxy">> = {
+const defaults: Required<Omit<ConnectionOptions, "policy" | "proxy" | "ca">> = {
   connectTimeoutMs: 10_000,
   idleTimeoutMs: 15_000,
   // 16 connections that share a 2 Mbit/s line still get there.
@@ -61,9 +65,14 @@ export class Connections {
   readonly #choice: ProxyChoice | undefined;
   readonly #clock: Clock;
   readonly #options: Agent.Options;
-  readonly #connect: NonNullable<Agent.Options["connect"]>;
+  readonly #connect: buildConnector.BuildOptions;
+  readonly #ca: string | undefined;
+  /** What connections to https addresses take, with `ca`; read once, and again after `refresh`. */
+  #tls: Promise<{ secureContext?: SecureContext }> | undefined;
   #direct: Promise<Agent> | undefined;
   readonly #proxies = new Map<string, { agent: ProxyAgent; restsUntil: number }>();
+  /** From before a `refresh`, while requests are under way over them. */
+  readonly #old = new Set<Promise<Agent | ProxyAgent>>();
 
   constructor(clock: Clock, options: ConnectionOptions = {}) {
     const all = { ...defaults, ...options };
@@ -71,6 +80,7 @@ export class Connections {
     this.#limits = all;
     this.#policy = all.policy;
     this.#choice = all.proxy;
+    this.#ca = all.ca;
     this.admission = new Admission(all.connections, all.backgroundConnections);
     this.#options = {
       connections: all.connections,
@@ -155,28 +165,71 @@ export class Connections {
     );
   }
 
-  /** Requests under way are cut. */
-  async close(): Promise<void> {
-    const direct = this.#direct === undefined ? [] : [await this.#direct];
-    const agents = [...direct, ...[...this.#proxies.values()].map(({ agent }) => agent)];
-    await Promise.all(agents.map((agent) => agent.destroy()));
+  /** The file with authorities is read again: requests from now on go over new connections. */
+  refresh(): void {
+    if (this.#ca === undefined) return;
+    this.#tls = undefined;
+    for (const taken of this.#takeAgents()) {
+      this.#old.add(taken);
+      const gone = (): boolean => this.#old.delete(taken);
+      taken.then((agent) => agent.close()).then(gone, gone);
+    }
   }
 
-  /** Not before the first request: a start need not wait for what is loaded here. */
+  /** Requests under way are cut. */
+  async close(): Promise<void> {
+    await Promise.allSettled([...this.#takeAgents(), ...this.#old].map(async (agent) => (await agent).destroy()));
+  }
+
+  #takeAgents(): Promise<Agent | ProxyAgent>[] {
+    const taken = [this.#direct ?? [], [...this.#proxies.values()].map(({ agent }) => Promise.resolve(agent))].flat();
+    this.#direct = undefined;
+    this.#proxies.clear();
+    return taken;
+  }
+
+  /** Not before the first request: a start need not wait for what is loaded here. @throws SourceError `source-tls` */
   #agent(): Promise<Agent> {
-    return (this.#direct ??= import("undici").then(
-      ({ Agent }) => new Agent({ ...this.#options, connect: this.#connect }),
-    ));
+    return (this.#direct ??= this.#newAgent());
+  }
+
+  async #newAgent(): Promise<Agent> {
+    try {
+      const [{ Agent }, tls] = await Promise.all([import("undici"), this.#authorities()]);
+      return new Agent({ ...this.#options, connect: { ...this.#connect, ...tls } });
+    } catch (error) {
+      this.#direct = undefined;
+      throw error;
+    }
+  }
+
+  #authorities(): Promise<{ secureContext?: SecureContext }> {
+    return (this.#tls ??= this.#readAuthorities());
+  }
+
+  async #readAuthorities(): Promise<{ secureContext?: SecureContext }> {
+    if (this.#ca === undefined) return {};
+    try {
+      const own = await readFile(this.#ca, "utf8");
+      return { secureContext: createSecureContext({ ca: [...getCACertificates("default"), own] }) };
+    } catch (cause) {
+      this.#tls = undefined; // it may be there next time
+      throw new SourceError("source-tls", `${this.#ca} holds no certificates of authorities that can be read`, {
+        transient: false,
+        hint: "`ca` of [[sources.match]] names a file with certificates in PEM",
+        cause,
+      });
+    }
   }
 
   async #proxyFor(url: URL): Promise<{ name: string; agent: ProxyAgent; fallback: boolean; rest(): void } | undefined> {
     const chosen = this.#choice?.(url);
     if (chosen === undefined) return undefined;
-    const { ProxyAgent } = await import("undici");
+    const [{ ProxyAgent }, requestTls] = await Promise.all([import("undici"), this.#authorities()]);
     let entry = this.#proxies.get(chosen.url);
     if (entry === undefined) {
       // TLS is spoken with the source, through a tunnel; plain requests go to the proxy as they are.
-      const agent = new ProxyAgent({ ...this.#options, uri: chosen.url, proxyTunnel: false });
+      const agent = new ProxyAgent({ ...this.#options, uri: chosen.url, proxyTunnel: false, requestTls });
       this.#proxies.set(chosen.url, (entry = { agent, restsUntil: -Infinity }));
     }
     const { agent, restsUntil } = entry;

@@ -237,7 +237,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     if (/^(ERR_TLS|ERR_SSL|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO)/.test(code)) {
       return new SourceError("source-tls", `${this.#where}: TLS failed`, {
         transient: false,
-        hint: "check the address and the server's certificate (NODE_EXTRA_CA_CERTS names further authorities)",
+        hint: "check the address and the server's certificate; `ca` of [[sources.match]] names authorities of your own",
         cause: error,
       });
     }

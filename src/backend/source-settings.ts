@@ -8,6 +8,8 @@ export interface SourceSettings {
   signature?: "v1" | "v4";
   /** See credentials.ts. */
   credentials?: string;
+  /** Path of a PEM file: authorities for certificates, beside the system's. */
+  ca?: string;
   /** Prefixes that stand for this one. */
   mirrors?: readonly string[];
   /** The address of an HTTP proxy, or `none`. */

@@ -9,7 +9,8 @@
 const poolThreads = Number(process.env["UV_THREADPOOL_SIZE"] ?? 4);
 const computeThreads = Math.max(1, Math.floor(poolThreads / 4));
 
-class Slots {
+/** So many at once; the rest waits, first come first served. */
+export class Slots {
   readonly count: number;
   #free: number;
   readonly #waiting: (() => void)[] = [];

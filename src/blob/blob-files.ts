@@ -2,7 +2,9 @@ import { join } from "node:path";
 import type { File, FileSystem } from "../base/file-system.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import { decodeBlobMeta, encodeBlobMeta, type BlobMeta } from "./blob-meta.ts";
+import { readMark, removeMark } from "./content-check.ts";
 import { replaceFile } from "./durable-file.ts";
+import { RangeMap } from "./range-map.ts";
 import { decodeRangeMap } from "./range-map-file.ts";
 
 /** What lies in a blob's directory, opened. */
@@ -14,6 +16,8 @@ export interface BlobFiles {
   durableBits: Uint8Array | undefined;
   /** Ids of the volumes that can't do without the blob. */
   pins: string[];
+  /** All of it was compared with its digest. */
+  verified: boolean;
 }
 
 /** Cache files are rounded up to a multiple of it, so that the last block of a disk can be read whole. */
@@ -32,7 +36,7 @@ export async function createBlobFiles(fs: FileSystem, dir: string, meta: BlobMet
     await data.close();
     throw error;
   }
-  return { meta, data, durableBits: undefined, pins: [] };
+  return { meta, data, durableBits: undefined, pins: [], verified: false };
 }
 
 async function createDataFile(fs: FileSystem, dir: string, meta: BlobMeta): Promise<File> {
@@ -73,11 +77,19 @@ export async function loadBlobFiles(
     }
     if (opened.problem !== undefined) await opened.data?.truncate(dataFileBytes(meta));
     const data = opened.data ?? (await createDataFile(fs, dir, meta));
-    return { meta, pins, data, durableBits: believed ? map.bits : undefined };
+    const durableBits = believed ? map.bits : undefined;
+    const mark = await readMark(fs, dir, meta, { inode: data.binding().inode, complete: hasAll(meta, durableBits) });
+    if (mark === "stale") await removeMark(fs, dir);
+    return { meta, pins, data, durableBits, verified: mark === "good" };
   } catch (error) {
     await opened.data?.close();
     throw error;
   }
+}
+
+/** Whether a map has every unit. */
+export function hasAll(meta: BlobMeta, bits: Uint8Array | undefined): boolean {
+  return new RangeMap(meta.size, meta.unitBytes, bits).missing === 0;
 }
 
 export async function readBlobMeta(fs: FileSystem, dir: string): Promise<BlobMeta> {

@@ -1,9 +1,10 @@
 import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
-import { inspectData, readRangeMap } from "./blob-files.ts";
+import { hasAll, inspectData, readRangeMap } from "./blob-files.ts";
 import type { IndexedBlob } from "./blob-index.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { BlobStats } from "./blob.ts";
+import { contentDigest, readMark } from "./content-check.ts";
 import type { SourceTrouble } from "./cached-blob.ts";
 import { RangeMap } from "./range-map.ts";
 
@@ -24,6 +25,8 @@ export interface BlobLook {
   usedAt: number;
   /** what the last request to the source came to, if that was nothing good */
   trouble: SourceTrouble | undefined;
+  /** its bytes are those of the digest that pins them; null: there is none of what the cache file has */
+  verified: boolean | null;
 }
 
 /** A blob that nobody uses, from its files, none of which is changed. @throws IoError */
@@ -37,9 +40,11 @@ export async function lookAtFiles(
   try {
     const map = await readRangeMap(fs, dir, meta, found);
     const bits = map !== undefined && "bits" in map ? map.bits : undefined;
+    const mark = { inode: found.data?.binding().inode ?? 0, complete: hasAll(meta, bits) };
+    const verified = contentDigest(meta) === undefined ? null : (await readMark(fs, dir, meta, mark)) === "good";
     const { readyBytes } = new RangeMap(meta.size, meta.unitBytes, bits);
     const diskBytes = found.data?.allocated() ?? 0;
-    return { meta, readyBytes, diskBytes, pins, users: 0, stats: total, usedAt, trouble: undefined };
+    return { meta, readyBytes, diskBytes, pins, users: 0, stats: total, usedAt, trouble: undefined, verified };
   } finally {
     await found.data?.close();
   }

@@ -1,4 +1,5 @@
 import type { ReadableFile } from "../base/file-system.ts";
+import type { ContentCheck } from "./content-check.ts";
 
 /**
  * An immutable, disk-addressed byte sequence with a local cache file. A unit (a power of two of bytes) of it is *ready*
@@ -25,6 +26,8 @@ export interface Blob {
    * blob's at any moment.
    */
   readonly losses: number;
+  /** Absent: nothing tells whether its bytes are right. */
+  readonly check?: ContentCheck | undefined;
   /** What was asked of the source: of a cached blob since it was made, of a remote one since it was opened. */
   readonly stats: Readonly<BlobStats>;
 

@@ -10,6 +10,8 @@ import type { BlobMeta } from "./blob-meta.ts";
 import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
 import { ColdUnits, type UnitRun } from "./cold-units.ts";
+import { DigestContentCheck, type CheckSurroundings } from "./content-check.ts";
+import { keptByUser } from "./blob.ts";
 import { replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
@@ -39,13 +41,12 @@ const PERSIST_AFTER_MS = 2000;
 const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
 
 /** What a blob needs from its surroundings; shared by all blobs of a cache. */
-export interface BlobEnvironment {
+export interface BlobEnvironment extends CheckSurroundings {
   readonly fs: FileSystem;
   readonly clock: Clock;
   readonly traffic: FetchTraffic;
   readonly buffers: StagingBuffers;
   readonly sources: SourceTraffics;
-  log(level: "info" | "warn" | "error", message: string): void;
   /** What was asked for a blob's sake so far; goes on being counted in there. */
   totalOf(id: string): BlobStats;
   /** Whether there may be a need to free some of a blob's space. */
@@ -77,6 +78,7 @@ export class CachedBlob implements Blob {
   readonly meta: BlobMeta;
   readonly file: File;
   readonly stats: BlobStats;
+  readonly check: DigestContentCheck | undefined;
   /** Undefined: the last request was answered well, or none was made yet. */
   sourceTrouble: SourceTrouble | undefined;
   readonly #environment: BlobEnvironment;
@@ -110,7 +112,7 @@ export class CachedBlob implements Blob {
   #closed: Promise<void> | undefined;
 
   private constructor(environment: BlobEnvironment, dir: string, lock: DirectoryLock, files: BlobFiles) {
-    const { meta, data, durableBits, pins } = files;
+    const { meta, data, durableBits, pins, verified } = files;
     this.meta = meta;
     this.stats = environment.totalOf(meta.id);
     this.file = data;
@@ -135,6 +137,25 @@ export class CachedBlob implements Blob {
       traffic: environment.traffic,
       transfer: (request) => this.#transfer(request),
     });
+    this.check = this.#checkOf(verified);
+    this.check?.start();
+  }
+
+  #checkOf(verified: boolean): DigestContentCheck | undefined {
+    const losses = (): number => this.losses;
+    const checked = {
+      meta: this.meta,
+      file: this.file,
+      get losses() {
+        return losses();
+      },
+      isComplete: () => this.#durable.missing === 0,
+      sync: () => this.sync(),
+      isCountedOn: () => [...this.#pins].some((pin) => pin !== keptByUser),
+      discard: () => this.#discard(),
+      inMapTurn: (work: () => Promise<void>) => this.#inMapTurn(work),
+    };
+    return DigestContentCheck.of(this.#environment, checked, { dir: this.#dir, inode: this.#inode }, verified);
   }
 
   /**
@@ -205,6 +226,7 @@ export class CachedBlob implements Blob {
   }
 
   async fetch(offset: number, length: number, options: FetchOptions = {}): Promise<void> {
+    this.check?.demandTrust();
     const { background = false, soon = false, signal } = options;
     const lane = background ? "background" : soon ? "readahead" : "foreground";
     await this.#queue.fetch(offset, length, lane, signal);
@@ -381,8 +403,14 @@ export class CachedBlob implements Blob {
   /**
    * Readiness in memory that other processes can see. Whoever has it may have the cache file too: from here on no byte
    * of that is ever taken away (durability rule 13).
+   * @throws UllageError `not-cached`, Error with `code`
    */
   share(): SharedReadiness {
+    if (this.meta.uncached === true) {
+      throw new UllageError("not-cached", `nothing of blob ${this.id} is kept: there is nothing to share`, {
+        hint: "use a volume or a blob with a cache",
+      });
+    }
     if (this.#shared !== undefined) return this.#shared;
     const shared = SharedReadiness.create(this.#map.units);
     this.#map.moveTo(shared.ready);
@@ -440,6 +468,7 @@ export class CachedBlob implements Blob {
     this.#synced.addAll(bits);
     await this.#writeMap(bits);
     this.#durable.addAll(bits);
+    this.check?.start();
   }
 
   /** @returns how many units are not ready any more */
@@ -472,6 +501,22 @@ export class CachedBlob implements Blob {
     this.#persisting = false;
   }
 
+  /**
+   * Nothing is ready any more, for the bytes are not those of the source's digest. A crash before the map says so
+   * leaves a blob that is complete and has no mark: it is compared again.
+   */
+  async #discard(): Promise<void> {
+    await this.#inMapTurn(async () => {
+      await this.#queue.holdAll(async () => {
+        this.#evictions++;
+        this.#synced.clear();
+        this.#takeBack();
+        this.#durable.clear();
+        await this.#writeMap(this.#durable.copyBits());
+      });
+    });
+  }
+
   // ---- eviction ----------------------------------------------------------------------------------------------------
 
   /**
@@ -496,6 +541,7 @@ export class CachedBlob implements Blob {
       const runs = this.#cold!.pick(bytes).filter((run) => !this.#anyInFlight(run));
       if (runs.length === 0) return;
       await this.#queue.hold(runs, async () => {
+        await this.check?.invalidate();
         const before = [this.#map, this.#synced, this.#durable].map((map) => map.copyBits());
         this.#evictions++;
         for (const map of [this.#map, this.#synced, this.#durable]) forEachUnit(runs, (unit) => map.remove(unit));
@@ -577,6 +623,7 @@ export class CachedBlob implements Blob {
   async #close(): Promise<void> {
     this.#closing.abort(new UllageError("closed", "the blob is being closed"));
     await this.#queue.close();
+    await this.check?.close();
     await this.#persist();
     this.#shared?.close();
     try {

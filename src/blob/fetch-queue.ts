@@ -212,9 +212,7 @@ export class FetchQueue {
    * @throws what `transfer` was rejected with
    */
   async fetchWhole(transfer: (request: Transfer) => Promise<boolean>, signal?: AbortSignal): Promise<void> {
-    while (this.#whole !== undefined || this.#byUnit.size > 0) {
-      await Promise.all([...this.#flights()].map((flight) => flight.done));
-    }
+    await this.#untilNoneFlies();
     signal?.throwIfAborted();
     if (this.#closed) throw new UllageError("closed", "the blob is closed");
     if (this.#map.missing === 0) return;
@@ -264,6 +262,29 @@ export class FetchQueue {
       for (const flight of flights) this.#release(flight);
       resolve({ kind: "again" });
       await Promise.all(held);
+    }
+  }
+
+  /** The same for every unit, after the flights that are under way. */
+  async holdAll(work: () => Promise<void>): Promise<void> {
+    await this.#untilNoneFlies();
+    const { promise, resolve } = Promise.withResolvers<Outcome>();
+    const flight = new Flight(0, this.#map.units, "background", () => promise);
+    flight.waiters++;
+    this.#whole = flight;
+    const held = flight.run();
+    try {
+      await work();
+    } finally {
+      this.#release(flight);
+      resolve({ kind: "again" });
+      await held;
+    }
+  }
+
+  async #untilNoneFlies(): Promise<void> {
+    while (this.#whole !== undefined || this.#byUnit.size > 0) {
+      await Promise.all([...this.#flights()].map((flight) => flight.done));
     }
   }
 

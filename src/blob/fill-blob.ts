@@ -6,7 +6,8 @@ const REQUESTS = 16;
 const REQUEST_BYTES = 1024 * 1024;
 
 /**
- * Fetches everything of a blob that is missing, behind whatever somebody waits for. Durable when it resolves.
+ * Fetches everything of a blob that is missing, behind whatever somebody waits for. Durable, and compared with its digest if
+ * there is one, when it resolves.
  * @param options.onProgress called with the bytes that are ready
  * @throws SourceError, IoError; what was fetched by then stays
  */
@@ -19,6 +20,7 @@ export async function fillBlob(
     for (let at = 0; at < blob.size; at += REQUEST_BYTES) yield [at, Math.min(REQUEST_BYTES, blob.size - at)];
   };
   await fetchAll(blob, pieces(), { background: true, signal }, () => onProgress?.(blob.readyBytes));
+  await blob.check?.run(signal);
 }
 
 /**

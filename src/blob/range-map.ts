@@ -54,6 +54,12 @@ export class RangeMap {
     this.#missing++;
   }
 
+  /** Removes all units. */
+  clear(): void {
+    this.#bits.fill(0);
+    this.#missing = this.units;
+  }
+
   /** Adds the units [first, end). */
   addRun(first: number, end: number): void {
     for (let unit = first; unit < end;) {

@@ -206,6 +206,13 @@ export const configKeys: readonly ConfigKey[] = [
       "where credentials are read, again and again: env:PREFIX_, file:/path, helper:/path, profile:NAME or anonymous",
   },
   {
+    key: "sources.match[].ca",
+    kind: path,
+    option: "sourceSettings",
+    fallback: "the system's authorities alone",
+    meaning: "a file with certificates (PEM) of further authorities that the servers' certificates may be from",
+  },
+  {
     key: "sources.match[].mirrors",
     kind: sourcePrefixes,
     option: "sourceSettings",

@@ -56,10 +56,11 @@ function volumeFindings({ name, state, reason }: VolumeView): Finding[] {
   return [{ ...meaning, code: `volume-${state}`, message: `volume '${name}' is ${state}: ${reason}` }];
 }
 
-/** A blob that is complete needs its source no more. */
-function sourceFindings({ sourceTrouble, readyBytes, size }: CachedBlob): Finding[] {
-  if (sourceTrouble === undefined || readyBytes === size) return [];
-  const { error, at } = sourceTrouble;
+/** A blob that is complete, and has the right bytes, needs its source no more. */
+function sourceFindings({ sourceTrouble, readyBytes, size, check }: CachedBlob): Finding[] {
+  const trouble = check?.trouble ?? (readyBytes === size ? undefined : sourceTrouble);
+  if (trouble === undefined) return [];
+  const { error, at } = trouble;
   return [{ check: "sources", status: "warn", code: error.code, message: `${error.message} (last at ${at})` }];
 }
 

@@ -117,7 +117,7 @@ function imageIdOf({ url, imageFormat }: BlobMeta): string {
 }
 
 function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
-  const { meta, readyBytes, diskBytes, users, stats, pins } = look;
+  const { meta, readyBytes, diskBytes, users, stats, pins, verified } = look;
   const { id, url, imageFormat, identity, size, unitBytes, createdAt } = meta;
   const names = new Map(all.map((volume) => [volume.id, volume.name]));
   return {
@@ -127,6 +127,7 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
     format: imageFormat,
     identity: identity.version === "" ? null : identity.version,
     pinned: identity.strong,
+    verified,
     size,
     unitBytes,
     readyBytes,
@@ -148,7 +149,8 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
 }
 
 function sourceState({ meta, readyBytes, stats, trouble }: BlobLook): SourceStateView {
-  if (readyBytes === meta.size) return { state: "notNeeded", reason: null, at: null };
+  const wrong = trouble?.error.code === "source-wrong-bytes";
+  if (readyBytes === meta.size && !wrong) return { state: "notNeeded", reason: null, at: null };
   if (trouble !== undefined) return { state: "failing", reason: trouble.error.message, at: trouble.at };
   return { state: stats.requests === 0 ? "notAsked" : "ok", reason: null, at: null };
 }

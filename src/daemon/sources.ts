@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import type { Backend, Identity, Sink } from "../backend/backend.ts";
 import type { Backends } from "../backend/backends.ts";
+import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
@@ -28,6 +29,8 @@ export interface FoundSource {
   image: ImageReader | PackedImage;
   ranges: boolean;
   download: boolean;
+  /** Nothing of it is kept on disk. */
+  uncached: boolean;
   /** Named over the network: bound by the policy for as long as it is read. */
   guarded: boolean;
   /** Its blob, once there is one. */
@@ -83,12 +86,19 @@ export class Sources {
 
   /**
    * Looks at a source: what it is now, and in which format.
-   * @param guarded the policy decides whether it may be looked at, and later read
-   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`
+   * @param options.guarded the policy decides whether it may be looked at, and later read
+   * @param options.uncached nothing of it is to be kept on disk
+   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`,
+   *   `not-cached`
    */
-  async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
+  async find(
+    request: SourceRequest,
+    signal?: AbortSignal,
+    { guarded = false, uncached = false }: { guarded?: boolean; uncached?: boolean } = {},
+  ): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
+    if (uncached && download) throw needsCache("`--download` fetches all of the image");
     const backend = this.backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
@@ -97,7 +107,8 @@ export class Sources {
       const context = signal === undefined ? {} : { signal };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
-      const about = { url, format: found.format, identity, backend, ranges, download, guarded };
+      const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
+      if ("packed" in found && uncached) throw needsCache(`an image of format ${found.format} has to be unpacked`);
       if ("packed" in found) return { ...about, size: undefined, image: found };
       if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
       return { ...about, size: found.reader.size, image: found.reader };
@@ -142,11 +153,11 @@ export class Sources {
   }
 
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
-    const { url, format, identity, backend, guarded } = found;
-    const known = this.cache.find(url, format, identity);
+    const { url, format, identity, backend, guarded, uncached } = found;
+    const known = this.cache.find(url, format, identity, uncached);
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded }, reader)
+        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded, uncached }, reader)
         : await this.cache.open(known.id);
     if (!this.#opened.has(blob.id)) {
       this.#opened.set(blob.id, backend);
@@ -197,9 +208,13 @@ export class Sources {
       try {
         onProgress?.(0, total);
         if (found.ranges) {
+          // What is read from its beginning to its end can be hashed on the way, where it is the whole object.
+          const whole = total === identity.size && !image.outer.includes("+");
+          const check = whole ? DigestCheck.of(identity, take) : undefined;
           for (let at = 0; at < total; at += pieceBytes) {
-            await image.packed.read(at, Math.min(pieceBytes, total - at), take, options);
+            await image.packed.read(at, Math.min(pieceBytes, total - at), check?.sink ?? take, options);
           }
+          check?.demandMatch(url);
         } else await found.backend.stream(identity, take, options);
         await unpacker.end();
       } finally {
@@ -251,7 +266,7 @@ export class Sources {
    */
   async giveUp(blobId: string): Promise<void> {
     const look = await this.cache.look(blobId);
-    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    if (look === undefined || (look.readyBytes > 0 && look.meta.uncached !== true && look.meta.identity.strong)) return;
     await this.remove(blobId);
   }
 
@@ -306,6 +321,12 @@ async function reopenSource(
   }
   const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
   return reader;
+}
+
+function needsCache(why: string): UllageError {
+  return new UllageError("not-cached", `${why}, and with cache=none nothing of it is kept`, {
+    hint: "make the volume with a cache",
+  });
 }
 
 function noRanges(url: string): SourceError {

@@ -266,7 +266,7 @@ export class Ullage {
     return { bytesPerSecond: rateLimit.bytesPerSecond };
   }
 
-  /** What the credentials of sources refer to is read again before their next requests. */
+  /** What the credentials of sources refer to, and the files with their authorities, are read again before their next requests. */
   refreshCredentials(): void {
     this.#sources.backends.refresh();
   }

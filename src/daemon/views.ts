@@ -239,6 +239,8 @@ export interface BlobView {
   identity: string | null;
   /** A change can't go unnoticed. */
   pinned: boolean;
+  /** All of it was compared with the digest that pins it; null: there is no digest of what the cache file has. */
+  verified: boolean | null;
   /** of the image */
   size: number;
   /** what is fetched at least */

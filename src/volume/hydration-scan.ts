@@ -28,15 +28,17 @@ export interface Need {
 const STEP_BYTES = 64 * 1024 * 1024;
 const STEPS_PER_SLICE = 128;
 
-/** Walks over the units that the volume needs, run by run: [offset, end) in bytes, on unit boundaries or the blob's end. */
+/** Walks over the units that the volume needs, or all when they have to be checked as a whole, run by run: [offset, end) in bytes, on unit boundaries or the blob's end. */
 async function* neededUnits(
   target: HydrationTarget,
   blob: Blob,
 ): AsyncGenerator<{ offset: number; end: number }, void, undefined> {
   const unit = blob.unitBytes;
+  // Only a blob that is here as a whole can be compared with its digest.
+  const whole = blob.check?.state === "unchecked";
   let at = 0;
   for (let step = 1; ; step++) {
-    const run = target.neededRun(blob, at);
+    const run = whole ? { offset: at, length: blob.size - at } : target.neededRun(blob, at);
     if (run === undefined || run.offset >= blob.size) return;
     const offset = Math.max(at, Math.floor(run.offset / unit) * unit);
     const runEnd = Math.min(run.offset + run.length, offset + STEP_BYTES);

@@ -126,7 +126,8 @@ export class Hydration {
     const hydration = new Hydration(target, options);
     const durable = await hydration.#scan();
     const pinned = target.blobs().every((blob) => blob.isPinnedBy(target.id));
-    if (target.blobs().length > 0 && durable && pinned) hydration.#state = "detached";
+    const checked = target.blobs().every(({ check }) => check === undefined || check.state === "verified");
+    if (target.blobs().length > 0 && durable && checked && pinned) hydration.#state = "detached";
     return hydration;
   }
 
@@ -176,6 +177,7 @@ export class Hydration {
   resume(): void {
     this.#pausedByUser = false;
     this.#trouble = "";
+    for (const { check } of this.#target.blobs()) check?.forgive();
     if (this.#state === "paused" || this.#state === "waiting") this.#interruptWaits();
     if (this.#state === "paused" && this.#loop !== undefined) this.#enter("running", null);
     this.start();
@@ -301,13 +303,14 @@ export class Hydration {
   }
 
   /**
-   * Durability rule 11. The order matters: what the map needs only becomes less (see `start`), so a flush that begins
+   * Durability rules 11 and 36. The order matters: what the map needs only becomes less (see `start`), so a flush that begins
    * after the check makes a map durable that needs nothing but what was checked, and was durable then already.
    */
   async #detach(): Promise<boolean> {
     const blobs = this.#target.blobs();
     for (const blob of blobs) await blob.sync();
     if (!(await this.#scan())) return false; // a sync that failed meanwhile took some back: the next round fetches it
+    for (const { check } of blobs) if ((await check?.run(this.#closing.signal)) === false) return false;
     await this.#target.flush();
     for (const blob of blobs) await blob.pin(this.#target.id);
     this.#enter("detached", null);
@@ -349,7 +352,8 @@ export class Hydration {
       await this.#nap(SPACE_RETRY_MS);
       this.#uncheckedBytes = Infinity;
     } else {
-      this.#retryMs = Math.min(Math.max(FIRST_RETRY_MS, this.#retryMs * 2), LAST_RETRY_MS);
+      const givenUp = this.#target.blobs().some(({ check }) => check?.state === "givenUp"); // until it is resumed
+      this.#retryMs = givenUp ? LONG_MS : Math.min(Math.max(FIRST_RETRY_MS, this.#retryMs * 2), LAST_RETRY_MS);
       this.#enter("waiting", message);
       await this.#nap(this.#retryMs);
     }

@@ -1,6 +1,10 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFile } from "node:fs/promises";
 import { connect, type AddressInfo, type Socket } from "node:net";
 import { createServer as createHttpServer, request as httpRequest } from "node:http";
+import { createServer as createTlsServer } from "node:https";
+import { join } from "node:path";
 import { test } from "node:test";
 import { Backends } from "../../src/backend/backends.ts";
 import { environmentProxy } from "../../src/backend/proxy.ts";
@@ -8,8 +12,10 @@ import { HostRateLimit } from "../../src/backend/rate-limit.ts";
 import { sourcePolicy } from "../../src/backend/source-guard.ts";
 import { mirrored, settingsFor } from "../../src/backend/source-settings.ts";
 import type { Clock } from "../../src/base/clock.ts";
+import { temporaryDirectory } from "../daemon/support.ts";
 import { type HttpSource, startHttpSource } from "../support/http-source.ts";
 import { startFakeStore } from "../support/store-fake.ts";
+import { requireTool } from "../support/tools.ts";
 import { collect, failsWith, openBackend, pattern, readBytes } from "./support.ts";
 
 const content = pattern(1_000_000);
@@ -197,6 +203,35 @@ void test("a proxy is gone through; when it fails, the direct way is taken, and 
   assert.equal(source.requestCount, before);
   await strict.close();
   await proxy.close();
+});
+
+void test("through a proxy TLS is spoken with the source itself, and `ca` says whom it believes", async (t) => {
+  if (!requireTool(t, "openssl")) return;
+  const directory = await temporaryDirectory(t);
+  const [key, ca] = [join(directory, "key.pem"), join(directory, "ca.pem")];
+  const certificate = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=disk.test"];
+  const files = ["-keyout", key, "-out", ca, "-addext", "subjectAltName=DNS:disk.test"];
+  execFileSync("openssl", [...certificate, ...files], { stdio: "pipe" });
+  const server = createTlsServer({ key: await readFile(key), cert: await readFile(ca) }, (_, response) => {
+    response.writeHead(206, { etag: '"tls"', "content-range": "bytes 0-0/10", "content-length": "1" }).end("x");
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const proxy = await startProxy();
+  const url = `https://disk.test:${(server.address() as AddressInfo).port}/disk.img`;
+  const settings = { prefix: "https://disk.test", proxy: `http://127.0.0.1:${proxy.port}`, proxyFallback: false };
+  try {
+    const known = openBackend(url, { settings: [{ ...settings, ca }], policy: local, retry: quick });
+    assert.equal((await known.probe(1)).identity.version, 'etag:"tls"');
+    assert.deepEqual(proxy.asked, [`CONNECT ${new URL(url).host}`]);
+    await known.close();
+    const unknown = openBackend(url, { settings: [settings], policy: local, retry: quick });
+    await failsWith("source-tls", unknown.probe(1));
+    await unknown.close();
+  } finally {
+    await proxy.close();
+    server.closeAllConnections();
+    server.close();
+  }
 });
 
 void test("the environment says which proxy, and for which hosts none", () => {

@@ -42,6 +42,7 @@ endpoint = "https://minio.example.org:9000/"
 region = "eu-central-1"
 pathStyle = true
 credentials = "file:/etc/ullage/keys"
+ca = "pki/stores.pem"
 mirrors = ["s3://copies/", "https://Mirror.example.org/backups/"]
 proxy = "http://user:password@proxy.example.org:3128"
 proxyFallback = false
@@ -79,6 +80,7 @@ format = "json"
         region: "eu-central-1",
         pathStyle: true,
         credentials: "file:/etc/ullage/keys",
+        ca: "/etc/ullage/pki/stores.pem",
         mirrors: ["s3://copies/", "https://mirror.example.org/backups/"],
         proxy: "http://user:password@proxy.example.org:3128/",
         proxyFallback: false,

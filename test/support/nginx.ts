@@ -19,7 +19,7 @@ export interface NginxPlace {
 }
 
 /** The text of its `server` blocks. */
-export type NginxServers = (place: NginxPlace) => string | Promise<string>;
+export type NginxServers = (place: NginxPlace) => string;
 
 /** An nginx of its own in a temporary directory, which goes with the test. */
 export class Nginx implements NginxPlace {
@@ -74,7 +74,7 @@ export class Nginx implements NginxPlace {
        events {}
        http {
          access_log off; ${temporary}
-         ${await servers(this)}
+         ${servers(this)}
        }`,
     );
     const child = spawn("nginx", ["-p", directory, "-c", "nginx.conf"], { stdio: ["ignore", "ignore", "pipe"] });
@@ -99,7 +99,7 @@ export class Nginx implements NginxPlace {
 }
 
 function answers(url: string): Promise<boolean> {
-  return fetch(url).then(
+  return fetch(url, { redirect: "manual" }).then(
     () => true,
     () => false,
   );
