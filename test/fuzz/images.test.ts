@@ -132,6 +132,14 @@ void test("a changed seekable zstd neither crashes, hangs nor reads outside of t
   await forEachMutation(readFileSync(join(dir, "image")), "zstd+raw");
 });
 
+void test("a changed xz of many blocks neither crashes, hangs nor reads outside of the file", async (t) => {
+  if (!requireTool(t, "xz")) return;
+  const dir = temporaryDirectory(t);
+  makeDisk(join(dir, "raw"), 600_000);
+  run("sh", "-c", `xz -0 -c --block-size=50KiB ${join(dir, "raw")} > ${join(dir, "image")}`);
+  await forEachMutation(readFileSync(join(dir, "image")), "xz+raw");
+});
+
 /** Unpacks it all, within bounds. */
 async function unpackAll(image: Buffer, format: string): Promise<void> {
   const found = await findImage(new StrictReader(image), `${format}+raw`, {});
