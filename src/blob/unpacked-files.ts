@@ -77,7 +77,11 @@ export async function makeClonedFiles(
   const path = join(dir, "data");
   if (!(await clone(path))) return undefined;
   const made = await fs.open(path, "read");
-  await made.unseal().finally(() => made.close()); // it has the mode of the object
+  try {
+    await made.unseal(); // it has the object's mode
+  } finally {
+    await made.close();
+  }
   const data = await fs.open(path, "write");
   try {
     if (data.size() !== meta.size) throw new IoError("EIO", `${path} has ${data.size()} bytes, not ${meta.size}`);
