@@ -155,6 +155,11 @@ export class Sources {
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
     const { url, format, identity, backend, guarded, uncached } = found;
     const known = this.cache.find(url, format, identity, uncached);
+    if (known === undefined && format === "raw" && !uncached && backend.cloneTo !== undefined) {
+      const about = { url, identity, guarded };
+      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo!(identity, path));
+      if (cloned !== undefined) return cloned;
+    }
     const blob =
       known === undefined
         ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded, uncached }, reader)
