@@ -104,7 +104,7 @@ export class Sources {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const context = signal === undefined ? {} : { signal };
+      const context = { name: url, ...(signal === undefined ? {} : { signal }) };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
       const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
