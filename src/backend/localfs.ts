@@ -1,5 +1,5 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
-import { type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
+import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
@@ -90,6 +90,20 @@ export class LocalFileBackend implements Backend {
         if (buffer !== undefined && this.#spare.length < spareBuffers) this.#spare.push(buffer);
       }
     });
+  }
+
+  async cloneTo(identity: Identity, path: string): Promise<boolean> {
+    let cloned = false;
+    await this.#withFile(identity, async (file) => {
+      // By the descriptor: what the policy has judged, whatever the path leads to by now.
+      const from = `/proc/self/fd/${file.fd}`;
+      cloned = await copyFile(from, path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE).then(
+        () => true,
+        () => false, // another file system, one that can't, a block device: it is read instead, and that may fail for a reason
+      );
+      if (cloned) await this.#demandUnchanged(file, identity);
+    });
+    return cloned;
   }
 
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {

@@ -23,7 +23,7 @@ import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { memoryFiles } from "./memory-files.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
 import { SourceTraffics } from "./source-traffic.ts";
-import { MAKING, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
+import { MAKING, makeClonedFiles, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
 
 /*
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
@@ -291,26 +291,57 @@ export class BlobCache {
     const { url, identity, guarded = false } = about;
     const id = this.#options.randomBytes(16).toString("hex");
     await unpacking.onId?.(id);
+    const describe = (size: number): BlobMeta => ({
+      id,
+      url,
+      imageFormat: about.imageFormat(),
+      identity,
+      size,
+      unitBytes: DEFAULT_UNIT_BYTES,
+      createdAt: clock.wallTime(),
+      ...(guarded ? { guarded } : {}),
+      unpacked: true,
+    });
+    await this.#makeWhole(id, (dir) => makeUnpackedFiles({ ...unpacking, fs, dir, describe }));
+    return this.open(id);
+  }
+
+  /**
+   * Makes a new blob, complete and durable, from a file that shares its space with the object, and opens it.
+   * @param about of a raw image
+   * @param clone makes that file at the path it gets; false: it can't be made
+   * @returns undefined when it could not be made
+   */
+  async createCloned(
+    about: Pick<CreateBlobOptions, "url" | "identity" | "guarded">,
+    clone: (path: string) => Promise<boolean>,
+  ): Promise<CachedBlob | undefined> {
+    const { fs, clock } = this.#options;
+    const { url, identity, guarded = false } = about;
+    const id = this.#options.randomBytes(16).toString("hex");
+    const flags = guarded ? { guarded } : {};
+    const { size } = identity;
+    const createdAt = clock.wallTime();
+    const meta = { id, url, imageFormat: "raw", identity, size, unitBytes: DEFAULT_UNIT_BYTES, createdAt, ...flags };
+    const made = await this.#makeWhole(id, (dir) => makeClonedFiles(fs, dir, meta, clone));
+    return made ? this.open(id) : undefined;
+  }
+
+  /**
+   * @param make fills the directory, durably; undefined: it could not, and nothing is to stay
+   * @returns whether there is a blob now
+   */
+  async #makeWhole(id: string, make: (dir: string) => Promise<BlobMeta | undefined>): Promise<boolean> {
+    const { fs } = this.#options;
     const dir = join(this.#dir, `${id}${MAKING}`);
     await fs.mkdir(dir);
-    let meta: BlobMeta;
+    let meta: BlobMeta | undefined;
     try {
-      meta = await makeUnpackedFiles({
-        ...unpacking,
-        fs,
-        dir,
-        describe: (size) => ({
-          id,
-          url,
-          imageFormat: about.imageFormat(),
-          identity,
-          size,
-          unitBytes: DEFAULT_UNIT_BYTES,
-          createdAt: clock.wallTime(),
-          ...(guarded ? { guarded } : {}),
-          unpacked: true,
-        }),
-      });
+      meta = await make(dir);
+      if (meta === undefined) {
+        await removeBlobDirectory(fs, dir);
+        return false;
+      }
       await fs.rename(dir, join(this.#dir, id));
       await fs.syncDirectory(this.#dir);
     } catch (error) {
@@ -319,7 +350,7 @@ export class BlobCache {
     }
     this.#known.set(id, { meta, ...noHistory(), usedAt: this.#wallClock() });
     this.#indexLater();
-    return this.open(id);
+    return true;
   }
 
   /** The same object for everybody, opened when it is not yet. @throws UllageError `not-found`; see `CachedBlob.open` */

@@ -104,7 +104,7 @@ export class Sources {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const context = signal === undefined ? {} : { signal };
+      const context = { name: url, ...(signal === undefined ? {} : { signal }) };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
       const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
@@ -155,6 +155,11 @@ export class Sources {
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
     const { url, format, identity, backend, guarded, uncached } = found;
     const known = this.cache.find(url, format, identity, uncached);
+    if (known === undefined && format === "raw" && !uncached && backend.cloneTo !== undefined) {
+      const about = { url, identity, guarded };
+      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo!(identity, path));
+      if (cloned !== undefined) return cloned;
+    }
     const blob =
       known === undefined
         ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded, uncached }, reader)
