@@ -35,5 +35,5 @@ const standing4 = `ALTER TABLE volumes ADD COLUMN standing TEXT;`;
 /** SQL that makes a file of version n + 1. */
 export const oldVersions: readonly string[] = [volumes1, snapshots2, exports3, standing4].map(
   (_, index, steps) =>
-    `${steps.slice(0, index + 1).join("")} PRAGMA application_id = ${0x556c6c61}; PRAGMA user_version = ${index + 1};`,
+    `${steps.slice(0, index + 1).join("")} PRAGMA application_id = 1433168993; PRAGMA user_version = ${index + 1};`,
 );
