@@ -6,7 +6,7 @@ import { demandOwnHost } from "./host-check.ts";
 import type { OpenCalls } from "./open-calls.ts";
 import type { RateLimiter } from "./rate-limit.ts";
 import { demandScope, type RouteScope } from "./scopes.ts";
-import type { Tokens } from "./tokens.ts";
+import { expired, type Tokens } from "./tokens.ts";
 
 /*
  * The gate in front of every route, and of paths that do not exist: who calls, and may they? In this order, so that each
@@ -25,6 +25,7 @@ export interface Gate {
 
 export function guardRoutes(app: FastifyInstance, gate: Gate): void {
   app.decorateRequest("caller", null!); // the hook sets it before anything looks
+  app.decorateRequest("revoked", undefined);
   app.addHook("onRequest", async (request, reply) => {
     request.caller = nobody;
     const demanded: RouteScope = request.routeOptions.config.scope ?? "read";
@@ -60,7 +61,7 @@ async function admit(request: FastifyRequest, reply: FastifyReply, gate: Gate, d
   const found = callerOf(request, gate.tokens);
   if (!(found instanceof UllageError)) {
     request.caller = found;
-    gate.openCalls.note(reply.raw, found.id);
+    gate.openCalls.note(request, reply, found);
   }
   await gate.limiter.countRequest(request, reply);
   if (demanded === "public") return;
@@ -92,11 +93,8 @@ function callerOf({ headers }: FastifyRequest, tokens: Tokens): (Caller & { kind
       hint: "`ullage token ls` shows which there are; a lost one is replaced by removing it and making another",
     });
   }
-  const { name, scope, id, expiresAt } = checked.token;
-  if (checked.kind === "valid") return { kind: "token", name, scope, id };
-  return new UllageError("expired-token", `the token '${name}' expired at ${expiresAt}`, {
-    hint: "make a new one with `ullage token create`",
-  });
+  const { name, scope, id } = checked.token;
+  return checked.kind === "valid" ? { kind: "token", name, scope, id } : expired(checked.token);
 }
 
 /** RFC 6750, section 3: without a token no error is named. */

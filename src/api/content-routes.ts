@@ -100,9 +100,14 @@ export async function addContentRoutes(app: FastifyInstance, { ullage, log, tran
   async function download(request: FastifyRequest<OfContent>, reply: FastifyReply): Promise<FastifyReply> {
     const { name: volume, snapshot } = request.params;
     const content = await ullage.openContent(volume, snapshot, request.query.format, whereIs(request));
+    if (reply.sent) {
+      await content.close(); // the client's token expired meanwhile
+      return reply;
+    }
     const what = snapshot === undefined ? volume : `${volume}@${snapshot}`;
     const options = {
       stallMs: transfers.answerStallMs,
+      revoked: request.revoked,
       onFailure: (error: unknown): void => {
         log("warn", `the download of '${what}' ended early: ${describeError(error)} (request ${request.id})`, {
           requestId: request.id,
@@ -201,7 +206,7 @@ ${sparseDescription.replace("With `Accept:", "With `Content-Type:").replace("are
     async function* pieces(signal: AbortSignal): AsyncGenerator<Piece> {
       if (headers.expect !== undefined) reply.raw.writeContinue();
       addAbortSignal(signal, raw);
-      const chunks = watched(raw, transfers.answerStallMs);
+      const chunks = watched(raw, transfers.answerStallMs, request.revoked);
       try {
         if (sparse) {
           yield* (await readSparse(chunks)).pieces;
@@ -225,14 +230,18 @@ ${sparseDescription.replace("With `Accept:", "With `Content-Type:").replace("are
 }
 
 /** A body whose sender may not be silent for too long. What is left of it stays readable when nobody wants it any more. */
-async function* watched(body: Readable, stallMs: number): AsyncGenerator<Buffer, void, undefined> {
+async function* watched(
+  body: Readable,
+  stallMs: number,
+  revoked: AbortSignal | undefined,
+): AsyncGenerator<Buffer, void, undefined> {
   const chunks = body.iterator({ destroyOnReturn: false });
   try {
     for (;;) {
       const timer = setTimeout(() => {
         body.destroy(new UllageError("client-stalled", `the client sent nothing for ${stallMs / 1000} seconds`));
       }, stallMs);
-      const next = await chunks.next().finally(() => clearTimeout(timer));
+      const next = await unless(revoked, chunks.next()).finally(() => clearTimeout(timer));
       if (next.done === true) return;
       yield next.value as Buffer;
     }
@@ -240,8 +249,20 @@ async function* watched(body: Readable, stallMs: number): AsyncGenerator<Buffer,
     if (error instanceof UllageError) throw error;
     throw new UllageError("transfer-cut", "the client went away before all was there", { cause: error });
   } finally {
-    await chunks.return?.();
+    const closed = chunks.return?.().catch(() => undefined); // waits for what has been asked of the client
+    if (revoked?.aborted !== true) await closed;
   }
+}
+
+/** @throws the signal's reason as soon as it is aborted */
+async function unless<T>(signal: AbortSignal | undefined, waiting: Promise<T>): Promise<T> {
+  if (signal === undefined) return waiting;
+  return new Promise((resolve, reject) => {
+    const stop = (): void => reject(signal.reason as Error);
+    if (signal.aborted) stop();
+    signal.addEventListener("abort", stop);
+    waiting.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+  });
 }
 
 function announce(reply: FastifyReply, { name: tag, format }: VolumeContent, what: string): void {

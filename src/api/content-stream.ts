@@ -16,6 +16,8 @@ import { problemOf } from "./problems.ts";
 const pieceBytes = 256 * 1024;
 
 interface StreamOptions {
+  /** Aborted, with a UllageError, when the client may not read any more. */
+  revoked: AbortSignal | undefined;
   /** How long a client may take nothing. */
   stallMs: number;
   /** Hears why a stream ended early, when that was not the client's wish. */
@@ -27,6 +29,7 @@ export function contentStream(content: VolumeContent, range: ByteRange, options:
   return stream(content, options, async function* () {
     const piece = new IoBuffer(pieceBytes);
     for (let at = range.start; at < range.end;) {
+      options.revoked?.throwIfAborted();
       const length = Math.min(pieceBytes, range.end - at);
       await content.read(at, length, piece, 0);
       yield Buffer.from(piece.bytes.subarray(0, length)); // the socket may keep it
@@ -46,6 +49,7 @@ export function sparseContentStream(content: VolumeContent, options: StreamOptio
     let looked = 0;
     try {
       for (let run = runs.next(0); run !== undefined; run = runs.next(at)) {
+        options.revoked?.throwIfAborted();
         at = run.offset;
         const length = Math.min(run.length, pieceBytes);
         await content.read(at, length, piece, 0);

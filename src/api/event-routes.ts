@@ -21,6 +21,14 @@ const eventSchemas = [
     required: ["reason"],
     properties: { reason: { type: "string" } },
   },
+  {
+    $id: "ClosedEvent",
+    type: "object",
+    description: "data of `closed`",
+    additionalProperties: false,
+    required: ["code", "detail"],
+    properties: { code: { type: "string" }, detail: { type: "string" }, hint: { type: "string" } },
+  },
 ];
 
 const description = `Server-sent events. Each has an id, a name, and as data the object as it is afterwards, in JSON:
@@ -38,6 +46,7 @@ const description = `Server-sent events. Each has an id, a name, and as data the
 | \`space-reclaimed\` | Reclaimed | blocks that nothing needed any more were freed |
 | \`warning\` | Warning | something that an operator should know |
 | \`reset\` | ResetEvent | events were missed: ask for the objects anew, then go on listening |
+| \`closed\` | ClosedEvent | the token expired or was removed; the stream ends |
 
 A client that comes back with the last id in \`Last-Event-ID\` gets what it missed, or a \`reset\` when that is not kept any
 more. To know everything, listen first and ask for the objects then. A client that does not read is cut off.`;
@@ -71,6 +80,6 @@ export function addEventRoutes(app: FastifyInstance, { events }: Ullage): void {
         .header("content-type", "text/event-stream; charset=utf-8")
         .header("cache-control", "no-store")
         .header("x-accel-buffering", "no") // nginx would keep events until it has a bufferful
-        .send(streams.open(request.headers["last-event-id"])),
+        .send(streams.open(request.headers["last-event-id"], request.revoked)),
   });
 }

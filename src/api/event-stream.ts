@@ -40,8 +40,12 @@ export class EventStreams {
     this.#heartbeatMs = options.heartbeatMs ?? heartbeatMs;
   }
 
-  /** @param lastId where the client left off; undefined: it begins now @throws UllageError `too-many-streams` */
-  open(lastId: string | undefined): Readable {
+  /**
+   * @param lastId where the client left off; undefined: it begins now
+   * @param revoked aborted, with a UllageError, when the client may not listen any more
+   * @throws UllageError `too-many-streams`
+   */
+  open(lastId: string | undefined, revoked?: AbortSignal): Readable {
     if (this.#streams.size >= maxStreams) {
       throw new UllageError(
         "too-many-streams",
@@ -58,6 +62,7 @@ export class EventStreams {
       text: (event, at) => this.#textOf(event, at),
     });
     this.#streams.add(stream);
+    revoked?.addEventListener("abort", () => stream.finish(revoked.reason as UllageError));
     this.#heart ??= setInterval(() => this.#beat(), this.#heartbeatMs).unref();
     stream.once("close", () => {
       this.#streams.delete(stream);
@@ -162,6 +167,14 @@ class EventStream extends Readable {
       this.#wanted = false;
       this.push(": alive\n\n");
     }
+  }
+
+  /** The client is told why, and gets no more. */
+  finish({ code, message, hint }: UllageError): void {
+    this.#forget();
+    this.#wanted = false;
+    this.push(`event: closed\ndata: ${JSON.stringify({ code, detail: message, hint })}\n\n`);
+    this.push(null);
   }
 
   #drop(why: string): void {

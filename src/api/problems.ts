@@ -42,6 +42,7 @@ const statusOf: Record<string, number> = {
   "not-ok": 409,
   poisoned: 409,
   "no-source": 409,
+  "not-cached": 409,
   "loss-not-accepted": 409,
   "token-limit": 409,
   "cut-off": 409,

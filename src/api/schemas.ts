@@ -36,6 +36,10 @@ const settings = {
     enum: ["refuse", "serve"],
     description: "whether writers from other machines are let in again after a power cut without `reopen`",
   },
+  cache: {
+    enum: ["shared", "none"],
+    description: "none: what is read of the image is not kept on disk; stays as the volume was made",
+  },
 };
 
 export const schemas = [

@@ -39,6 +39,9 @@ export interface TokensOptions {
   clock?: Clock;
 }
 
+/** A token that was valid when somebody came with it. */
+export type KnownToken = Pick<TokenRecord, "id" | "name">;
+
 /** What a presented token turned out to be. */
 export type TokenCheck = { kind: "valid"; token: TokenRecord } | { kind: "expired"; token: TokenRecord } | undefined;
 
@@ -124,10 +127,15 @@ export class Tokens {
     return { kind: "valid", token };
   }
 
-  /** Whether a token that was valid still is: not removed, not expired. */
-  isLive(id: string): boolean {
+  /** Why a token that was valid is not any more: `bad-token`, `expired-token`; undefined: it still is. */
+  whyVoid({ id, name }: KnownToken): UllageError | undefined {
     const token = this.#byId.get(id);
-    return token !== undefined && !this.#isExpired(token);
+    if (token === undefined) {
+      return new UllageError("bad-token", `the token '${name}' was removed`, {
+        hint: "make a new one with `ullage token create`",
+      });
+    }
+    return this.#isExpired(token) ? expired(token) : undefined;
   }
 
   #make(name: string, scope: Scope, lifeSeconds: number | null): { record: TokenRecord; secret: string } {
@@ -158,6 +166,13 @@ export class Tokens {
     const lastUsedAt = this.#lastUsed.get(id) ?? null;
     return { id, name, scope, createdAt, expiresAt, expired: this.#isExpired(token), lastUsedAt };
   }
+}
+
+/** What a client hears whose token was valid once. */
+export function expired({ name, expiresAt }: Pick<TokenRecord, "name" | "expiresAt">): UllageError {
+  return new UllageError("expired-token", `the token '${name}' expired at ${expiresAt}`, {
+    hint: "make a new one with `ullage token create`",
+  });
 }
 
 function digest(text: string): Buffer {

@@ -29,6 +29,13 @@ export interface Backend {
    */
   zeroRun?(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number>;
 
+  /**
+   * Makes the object a file of its own that shares its space with it, if it is on the same file system and that can do so.
+   * @param path must not exist @returns false: it can't, and nothing is there
+   * @throws SourceError as `read` does; what is there then is worthless
+   */
+  cloneTo?(identity: Identity, path: string): Promise<boolean>;
+
   /** Streams the whole object (no ranges needed), for sources that cannot seek. Same contract as `read`. */
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void>;
 

@@ -1,5 +1,5 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
-import { type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
+import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
@@ -13,10 +13,23 @@ const poolReads = 4;
 const backgroundPoolReads = 2;
 /** Buffers kept for the next read. */
 const spareBuffers = 4;
+/** A descriptor is kept so long for the next read; it keeps a removed file's space, so not longer. */
+const lingerMs = 1000;
+
+/** A descriptor that reads of one identity share. */
+interface Opened {
+  file: FileHandle;
+  /** Of the identity that it was opened for, whether or not it is that. */
+  version: string;
+  /** Reads that use it. Without any it is closed, unless it is `#kept`: then a while later. */
+  users: number;
+  timer?: NodeJS.Timeout;
+}
 
 /**
- * A local file or block device. Each read opens it anew, and after its last byte both the descriptor and the path must
- * still be what was pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed.
+ * A local file or block device. After the last byte of each read both the descriptor and the path must still be what was
+ * pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed. Reads that follow each
+ * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew.
  * Writes to a block device need not show in its times: only a read-only one counts as pinned.
  */
 export class LocalFileBackend implements Backend {
@@ -26,6 +39,8 @@ export class LocalFileBackend implements Backend {
   readonly #admission = new Admission(poolReads, backgroundPoolReads);
   readonly #spare: Buffer[] = [];
   readonly #closing = new AbortController();
+  /** For the next read. */
+  #kept: Opened | undefined;
 
   /** @param path absolute @param policy which files may be read; absent: any */
   constructor(path: string, policy?: SourcePolicy) {
@@ -35,7 +50,7 @@ export class LocalFileBackend implements Backend {
   }
 
   async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    const identity = await this.#withFile((file) => this.#identify(file));
+    const identity = await this.#identifyAnew();
     const head = Buffer.alloc(Math.min(headBytes, identity.size));
     let at = 0;
     const sink = (chunk: Uint8Array): void => {
@@ -50,17 +65,21 @@ export class LocalFileBackend implements Backend {
     if (offset < 0 || length < 0 || offset + length > identity.size) {
       throw new RangeError(`${offset}+${length} is outside of the object's ${identity.size} bytes`);
     }
-    const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
-    await this.#withFile(async (file) => {
-      const buffer = this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
+    const { signal = this.#closing.signal, background = false } = options;
+    await this.#withFile(identity, async (file) => {
+      let buffer: Buffer | undefined;
       try {
         for (let done = 0; done < length;) {
           const size = Math.min(chunkBytes, length - done);
           const at = offset + done;
-          const work = (): Promise<number> => this.#own(readInPool(file.fd, buffer, size, at));
-          const bytes = await this.#admission.run(options.background === true, signal, work);
+          const work = (): Promise<number> => {
+            buffer ??= this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
+            return this.#own(readInPool(file.fd, buffer, size, at));
+          };
+          this.#closing.signal.throwIfAborted();
+          const bytes = await this.#admission.run(background, signal, work);
           if (bytes === 0) break;
-          const drained = sink(buffer.subarray(0, bytes));
+          const drained = sink(buffer!.subarray(0, bytes));
           if (drained !== undefined) await drained;
           done += bytes;
           if (done === length) return await this.#demandUnchanged(file, identity);
@@ -68,21 +87,76 @@ export class LocalFileBackend implements Backend {
         await this.#demandUnchanged(file, identity);
         if (length > 0) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
       } finally {
-        if (this.#spare.length < spareBuffers) this.#spare.push(buffer);
+        if (buffer !== undefined && this.#spare.length < spareBuffers) this.#spare.push(buffer);
       }
     });
+  }
+
+  async cloneTo(identity: Identity, path: string): Promise<boolean> {
+    let cloned = false;
+    await this.#withFile(identity, async (file) => {
+      // By the descriptor: what the policy has judged, whatever the path leads to by now.
+      const from = `/proc/self/fd/${file.fd}`;
+      cloned = await copyFile(from, path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE).then(
+        () => true,
+        () => false, // another file system, one that can't, a block device: it is read instead, and that may fail for a reason
+      );
+      if (cloned) await this.#demandUnchanged(file, identity);
+    });
+    return cloned;
   }
 
   stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     return this.read(identity, 0, identity.size, sink, options);
   }
 
-  close(): Promise<void> {
+  async close(): Promise<void> {
     this.#closing.abort(backendClosed());
-    return Promise.resolve();
+    await this.#keep(undefined);
   }
 
-  async #withFile<T>(work: (file: FileHandle) => Promise<T>): Promise<T> {
+  async #identifyAnew(): Promise<Identity> {
+    const { file } = await this.#open("");
+    try {
+      return await this.#identify(file);
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Runs `work` with the descriptor that reads of this identity share. */
+  async #withFile({ version }: Identity, work: (file: FileHandle) => Promise<void>): Promise<void> {
+    this.#closing.signal.throwIfAborted();
+    const kept = this.#kept?.version === version ? this.#kept : undefined;
+    const opened = kept ?? (await this.#open(version));
+    clearTimeout(opened.timer);
+    opened.users++;
+    try {
+      // The policy judges what a path leads to now: for each read anew.
+      if (kept === undefined && this.#policy === undefined) await this.#keep(opened);
+      await work(opened.file);
+    } catch (error) {
+      if (this.#kept === opened) this.#kept = undefined;
+      throw error;
+    } finally {
+      opened.users--;
+      if (opened.users === 0) {
+        if (this.#kept === opened) opened.timer = setTimeout(() => void this.#keep(undefined), lingerMs).unref();
+        else await opened.file.close();
+      }
+    }
+  }
+
+  /** Puts it in the place of the one that is kept. */
+  async #keep(opened: Opened | undefined): Promise<void> {
+    const before = this.#kept;
+    this.#kept = opened;
+    if (before === undefined || before.users > 0) return;
+    clearTimeout(before.timer);
+    await before.file.close();
+  }
+
+  async #open(version: string): Promise<Opened> {
     this.#closing.signal.throwIfAborted();
     this.#policy?.checkFile(this.#path);
     const info = await this.#own(stat(this.#path));
@@ -92,9 +166,10 @@ export class LocalFileBackend implements Backend {
     try {
       // What was opened, behind all symbolic links.
       if (this.#policy !== undefined) this.#policy.checkFile(await this.#own(readlink(`/proc/self/fd/${file.fd}`)));
-      return await work(file);
-    } finally {
+      return { file, version, users: 0 };
+    } catch (error) {
       await file.close();
+      throw error;
     }
   }
 

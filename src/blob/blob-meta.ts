@@ -25,6 +25,8 @@ export interface BlobMeta {
   readonly guarded?: boolean;
   /** The image was unpacked as a whole when the blob was made: what is lost can't be fetched again. Absent: no. */
   readonly unpacked?: boolean;
+  /** Nothing that is read of it is kept on disk: its data file stays empty. Absent: no. */
+  readonly uncached?: boolean;
 }
 
 const FORMAT = "ullage-blob";
@@ -59,10 +61,8 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
 
 /** @throws CorruptionError when a field is missing or out of range */
 export function blobMetaOf(raw: unknown, path: string): BlobMeta {
-  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded, unpacked } = (raw ?? {}) as Record<
-    string,
-    unknown
-  >;
+  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded, unpacked, uncached } = (raw ??
+    {}) as Record<string, unknown>;
   const valid =
     typeof id === "string" &&
     isBlobId(id) &&
@@ -73,9 +73,14 @@ export function blobMetaOf(raw: unknown, path: string): BlobMeta {
     isUnit(unitBytes) &&
     typeof createdAt === "string" &&
     (guarded === undefined || typeof guarded === "boolean") &&
-    (unpacked === undefined || typeof unpacked === "boolean");
+    (unpacked === undefined || typeof unpacked === "boolean") &&
+    (uncached === undefined || typeof uncached === "boolean");
   if (!valid) throw new CorruptionError(`${path} has a field that is missing or out of range`);
-  const flags = { ...(guarded === true ? { guarded } : {}), ...(unpacked === true ? { unpacked } : {}) };
+  const flags = {
+    ...(guarded === true ? { guarded } : {}),
+    ...(unpacked === true ? { unpacked } : {}),
+    ...(uncached === true ? { uncached } : {}),
+  };
   return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
 }
 

@@ -20,9 +20,10 @@ import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
 import { type CacheLimits, CacheSpace } from "./cache-space.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
+import { memoryFiles } from "./memory-files.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
 import { SourceTraffics } from "./source-traffic.ts";
-import { MAKING, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
+import { MAKING, makeClonedFiles, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
 
 /*
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
@@ -63,6 +64,8 @@ export interface CreateBlobOptions {
   unitBytes?: number;
   /** See `BlobMeta.guarded`. */
   guarded?: boolean;
+  /** See `BlobMeta.uncached`. */
+  uncached?: boolean;
 }
 
 /** Who knows which blobs are needed. Without one, none that is closed is ever evicted. */
@@ -70,6 +73,9 @@ export interface BlobNeeds {
   /** The blobs that volumes refer to, open or not; true: each of these volumes is content with less than all of it. */
   needed(): ReadonlyMap<string, boolean>;
 }
+
+/** What is kept in memory of a blob that is not cached, bytes: enough for its readers not to get into each other's way. */
+const UNCACHED_BYTES = 64 * 1024 * 1024;
 
 /** The index is written so long after a change, ms, and when the cache is closed. */
 const INDEX_DELAY_MS = 5000;
@@ -191,7 +197,7 @@ export class BlobCache {
   /** Bytes that all cache files take on disk; of closed ones as they were when they were closed. */
   get diskBytes(): number {
     let bytes = this.#closedBytes;
-    for (const blob of this.opened()) bytes += blob.file.allocated();
+    for (const blob of this.opened()) bytes += onDisk(blob);
     return bytes;
   }
 
@@ -213,7 +219,7 @@ export class BlobCache {
       });
     }
     const { readyBytes, pins, stats, check, sourceTrouble } = blob;
-    const diskBytes = blob.file.allocated();
+    const diskBytes = onDisk(blob);
     const { meta, usedAt } = known;
     const trouble = check?.trouble ?? sourceTrouble;
     const verified = check === undefined ? null : check.state === "verified";
@@ -223,12 +229,14 @@ export class BlobCache {
   /**
    * The blob that caches this object already. Never one whose identity is weak: it may be something else by now.
    * @param imageFormat a chain, or the beginning of one when the rest isn't known
+   * @param uncached whether it shall be one of which nothing is kept
    */
-  find(url: string, imageFormat: string, identity: Identity): BlobMeta | undefined {
+  find(url: string, imageFormat: string, identity: Identity, uncached = false): BlobMeta | undefined {
     if (!identity.strong) return undefined;
     return this.list().find(
       (meta) =>
         meta.url === url &&
+        (meta.uncached === true) === uncached &&
         (meta.imageFormat === imageFormat || meta.imageFormat.startsWith(`${imageFormat}+`)) &&
         meta.identity.strong &&
         meta.identity.version === identity.version &&
@@ -246,12 +254,14 @@ export class BlobCache {
    * @param reader reads the object; absent: the source is opened at the first miss
    */
   async create(options: CreateBlobOptions, reader?: ImageReader): Promise<CachedBlob> {
-    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES, guarded = false } = options;
+    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES } = options;
+    const { guarded = false, uncached = false } = options;
     if (!isUnit(unitBytes)) throw new RangeError("a unit must be a power of two, 4096 to 8 MiB");
     const { fs, clock } = this.#options;
     const id = this.#options.randomBytes(16).toString("hex");
     const createdAt = clock.wallTime();
-    const meta = { id, url, imageFormat, identity, size, unitBytes, createdAt, ...(guarded ? { guarded } : {}) };
+    const flags = { ...(guarded ? { guarded } : {}), ...(uncached ? { uncached } : {}) };
+    const meta: BlobMeta = { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
     const dir = join(this.#dir, id);
     let blob: CachedBlob | undefined;
     try {
@@ -262,9 +272,13 @@ export class BlobCache {
       await this.#removeFiles(id).catch(() => undefined); // nobody knows its id; `check` finds what stays
       throw error;
     }
-    if (reader !== undefined) blob.attach(reader);
     this.#known.set(id, { meta, usedAt: this.#wallClock(), diskBytes: 0, total: blob.stats });
     this.#indexLater();
+    if (uncached) {
+      await blob.close();
+      blob = await this.#openUncached(meta);
+    }
+    if (reader !== undefined) blob.attach(reader);
     this.#open.set(id, { users: 1, blob: Promise.resolve(blob), opened: blob });
     return blob;
   }
@@ -282,26 +296,57 @@ export class BlobCache {
     const { url, identity, guarded = false } = about;
     const id = this.#options.randomBytes(16).toString("hex");
     await unpacking.onId?.(id);
+    const describe = (size: number): BlobMeta => ({
+      id,
+      url,
+      imageFormat: about.imageFormat(),
+      identity,
+      size,
+      unitBytes: DEFAULT_UNIT_BYTES,
+      createdAt: clock.wallTime(),
+      ...(guarded ? { guarded } : {}),
+      unpacked: true,
+    });
+    await this.#makeWhole(id, (dir) => makeUnpackedFiles({ ...unpacking, fs, dir, describe }));
+    return this.open(id);
+  }
+
+  /**
+   * Makes a new blob, complete and durable, from a file that shares its space with the object, and opens it.
+   * @param about of a raw image
+   * @param clone makes that file at the path it gets; false: it can't be made
+   * @returns undefined when it could not be made
+   */
+  async createCloned(
+    about: Pick<CreateBlobOptions, "url" | "identity" | "guarded">,
+    clone: (path: string) => Promise<boolean>,
+  ): Promise<CachedBlob | undefined> {
+    const { fs, clock } = this.#options;
+    const { url, identity, guarded = false } = about;
+    const id = this.#options.randomBytes(16).toString("hex");
+    const flags = guarded ? { guarded } : {};
+    const { size } = identity;
+    const createdAt = clock.wallTime();
+    const meta = { id, url, imageFormat: "raw", identity, size, unitBytes: DEFAULT_UNIT_BYTES, createdAt, ...flags };
+    const made = await this.#makeWhole(id, (dir) => makeClonedFiles(fs, dir, meta, clone));
+    return made ? this.open(id) : undefined;
+  }
+
+  /**
+   * @param make fills the directory, durably; undefined: it could not, and nothing is to stay
+   * @returns whether there is a blob now
+   */
+  async #makeWhole(id: string, make: (dir: string) => Promise<BlobMeta | undefined>): Promise<boolean> {
+    const { fs } = this.#options;
     const dir = join(this.#dir, `${id}${MAKING}`);
     await fs.mkdir(dir);
-    let meta: BlobMeta;
+    let meta: BlobMeta | undefined;
     try {
-      meta = await makeUnpackedFiles({
-        ...unpacking,
-        fs,
-        dir,
-        describe: (size) => ({
-          id,
-          url,
-          imageFormat: about.imageFormat(),
-          identity,
-          size,
-          unitBytes: DEFAULT_UNIT_BYTES,
-          createdAt: clock.wallTime(),
-          ...(guarded ? { guarded } : {}),
-          unpacked: true,
-        }),
-      });
+      meta = await make(dir);
+      if (meta === undefined) {
+        await removeBlobDirectory(fs, dir);
+        return false;
+      }
       await fs.rename(dir, join(this.#dir, id));
       await fs.syncDirectory(this.#dir);
     } catch (error) {
@@ -310,7 +355,7 @@ export class BlobCache {
     }
     this.#known.set(id, { meta, ...noHistory(), usedAt: this.#wallClock() });
     this.#indexLater();
-    return this.open(id);
+    return true;
   }
 
   /** The same object for everybody, opened when it is not yet. @throws UllageError `not-found`; see `CachedBlob.open` */
@@ -330,10 +375,26 @@ export class BlobCache {
     return entry.blob;
   }
 
+  /** In its directory is only what it is; its bytes are in memory for a while, and then fetched again. */
+  async #openUncached(meta: BlobMeta): Promise<CachedBlob> {
+    let blob: CachedBlob | undefined;
+    let thinning = false;
+    const thin = async (): Promise<void> => {
+      if (thinning || blob === undefined || blob.file.allocated() <= UNCACHED_BYTES) return;
+      thinning = true;
+      await blob.evict(blob.file.allocated() - UNCACHED_BYTES / 2).catch(() => undefined); // memory: it does not fail
+      thinning = false;
+    };
+    const environment = { ...this.#environment, fs: memoryFiles, evicts: () => true, filled: () => void thin() };
+    blob = await CachedBlob.create(environment, join(this.#dir, meta.id), meta);
+    return blob;
+  }
+
   #opening(id: string): OpenBlob {
+    const { meta } = this.#known.get(id)!;
     const entry: OpenBlob = {
       users: 0,
-      blob: CachedBlob.open(this.#environment, join(this.#dir, id)),
+      blob: meta.uncached === true ? this.#openUncached(meta) : CachedBlob.open(this.#environment, join(this.#dir, id)),
       opened: undefined,
     };
     this.#open.set(id, entry);
@@ -378,7 +439,7 @@ export class BlobCache {
     const { fs } = this.#options;
     const blobs = Array.from(this.#known.values(), (known) => {
       const open = this.#open.get(known.meta.id)?.opened;
-      return open === undefined ? known : { ...known, diskBytes: open.file.allocated() };
+      return open === undefined ? known : { ...known, diskBytes: onDisk(open) };
     });
     await writeBlobIndex(fs, this.#indexPath, blobs).catch((error: unknown) => {
       this.#options.log("warn", `the index of the cache could not be written: ${describeError(error)}`);
@@ -407,7 +468,7 @@ export class BlobCache {
 
   async #closeBlob(id: string, entry: OpenBlob): Promise<void> {
     const blob = await entry.blob;
-    const diskBytes = blob.file.allocated();
+    const diskBytes = onDisk(blob);
     await blob.close();
     this.#remember(id, diskBytes);
   }
@@ -456,7 +517,9 @@ export class BlobCache {
 
   #thinnable(): CachedBlob[] {
     const needed = this.#needs?.needed();
-    return this.opened().filter((blob) => blob.mayBeEvicted && needed?.get(blob.id) === true);
+    return this.opened().filter(
+      (blob) => blob.mayBeEvicted && blob.meta.uncached !== true && needed?.get(blob.id) === true,
+    );
   }
 
   /** @returns bytes freed; 0 when somebody has begun to need it, or pinned it */
@@ -509,3 +572,6 @@ export class BlobCache {
     await removeBlobDirectory(fs, tombstone);
   }
 }
+
+/** Bytes that an open blob takes on disk. */
+const onDisk = ({ meta, file }: CachedBlob): number => (meta.uncached === true ? 0 : file.allocated());

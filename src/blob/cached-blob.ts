@@ -412,8 +412,14 @@ export class CachedBlob implements Blob {
   /**
    * Readiness in memory that other processes can see. Whoever has it may have the cache file too: from here on no byte
    * of that is ever taken away (durability rule 13).
+   * @throws UllageError `not-cached`, Error with `code`
    */
   share(): SharedReadiness {
+    if (this.meta.uncached === true) {
+      throw new UllageError("not-cached", `nothing of blob ${this.id} is kept: there is nothing to share`, {
+        hint: "use a volume or a blob with a cache",
+      });
+    }
     if (this.#shared !== undefined) return this.#shared;
     const shared = SharedReadiness.create(this.#map.units);
     this.#map.moveTo(shared.ready);

@@ -16,6 +16,7 @@ import { encodeRangeMap } from "./range-map-file.ts";
  *
  *     unpacked -> [data] -> map -> meta.json -> everything synced -> the directory gets its name: it is a blob
  *
+ * A blob that is a clone of a local file (FICLONE) is made the same way: it has everything at once, and takes no space.
  * A crash before that leaves a directory that nobody knows, and that the next start removes.
  */
 
@@ -56,18 +57,51 @@ export async function makeUnpackedFiles(options: UnpackOptions): Promise<BlobMet
       await fs.unlink(join(dir, "unpacked"));
     }
     const meta = options.describe(disk.size);
-    await data.truncate(dataFileBytes(meta));
-    await data.datasync();
-    await fs.mkdir(join(dir, "pins"));
-    const units = Math.ceil(meta.size / meta.unitBytes);
-    const bits = new Uint8Array(bitmapBytes(units)).fill(0xff);
-    if (units % 8 !== 0) bits[bits.length - 1] = (1 << (units % 8)) - 1;
-    await replaceFile(fs, dir, "map", encodeRangeMap(meta, data.binding().inode, bits));
-    await replaceFile(fs, dir, "meta.json", encodeBlobMeta(meta));
+    await complete(fs, dir, data, meta);
     return meta;
   } finally {
     await data.close();
   }
+}
+
+/**
+ * The same from a clone of the object, which is the disk.
+ * @param clone makes it at this path @returns undefined: it could not be made
+ */
+export async function makeClonedFiles(
+  fs: FileSystem,
+  dir: string,
+  meta: BlobMeta,
+  clone: (path: string) => Promise<boolean>,
+): Promise<BlobMeta | undefined> {
+  const path = join(dir, "data");
+  if (!(await clone(path))) return undefined;
+  const made = await fs.open(path, "read");
+  try {
+    await made.unseal(); // it has the object's mode
+  } finally {
+    await made.close();
+  }
+  const data = await fs.open(path, "write");
+  try {
+    if (data.size() !== meta.size) throw new IoError("EIO", `${path} has ${data.size()} bytes, not ${meta.size}`);
+    await complete(fs, dir, data, meta);
+    return meta;
+  } finally {
+    await data.close();
+  }
+}
+
+/** The data file has everything: makes that, and it, durable. */
+async function complete(fs: FileSystem, dir: string, data: File, meta: BlobMeta): Promise<void> {
+  await data.truncate(dataFileBytes(meta));
+  await data.datasync();
+  await fs.mkdir(join(dir, "pins"));
+  const units = Math.ceil(meta.size / meta.unitBytes);
+  const bits = new Uint8Array(bitmapBytes(units)).fill(0xff);
+  if (units % 8 !== 0) bits[bits.length - 1] = (1 << (units % 8)) - 1;
+  await replaceFile(fs, dir, "map", encodeRangeMap(meta, data.binding().inode, bits));
+  await replaceFile(fs, dir, "meta.json", encodeBlobMeta(meta));
 }
 
 const BUFFER_BYTES = 256 * 1024;

@@ -15,6 +15,7 @@ import type {
   VolumeChange,
   VolumeRecord,
 } from "./metadata-store.ts";
+import { defaultSettings } from "./metadata-store.ts";
 
 /*
  * catalog.db: the tables and the statements on them. Synchronous, and with synchronous=FULL every change waits for the
@@ -266,7 +267,8 @@ function asVolume(row: Record<string, unknown>): VolumeRecord {
     source: row["source"] as string | null,
     format: row["format"] as string | null,
     blobId: row["blob_id"] as string | null,
-    settings: JSON.parse(row["settings"] as string) as Settings,
+    // Rows of earlier versions lack what was added since.
+    settings: { ...defaultSettings, ...(JSON.parse(row["settings"] as string) as Partial<Settings>) },
     hydration: JSON.parse(row["hydration"] as string) as HydrationWish,
     createdAt: row["created_at"] as string,
     requestKey: row["request_key"] as string | null,

@@ -150,9 +150,16 @@ export interface Settings {
   hydrate: "auto" | "off";
   sync: "normal" | "always";
   remoteAfterPowerLoss: "refuse" | "serve";
+  /** none: what is read of the image is not kept on disk. Stays as the volume was made. */
+  cache: "shared" | "none";
 }
 
-export const defaultSettings: Settings = { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" };
+export const defaultSettings: Settings = {
+  hydrate: "auto",
+  sync: "normal",
+  remoteAfterPowerLoss: "refuse",
+  cache: "shared",
+};
 
 /** How a user steered hydration, so that a restart goes on the same way. */
 export interface HydrationWish {

@@ -37,6 +37,7 @@ changed is an error, bytes of two versions are never mixed. Steer the filling wi
 What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
 
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
+  --set cache=none   reads through: nothing of the image is kept on this disk (volume create)
   --unpinned   for servers that send nothing to notice a change by (no strong ETag; NBD), if the source never changes
 
 Credentials come from where the provider's own tools find them (AWS_…, ~/.aws, OSS_…, ~/.docker/config.json), or from what

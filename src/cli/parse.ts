@@ -33,6 +33,7 @@ const settingValues: { [K in keyof Settings]: readonly Settings[K][] } = {
   hydrate: ["auto", "off"],
   sync: ["normal", "always"],
   remoteAfterPowerLoss: ["refuse", "serve"],
+  cache: ["shared", "none"],
 };
 
 /** `sync=always`; may be given several times. */

@@ -65,10 +65,13 @@ export class CacheControl {
     return { freedBytes };
   }
 
-  /** @throws UllageError `not-found` */
+  /** @throws UllageError `not-found`, `not-cached` */
   async setPinned(blobId: string, pinned: boolean): Promise<BlobView> {
     await this.#images.showBlob(blobId);
     const { cache } = this.#sources;
+    if (pinned && cache.list().some(({ id, uncached }) => id === blobId && uncached === true)) {
+      throw new UllageError("not-cached", `nothing of blob ${blobId} is kept`, { hint: "pull the image instead" });
+    }
     const blob = await cache.open(blobId);
     try {
       await (pinned ? blob.pin(keptByUser) : blob.unpin(keptByUser));
@@ -95,7 +98,7 @@ export class CacheControl {
    */
   async pull(request: SourceRequest, guarded: boolean): Promise<JobView> {
     const sources = this.#sources;
-    const found = await sources.find(request, undefined, guarded);
+    const found = await sources.find(request, undefined, { guarded });
     const controller = new AbortController();
     const { signal } = controller;
     const begun = Promise.withResolvers<(done: number) => void>();

@@ -370,7 +370,18 @@ export class ManagedVolume {
     });
   }
 
+  /** @throws UllageError `not-cached` */
   async changeSettings(change: Partial<Settings>): Promise<void> {
+    if (change.cache !== undefined && change.cache !== this.record.settings.cache) {
+      throw new UllageError(
+        "not-cached",
+        `volume '${this.record.name}' stays as it was made: with or without a cache`,
+        {
+          hint: "make another volume from the image",
+        },
+      );
+    }
+    if (change.hydrate === "auto") this.#demandCache();
     const settings = { ...this.record.settings, ...change };
     const hydration = { ...this.record.hydration };
     if (change.hydrate !== undefined) hydration.wanted = change.hydrate === "auto";
@@ -383,11 +394,19 @@ export class ManagedVolume {
     this.news.changed();
   }
 
-  /** @throws UllageError `no-source` */
+  #demandCache(): void {
+    if (this.record.settings.cache === "shared") return;
+    throw new UllageError("not-cached", `volume '${this.record.name}' has cache=none: nothing is kept of its image`, {
+      hint: "make a volume with a cache from it",
+    });
+  }
+
+  /** @throws UllageError `no-source`, `not-cached` */
   async steer(change: HydrationChange): Promise<void> {
     if (this.record.blobId === null) {
       throw new UllageError("no-source", `volume '${this.record.name}' was made empty: there is nothing to fetch`);
     }
+    this.#demandCache();
     const hydration = { ...this.record.hydration };
     if (change.state === "running") Object.assign(hydration, { wanted: true, paused: false });
     if (change.state === "paused") hydration.paused = true;

@@ -29,6 +29,8 @@ export interface FoundSource {
   image: ImageReader | PackedImage;
   ranges: boolean;
   download: boolean;
+  /** Nothing of it is kept on disk. */
+  uncached: boolean;
   /** Named over the network: bound by the policy for as long as it is read. */
   guarded: boolean;
   /** Its blob, once there is one. */
@@ -84,21 +86,29 @@ export class Sources {
 
   /**
    * Looks at a source: what it is now, and in which format.
-   * @param guarded the policy decides whether it may be looked at, and later read
-   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`
+   * @param options.guarded the policy decides whether it may be looked at, and later read
+   * @param options.uncached nothing of it is to be kept on disk
+   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`,
+   *   `not-cached`
    */
-  async find(request: SourceRequest, signal?: AbortSignal, guarded = false): Promise<FoundSource> {
+  async find(
+    request: SourceRequest,
+    signal?: AbortSignal,
+    { guarded = false, uncached = false }: { guarded?: boolean; uncached?: boolean } = {},
+  ): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
+    if (uncached && download) throw needsCache("`--download` fetches all of the image");
     const backend = this.backends.open(source, guarded);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const context = signal === undefined ? {} : { signal };
+      const context = { name: url, ...(signal === undefined ? {} : { signal }) };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
-      const about = { url, format: found.format, identity, backend, ranges, download, guarded };
+      const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
+      if ("packed" in found && uncached) throw needsCache(`an image of format ${found.format} has to be unpacked`);
       if ("packed" in found) return { ...about, size: undefined, image: found };
       if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
       return { ...about, size: found.reader.size, image: found.reader };
@@ -143,11 +153,16 @@ export class Sources {
   }
 
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
-    const { url, format, identity, backend, guarded } = found;
-    const known = this.cache.find(url, format, identity);
+    const { url, format, identity, backend, guarded, uncached } = found;
+    const known = this.cache.find(url, format, identity, uncached);
+    if (known === undefined && format === "raw" && !uncached && backend.cloneTo !== undefined) {
+      const about = { url, identity, guarded };
+      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo!(identity, path));
+      if (cloned !== undefined) return cloned;
+    }
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded }, reader)
+        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded, uncached }, reader)
         : await this.cache.open(known.id);
     if (!this.#opened.has(blob.id)) {
       this.#opened.set(blob.id, backend);
@@ -256,7 +271,7 @@ export class Sources {
    */
   async giveUp(blobId: string): Promise<void> {
     const look = await this.cache.look(blobId);
-    if (look === undefined || (look.readyBytes > 0 && look.meta.identity.strong)) return;
+    if (look === undefined || (look.readyBytes > 0 && look.meta.uncached !== true && look.meta.identity.strong)) return;
     await this.remove(blobId);
   }
 
@@ -311,6 +326,12 @@ async function reopenSource(
   }
   const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
   return reader;
+}
+
+function needsCache(why: string): UllageError {
+  return new UllageError("not-cached", `${why}, and with cache=none nothing of it is kept`, {
+    hint: "make the volume with a cache",
+  });
 }
 
 function noRanges(url: string): SourceError {

@@ -206,10 +206,12 @@ export class Volumes implements VolumeNames {
     const { name, from } = request;
     const { guarded = false } = options;
     this.#demandFree(name);
+    demandCacheable(request);
     if (from !== undefined && !("source" in from)) return this.#clone(request, from, requestKey);
     const stop = this.#stopping.signal;
     const signal = options.signal === undefined ? stop : AbortSignal.any([options.signal, stop]);
-    const found = from === undefined ? undefined : await this.#host.sources.find(from, signal, guarded);
+    const uncached = request.settings?.cache === "none";
+    const found = from === undefined ? undefined : await this.#host.sources.find(from, signal, { guarded, uncached });
     let volume: ManagedVolume;
     try {
       // What has to be unpacked is as large as it turns out to be.
@@ -292,7 +294,10 @@ export class Volumes implements VolumeNames {
         snapshotId: row.name === null ? null : row.id,
         snapshot: row.name,
       };
-      const volume = this.#reserve(request, size, { source, format, blobId, origin }, requestKey);
+      // It reads the same image in the same way.
+      const { cache } = parent.record.settings;
+      const inherited = { ...request, settings: { ...request.settings, cache } };
+      const volume = this.#reserve(inherited, size, { source, format, blobId, origin }, requestKey);
       try {
         await store.insertVolume(volume.record);
         const { id, name, settings, createdAt } = volume.record;
@@ -435,6 +440,7 @@ export class Volumes implements VolumeNames {
   ): ManagedVolume {
     const { env } = this.#host;
     const settings = { ...defaultSettings, ...request.settings };
+    if (settings.cache === "none") settings.hydrate = "off";
     const volume = new ManagedVolume(this.#host, {
       id: env.randomBytes(16).toString("hex"),
       name: request.name,
@@ -620,6 +626,21 @@ export class Volumes implements VolumeNames {
     await this.snapshots.settled();
     const failed = results.find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;
+  }
+}
+
+/** @throws UllageError `not-cached` when settings of a new volume contradict each other */
+function demandCacheable({ from, settings }: CreateVolumeRequest): void {
+  if (settings?.cache === undefined) return;
+  if (from === undefined || !("source" in from)) {
+    throw new UllageError("not-cached", "the setting `cache` is for volumes that are made from a source", {
+      hint: "leave it out: a clone reads its image as the volume does that it is made from",
+    });
+  }
+  if (settings.cache === "none" && settings.hydrate === "auto") {
+    throw new UllageError("not-cached", "with cache=none nothing is kept that could be hydrated", {
+      hint: "leave out one of cache=none and hydrate=auto",
+    });
   }
 }
 

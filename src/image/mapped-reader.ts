@@ -1,8 +1,10 @@
 import type { ReadOptions, Sink } from "../backend/backend.ts";
 import { SharedWork } from "../base/shared-work.ts";
 import { damagedImage, type ImageReader } from "./image-format.ts";
-import { readBytes, sendZeros } from "./read-bytes.ts";
+import { readBytes, readInto, sendZeros } from "./read-bytes.ts";
+import { unpackThreads, type Slab } from "./unpack-threads.ts";
 import { unpack, type Codec } from "./unpack.ts";
+import { unpackXz } from "./xz-blocks.ts";
 
 /*
  * A disk whose parts lie about in an object: zeros that lie nowhere, stored bytes, and clusters that are compressed. The
@@ -10,7 +12,8 @@ import { unpack, type Codec } from "./unpack.ts";
  *
  *   - a long stored run goes to the sink as it comes;
  *   - of everything else a window of the disk is gathered at once: its ranges, sorted, those near each other with one
- *     request, all requests side by side; then its clusters are unpacked side by side, and sent in order;
+ *     request, all requests side by side; then its clusters are unpacked side by side, in threads when there are many, and
+ *     sent in order;
  *   - while one window is sent, the next one is being gathered.
  */
 
@@ -25,13 +28,13 @@ export type Extent =
       length: number;
       at: number;
       packedBytes: number;
-      codec: Codec;
+      codec: Codec | "xz";
       bytes: number;
       skip: number;
       least?: number;
     };
 
-type Packed = Extract<Extent, { kind: "packed" }>;
+export type Packed = Extract<Extent, { kind: "packed" }>;
 type Stored = Extract<Extent, { kind: "stored" }>;
 
 /** Where the parts of a disk are, as its format's tables say. */
@@ -44,15 +47,18 @@ export interface BlockMap {
   extents(offset: number, length: number, options: ReadOptions | undefined): Promise<Extent[]>;
   /** See `ImageReader.zeroRun`. */
   zeroRun(offset: number, length: number, options: ReadOptions | undefined): Promise<number>;
-  /** The packed bytes without what lies behind them, where the table does not know their exact length. */
-  trim?(packed: Buffer): Buffer;
+  /**
+   * The packed bytes as the codec wants them: without what lies behind them, where the table does not know their exact
+   * length; or with what has to be around them, for codecs that get them one by one (xz).
+   */
+  trim?(packed: Buffer, extent: Packed): Buffer;
 }
 
 /** A stored run of at least this much is not gathered. */
 const STREAM_BYTES = 256 * 1024;
 
 /** Of the disk; a window is at least one extent. */
-const WINDOW_BYTES = 512 * 1024;
+const WINDOW_BYTES = 1024 * 1024;
 
 /** What lies this near to each other in the object comes with one request. */
 const MAX_GAP_BYTES = 64 * 1024;
@@ -60,15 +66,19 @@ const MAX_GAP_BYTES = 64 * 1024;
 /** One request brings at most this, or one cluster. */
 const MAX_REQUEST_BYTES = 2 * 1024 * 1024;
 
-/** Clusters that are only needed in part are kept, unpacked, up to so many bytes per image. */
+/** So many clusters are unpacked by one of the threads that are there for it; fewer, in the thread pool. */
+const BATCH_PIECES = 2;
+
+/** Clusters that are only needed in part are kept, unpacked, up to so many bytes per image; but two, however large. */
 const CLUSTER_BUDGET_BYTES = 8 * 1024 * 1024;
+const CLUSTERS_AT_LEAST = 2;
 
 export class MappedReader implements ImageReader {
   readonly size: number;
   readonly #source: ImageReader;
   readonly #map: BlockMap;
   /** Clusters that were needed in part, by where they lie; in the order of their last use. */
-  readonly #clusters = new Map<number, { work: SharedWork<Buffer>; bytes: number }>();
+  readonly #clusters = new Map<number, Cluster>();
   #clusterBytes = 0;
 
   constructor(source: ImageReader, map: BlockMap) {
@@ -84,89 +94,159 @@ export class MappedReader implements ImageReader {
   async read(offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
     const steps = stepsOf(await this.#map.extents(offset, length, options));
     const stopped = new AbortController();
-    const signal = options.signal === undefined ? stopped.signal : AbortSignal.any([options.signal, stopped.signal]);
+    const stop = (): void => stopped.abort(options.signal?.reason);
+    options.signal?.addEventListener("abort", stop, { once: true });
     const gather = (step: Step | undefined): Promise<Gathered> | undefined => {
       if (step?.kind !== "window") return undefined;
-      const gathering = this.#gather(step.extents, { ...options, signal });
+      const gathering = this.#gather(step.extents, { ...options, signal: stopped.signal });
       gathering.catch(() => undefined); // met when its turn comes
       return gathering;
     };
-    let next = gather(steps[0]);
+    let next: Promise<Gathered> | undefined;
     try {
+      options.signal?.throwIfAborted();
+      next = gather(steps[0]);
       for (const [index, step] of steps.entries()) {
         const gathered = await next;
         next = gather(steps[index + 1]);
         if (step.kind === "zero") await sendZeros(step.length, sink);
         else if (step.kind === "stored") {
           await (step.source ?? this.#source).read(step.at, step.length, sink, options);
-        } else {
-          for (const extent of step.extents) {
-            if (extent.kind === "zero") await sendZeros(extent.length, sink);
-            else await sink(gathered!.get(extent)!);
-          }
-        }
+        } else await sendWindow(step.extents, gathered!, sink);
       }
+    } catch (error) {
+      stop();
+      await next?.then(
+        (gathered) => gathered.release(),
+        () => undefined,
+      ); // nothing is under way any more when this has returned
+      throw error;
     } finally {
-      stopped.abort(options.signal?.reason);
-      await next?.catch(() => undefined); // nothing is under way any more when this has returned
+      options.signal?.removeEventListener("abort", stop);
     }
   }
 
   async #gather(extents: readonly Extent[], options: ReadOptions): Promise<Gathered> {
     const partly = (extent: Extent): extent is Packed => extent.kind === "packed" && extent.length < extent.bytes;
     const whole = extents.filter((extent) => extent.kind !== "zero" && !partly(extent)) as (Stored | Packed)[];
-    const requests = requestsFor(whole);
+    const gathered = new Gathered();
     const work = [
-      ...requests.map(async (request) => {
-        const bytes = await readBytes(request.source ?? this.#source, request.at, request.length, options);
-        return Promise.all(
-          request.extents.map(async (extent): Promise<[Extent, Buffer]> => {
-            const from = extent.at - request.at;
-            if (extent.kind === "stored") return [extent, bytes.subarray(from, from + extent.length)];
-            return [extent, await this.#unpack(extent, bytes.subarray(from, from + extent.packedBytes))];
-          }),
-        );
-      }),
-      ...extents.filter(partly).map(async (extent): Promise<[Extent, Buffer][]> => {
+      ...requestsFor(whole).map((request) => this.#bringRequest(request, gathered, options)),
+      ...extents.filter(partly).map(async (extent) => {
         const cluster = await this.#cluster(extent, options);
-        return [[extent, cluster.subarray(extent.skip, extent.skip + extent.length)]];
+        gathered.bytes.set(extent, cluster.subarray(extent.skip, extent.skip + extent.length));
       }),
     ];
-    const outcomes = await Promise.allSettled(work);
-    const gathered: Gathered = new Map();
-    for (const outcome of outcomes) {
-      if (outcome.status === "rejected") throw outcome.reason;
-      for (const [extent, bytes] of outcome.value) gathered.set(extent, bytes);
+    for (const outcome of await Promise.allSettled(work)) {
+      if (outcome.status !== "rejected") continue;
+      gathered.release();
+      throw outcome.reason;
     }
     return gathered;
   }
 
-  async #unpack(extent: Packed, packed: Buffer): Promise<Buffer> {
-    try {
-      return await unpack(extent.codec, this.#map.trim?.(packed) ?? packed, extent.bytes, extent.least);
-    } catch (cause) {
-      const where = `the ${extent.packedBytes} compressed bytes at ${extent.at} are not what they should be`;
-      throw damagedImage(this.#map.name, where, cause);
+  async #bringRequest(request: Request, gathered: Gathered, options: ReadOptions): Promise<void> {
+    const packed = request.extents.filter((extent) => extent.kind === "packed");
+    const small = packed.every(({ codec }) => codec !== "xz");
+    const source = request.source ?? this.#source;
+    if (small && packed.length >= BATCH_PIECES && unpackThreads.ready()) {
+      const slab = unpackThreads.take(
+        request.length,
+        packed.reduce((sum, { bytes }) => sum + bytes, 0),
+      );
+      gathered.slabs.push(slab);
+      await readInto(source, request.at, slab.packed.subarray(0, request.length), options);
+      takeStored(request, slab.packed, gathered);
+      await this.#unpackBatch(request, packed, slab, gathered, options);
+      return;
     }
+    const bytes = await readBytes(source, request.at, request.length, options);
+    takeStored(request, bytes, gathered);
+    const unpacking = packed.map(async (extent) => {
+      const from = extent.at - request.at;
+      gathered.bytes.set(extent, await this.#unpack(extent, bytes.subarray(from, from + extent.packedBytes), options));
+    });
+    await Promise.all(unpacking);
+  }
+
+  async #unpackBatch(
+    request: Request,
+    packed: readonly Packed[],
+    slab: Slab,
+    gathered: Gathered,
+    { background = false }: ReadOptions,
+  ): Promise<void> {
+    const pieces = packed.map((extent) => {
+      const { at, packedBytes, codec, bytes, least } = extent;
+      const piece = this.#trimmed(extent, slab.packed.subarray(at - request.at, at - request.at + packedBytes));
+      return { from: piece.byteOffset, length: piece.length, codec: codec as Codec, bytes, least };
+    });
+    const { lengths, failure } = await unpackThreads.unpack(slab, pieces, background);
+    if (failure !== undefined) throw this.#damaged(packed[lengths.length], new Error(failure));
+    let at = slab.unpackedAt;
+    for (const [index, length] of lengths.entries()) {
+      gathered.bytes.set(packed[index], new Uint8Array(slab.memory, at, length));
+      at += length;
+    }
+  }
+
+  async #unpack(extent: Packed, packed: Buffer, { background = false }: ReadOptions): Promise<Buffer> {
+    const trimmed = this.#trimmed(extent, packed);
+    try {
+      const { codec, bytes, least } = extent;
+      if (codec === "xz") return await unpackXz(trimmed, bytes, background);
+      return await unpack(trimmed, { codec, bytes, least });
+    } catch (cause) {
+      throw this.#damaged(extent, cause);
+    }
+  }
+
+  #trimmed(extent: Packed, packed: Buffer): Buffer {
+    try {
+      return this.#map.trim?.(packed, extent) ?? packed;
+    } catch (cause) {
+      throw this.#damaged(extent, cause);
+    }
+  }
+
+  #damaged({ packedBytes, at }: Packed, cause: unknown): Error {
+    return damagedImage(
+      this.#map.name,
+      `the ${packedBytes} compressed bytes at ${at} are not what they should be`,
+      cause,
+    );
   }
 
   /** All of a cluster that is needed in part: the other parts will be, too. */
   async #cluster(extent: Packed, options: ReadOptions): Promise<Buffer> {
-    const known = this.#clusters.get(extent.at)?.work;
-    const work = known?.aborted === false ? known : this.#bring(extent, options);
+    const before = this.#clusters.get(extent.at);
+    const known = before?.work.aborted === false ? before : undefined;
+    const cluster = known ?? { work: this.#bring(extent, options), bytes: extent.bytes, settled: false };
+    const { work } = cluster;
     this.#forget(extent.at);
-    this.#clusters.set(extent.at, { work, bytes: extent.bytes });
+    this.#clusters.set(extent.at, cluster);
     this.#clusterBytes += extent.bytes;
-    while (this.#clusterBytes > CLUSTER_BUDGET_BYTES && this.#clusters.size > 1) {
-      this.#forget(this.#clusters.keys().next().value!);
-    }
+    this.#makeRoom();
     try {
-      return await work.join(options.signal);
+      const bytes = await work.join(options.signal);
+      if (!cluster.settled) {
+        cluster.settled = true;
+        this.#makeRoom();
+      }
+      return bytes;
     } catch (error) {
       if (this.#clusters.get(extent.at)?.work === work) this.#forget(extent.at);
       // What failed for somebody else, who may have been in the background, is tried again for us.
-      if (work !== known || options.signal?.aborted === true) throw error;
+      if (known === undefined || options.signal?.aborted === true) throw error;
       return this.#cluster(extent, options);
+    }
+  }
+
+  /** What is on its way stays, for others who will need it: it is bounded by those who wait. */
+  #makeRoom(): void {
+    for (const [at, { settled }] of this.#clusters) {
+      if (this.#clusterBytes <= CLUSTER_BUDGET_BYTES || this.#clusters.size <= CLUSTERS_AT_LEAST) return;
+      if (settled) this.#forget(at);
     }
   }
 
@@ -178,12 +258,49 @@ export class MappedReader implements ImageReader {
   #bring(extent: Packed, options: ReadOptions): SharedWork<Buffer> {
     return new SharedWork(async (signal) => {
       const packed = await readBytes(this.#source, extent.at, extent.packedBytes, { ...options, signal });
-      return this.#unpack(extent, packed);
+      return this.#unpack(extent, packed, options);
     });
   }
 }
 
-type Gathered = Map<Extent, Buffer>;
+interface Cluster {
+  work: SharedWork<Buffer>;
+  bytes: number;
+  /** It is here. */
+  settled: boolean;
+}
+
+/** What a window's extents hold. */
+class Gathered {
+  readonly bytes = new Map<Extent, Uint8Array>();
+  /** Memory that some of the bytes lie in. */
+  readonly slabs: Slab[] = [];
+
+  /** The bytes are not looked at any more, and no thread works on them. */
+  release(): void {
+    for (const slab of this.slabs.splice(0)) unpackThreads.give(slab);
+  }
+}
+
+async function sendWindow(extents: readonly Extent[], gathered: Gathered, sink: Sink): Promise<void> {
+  try {
+    for (const extent of extents) {
+      const drained = extent.kind === "zero" ? sendZeros(extent.length, sink) : sink(gathered.bytes.get(extent)!);
+      if (drained !== undefined) await drained;
+    }
+  } finally {
+    gathered.release();
+  }
+}
+
+/** What is stored, of what a request has brought. */
+function takeStored(request: Request, bytes: Buffer, gathered: Gathered): void {
+  for (const extent of request.extents) {
+    if (extent.kind !== "stored") continue;
+    const from = extent.at - request.at;
+    gathered.bytes.set(extent, bytes.subarray(from, from + extent.length));
+  }
+}
 
 type Step = Extract<Extent, { kind: "zero" }> | Stored | { kind: "window"; extents: Extent[]; length: number };
 

@@ -9,13 +9,23 @@ export async function readBytes(
   options?: ReadOptions,
 ): Promise<Buffer> {
   const bytes = Buffer.allocUnsafeSlow(length);
+  await readInto(source, offset, bytes, options);
+  return bytes;
+}
+
+/** Reads as many bytes as the buffer has. */
+export async function readInto(
+  source: ImageReader,
+  offset: number,
+  bytes: Buffer,
+  options?: ReadOptions,
+): Promise<void> {
   let at = 0;
   const sink: Sink = (chunk) => {
     bytes.set(chunk, at);
     at += chunk.length;
   };
-  if (length > 0) await source.read(offset, length, sink, options);
-  return bytes;
+  if (bytes.length > 0) await source.read(offset, bytes.length, sink, options);
 }
 
 const zeros = Buffer.alloc(256 * 1024);

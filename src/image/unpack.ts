@@ -1,37 +1,52 @@
-import { inflateRaw, inflate, zstdDecompress } from "node:zlib";
+import { inflate, inflateRaw, zstdDecompress } from "node:zlib";
 import { computeSlots } from "../base/pool-slots.ts";
 
-/** How a piece of an image is compressed. */
+/** How a small piece of an image is compressed. */
 export type Codec = "deflate" | "zlib" | "zstd";
 
-type Unpack = (packed: Uint8Array, options: { maxOutputLength: number }, done: Done) => void;
-type Done = (error: Error | null, result: Buffer) => void;
+/** What a piece must come to: `bytes` bytes, or `least` at least. */
+export interface Expected {
+  codec: Codec;
+  bytes: number;
+  least?: number | undefined;
+}
 
-const codecs: Record<Codec, Unpack> = {
-  deflate: (packed, { maxOutputLength }, done) =>
-    inflateRaw(packed, { maxOutputLength, chunkSize: chunkFor(maxOutputLength) }, done),
-  zlib: (packed, { maxOutputLength }, done) =>
-    inflate(packed, { maxOutputLength, chunkSize: chunkFor(maxOutputLength) }, done),
-  zstd: (packed, { maxOutputLength }, done) =>
-    zstdDecompress(packed, { maxOutputLength, chunkSize: chunkFor(maxOutputLength) }, done),
-};
+interface UnpackOptions {
+  maxOutputLength: number;
+  chunkSize: number;
+}
 
-/** One output buffer for all of it, and one call into the library. */
-const chunkFor = (bytes: number): number => Math.max(64, bytes);
+type Unpack = (packed: Uint8Array, options: UnpackOptions, done: (error: Error | null, result: Buffer) => void) => void;
+
+const codecs: Record<Codec, Unpack> = { deflate: inflateRaw, zlib: inflate, zstd: zstdDecompress };
+
+/** One buffer for all of the output and a byte more, so that one call into the library says that there is no more. */
+export function unpackOptions({ bytes }: Expected): UnpackOptions {
+  return { maxOutputLength: bytes + 1, chunkSize: Math.max(64, bytes + 1) };
+}
+
+/** @throws Error when a piece has come to something else */
+export function demandExpected(result: Uint8Array, { bytes, least = bytes }: Expected): void {
+  if (result.length >= least && result.length <= bytes) return;
+  throw new Error(
+    `it unpacks to ${result.length > bytes ? "more than" : `${result.length} bytes instead of`} ${bytes}`,
+  );
+}
 
 /**
- * Unpacks a piece that must come to `bytes` bytes, or `least` at least, in the thread pool, as far as its share allows.
- * @throws Error when it does not
+ * Unpacks a piece in the thread pool, as far as its share allows. For many pieces at once, see unpack-threads.ts.
+ * @throws Error when it is not what is expected
  */
-export function unpack(codec: Codec, packed: Uint8Array, bytes: number, least = bytes): Promise<Buffer> {
-  return computeSlots.run(
+export async function unpack(packed: Uint8Array, expected: Expected): Promise<Buffer> {
+  const result = await computeSlots.run(
     () =>
-      new Promise((resolve, reject) => {
-        codecs[codec](packed, { maxOutputLength: bytes }, (error, result) => {
-          if (error !== null) reject(error);
-          else if (result.length >= least) resolve(result);
-          else reject(new Error(`it unpacks to ${result.length} bytes instead of ${bytes}`));
+      new Promise<Buffer>((resolve, reject) => {
+        codecs[expected.codec](packed, unpackOptions(expected), (error, unpacked) => {
+          if (error === null) resolve(unpacked);
+          else reject(error);
         });
       }),
   );
+  demandExpected(result, expected);
+  return result;
 }

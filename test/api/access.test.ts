@@ -1,17 +1,9 @@
 import assert from "node:assert/strict";
-import { createServer } from "node:http";
-import { once } from "node:events";
 import { test } from "node:test";
 import { ApiListener } from "../../src/api/api-listener.ts";
-import { OpenCalls } from "../../src/api/open-calls.ts";
 import type { Scope } from "../../src/api/scopes.ts";
-import { Tokens } from "../../src/api/tokens.ts";
-import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { requireTool } from "../support/tools.ts";
 import { curl, json, refusal, startTcpApi, type TcpApi } from "./tcp-support.ts";
-
-/** What does not happen fails the test instead of holding it up; far more than it takes on a loaded machine. */
-const patience = { timeout: 60_000 };
 
 const unlimited = { requestsPerSecond: 1e6, strangers: 1e6, strangerWindowMs: 10_000 };
 const day = 86_400;
@@ -199,38 +191,6 @@ void test("pages of other origins are refused, and nothing invites them", async 
     assert.equal(headers["cache-control"], "no-store");
     assert.equal(headers["x-content-type-options"], "nosniff");
   }
-});
-
-void test("a stream ends when its token does", patience, async (t) => {
-  const tokens = await Tokens.open(await temporaryDirectory(t));
-  await tokens.create("a", "read", null);
-  await tokens.create("b", "read", null);
-  const calls = new OpenCalls(tokens, 5);
-  const server = createServer((incoming, outgoing) => {
-    outgoing.write("something");
-    calls.note(outgoing, tokens.list().find(({ name }) => incoming.url === `/${name}`)!.id);
-  }).listen(0);
-  atEnd(t, async () => {
-    server.closeAllConnections();
-    server.close();
-  });
-  await once(server, "listening");
-  const { port } = server.address() as { port: number };
-  const [a, b] = await Promise.all(["a", "b"].map((name) => fetch(`http://127.0.0.1:${port}/${name}`)));
-  await tokens.remove("a");
-  await assert.rejects(a.text());
-  const reader = b.body!.getReader();
-  assert.equal(Buffer.from((await reader.read()).value).toString(), "something");
-  await reader.cancel();
-});
-
-void test("events end when the token of the one who listens is removed", patience, async (t) => {
-  const api = await startTcpApi(t);
-  const authorization = `Bearer ${await api.token("read")}`;
-  const events = await fetch(`${api.origin}/v1/events`, { headers: { authorization } });
-  assert.equal(events.status, 200);
-  await api.tokens.remove("read-0");
-  await assert.rejects(events.text());
 });
 
 void test("names that look like paths are names of nothing", async (t) => {

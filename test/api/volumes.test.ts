@@ -49,7 +49,7 @@ void test("a volume is answered as one object, the same after making, showing an
     format: "raw",
     origin: null,
     writtenBytes: rest.writtenBytes,
-    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" },
+    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse", cache: "shared" },
     connections: 0,
   });
   assert.deepEqual(Object.keys(hydration).sort(), [
@@ -283,7 +283,12 @@ void test("settings change one by one and stay", async (t) => {
     method: "PATCH",
     body: { settings: { remoteAfterPowerLoss: "serve" } },
   });
-  assert.deepEqual(changed.body.settings, { hydrate: "auto", sync: "always", remoteAfterPowerLoss: "serve" });
+  assert.deepEqual(changed.body.settings, {
+    hydrate: "auto",
+    sync: "always",
+    remoteAfterPowerLoss: "serve",
+    cache: "shared",
+  });
 });
 
 void test("the map comes in pages", async (t) => {

@@ -242,22 +242,45 @@ void test("an aborted read ends with the signal's reason, a closed backend with 
   await failsWith("source-closed", backend.probe(1));
 });
 
-void test("a read leaves no descriptor behind", async () => {
+void test("a descriptor is shared by reads that follow each other, and left behind by none that failed, by time or by close", async () => {
+  const target = (fd: string): Promise<string> => readlink(`/proc/self/fd/${fd}`).catch(() => "closed meanwhile");
+  const openOnes = async (): Promise<number> => {
+    const targets = await Promise.all((await readdir("/proc/self/fd")).map(target));
+    return targets.filter((name) => name.startsWith(path)).length;
+  };
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(0);
-  const target = (fd: string): Promise<string> => readlink(`/proc/self/fd/${fd}`).catch(() => "closed meanwhile");
-  const openOnes = async (): Promise<string[]> => {
-    const targets = await Promise.all((await readdir("/proc/self/fd")).map(target));
-    return targets.filter((name) => name.startsWith(path));
-  };
-  await readBytes(backend, identity, 0, 100);
+  for (let n = 0; n < 3; n++) await readBytes(backend, identity, n, 100);
+  assert.equal(await openOnes(), 1);
   await assert.rejects(
     backend.read(identity, 0, 100, () => {
       throw new Error("no");
     }),
   );
+  assert.equal(await openOnes(), 0);
   await failsWith("source-changed", readBytes(backend, { ...identity, version: "other" }, 0, 100));
-  assert.deepEqual(await openOnes(), []);
+  assert.equal(await openOnes(), 0);
+  await Promise.all(Array.from({ length: 8 }, (_, n) => readBytes(backend, identity, n, 2_000_000)));
+  assert.equal(await openOnes(), 1);
+  while ((await openOnes()) > 0) await new Promise((resolve) => setTimeout(resolve, 50)); // ends, or the test's time does
+  await readBytes(backend, identity, 0, 100);
+  await backend.close();
+  assert.equal(await openOnes(), 0);
+});
+
+void test("durability rule 31: reads of two identities at once have a descriptor each", async () => {
+  const backend = new LocalFileBackend(path);
+  const old = await backend.probe(0);
+  await readBytes(backend, old.identity, 0, 10);
+  await rm(path);
+  await writeFile(path, pattern(content.length, 2));
+  const { identity } = await backend.probe(0);
+  const [first, second] = await Promise.allSettled([
+    readBytes(backend, old.identity, 0, 100),
+    readBytes(backend, identity, 0, 100),
+  ]);
+  assert.equal(first.status, "rejected");
+  assert.deepEqual(second.status === "fulfilled" && second.value, pattern(content.length, 2).subarray(0, 100));
 });
 
 void test("a block device has its own size, and is pinned only when nobody can write to it", async (t) => {

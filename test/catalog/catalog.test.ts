@@ -42,7 +42,7 @@ void test("what was stored is there after a reopening, in every field", async (t
       source: null,
       format: null,
       blobId: "f".repeat(32),
-      settings: { hydrate: "off", sync: "always", remoteAfterPowerLoss: "serve" },
+      settings: { hydrate: "off", sync: "always", remoteAfterPowerLoss: "serve", cache: "none" },
       hydration: { wanted: false, paused: true, rate: 5, priority: -3 },
       requestKey: "k",
       requestDigest: "d",

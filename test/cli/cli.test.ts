@@ -77,7 +77,12 @@ void test("volumes are made, listed, shown, set, steered, mapped and removed", a
   assert.deepEqual([waited.state, waited.readyBytes, waited.priority], ["detached", 1_000_000, 7]);
   const shown = await daemon.json<VolumeView>(["volume", "show", "web1"]);
   assert.equal(shown.source, image);
-  assert.deepEqual(shown.settings, { hydrate: "auto", sync: "always", remoteAfterPowerLoss: "refuse" });
+  assert.deepEqual(shown.settings, {
+    hydrate: "auto",
+    sync: "always",
+    remoteAfterPowerLoss: "refuse",
+    cache: "shared",
+  });
 
   const listed = (await daemon.cli(["volume", "ls"])).stdout.trimEnd().split("\n");
   assert.match(listed[0], /^NAME +SIZE +STATE +WRITTEN +FETCHED +HYDRATION +SOURCE$/);
@@ -98,7 +103,12 @@ void test("volumes are made, listed, shown, set, steered, mapped and removed", a
   );
 
   const changed = await daemon.json<VolumeView>(["volume", "set", "web1", "sync=normal", "hydrate=off"]);
-  assert.deepEqual(changed.settings, { hydrate: "off", sync: "normal", remoteAfterPowerLoss: "refuse" });
+  assert.deepEqual(changed.settings, {
+    hydrate: "off",
+    sync: "normal",
+    remoteAfterPowerLoss: "refuse",
+    cache: "shared",
+  });
   const nothing = await daemon.cli(["volume", "hydrate", "empty"]);
   assert.equal(nothing.code, 1);
   assert.match(nothing.stderr, /'empty' was made empty: there is nothing to fetch/);

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import type { VolumeView } from "../../src/daemon/views.ts";
-import { atEnd } from "../daemon/support.ts";
+import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { launchDaemon, run, type Daemon } from "./support.ts";
 
 const ullage = join(import.meta.dirname, "../../bin/ullage");
@@ -82,4 +82,23 @@ void test("it ends when nobody reads it any more, and says when there is no daem
   assert.equal((await listener.ended)[0], 0);
   const { code, stderr } = await run(["events", "--api", "unix:/nowhere"]);
   assert.deepEqual([code, stderr.split("\n")[0]], [1, "ullage: no daemon listens on unix:/nowhere"]);
+});
+
+void test("whoever listens with a token hears that it was removed", async (t) => {
+  const data = join(await temporaryDirectory(t), "data");
+  const daemon = await launchDaemon(t, data, ["--api", `unix:${data}/api.sock`, "--api", "127.0.0.1:0"]);
+  const { secret } = await daemon.json<{ secret: string }>(["token", "create", "reader", "--scope", "read"]);
+  const { address } = daemon.announced.listeners.find(
+    (each) => each.address.startsWith("127.") && each.protocol === "api",
+  )!;
+  const listening = run(["events", "--api", address], { env: { ULLAGE_TOKEN: secret } });
+  const used = async (): Promise<boolean> => {
+    const { tokens } = await daemon.json<{ tokens: { lastUsedAt: string | null }[] }>(["token", "ls"]);
+    return tokens[0].lastUsedAt !== null;
+  };
+  while (!(await used())) await new Promise((resolve) => setTimeout(resolve, 50));
+  await daemon.json(["token", "rm", "reader"]);
+  const { code, stderr } = await listening;
+  assert.equal(code, 1);
+  assert.match(stderr, /^ullage: the token (is not one of this server's|'reader' was removed)/);
 });

@@ -36,6 +36,28 @@ for (const [screen, options] of Object.entries(screens)) {
     await page.waitFor(`document.querySelector("dialog [name=confirm]") !== null`);
     await inspect(page, `${screen}-remove`);
     await page.press("Escape");
+
+    await page.click("nav a", "Images");
+    await page.see("nothing to know its version by");
+    await inspect(page, `${screen}-images`);
+    await page.click("[aria-label='Evict https://images.example.org/mail.raw']");
+    await page.see("may not come back");
+    await inspect(page, `${screen}-evict`);
+    await page.press("Escape");
+    await page.click("button", "Pull image");
+    await page.waitFor(`document.querySelector("dialog [name=source]") !== null`);
+    await inspect(page, `${screen}-pull`);
+    await page.press("Escape");
     assert.deepEqual(page.problems, []);
   });
 }
+
+void test("a volume's page at a glance: the picture of README", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const { url } = await showroom(t);
+  const page = await (await Browser.launch(t)).newPage({ width: 1200, height: 860 });
+  await page.goto(`${url}#/volumes/web-frontend`);
+  await page.waitFor(`/\\d \\S+iB\\/s\\s+Reading|Reading\\s+\\d+/.test(document.body.innerText)`);
+  await page.waitFor(`document.querySelector(".legend")?.innerText.includes("written here")`);
+  await inspect(page, "readme", { full: false });
+});

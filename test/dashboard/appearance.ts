@@ -47,9 +47,9 @@ const namelessControls = `[...document.querySelectorAll("button, input, select, 
 const overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
 
 /** Takes a picture, to be looked at, and checks what a program can tell of it. */
-export async function inspect(page: Page, name: string): Promise<void> {
+export async function inspect(page: Page, name: string, { full = true } = {}): Promise<void> {
   await mkdir(pictures, { recursive: true });
-  await page.screenshot(join(pictures, `${name}.png`), { full: true });
+  await page.screenshot(join(pictures, `${name}.png`), { full });
   assert.equal(await page.evaluate(overflow), 0, `${name} is wider than the screen`);
   assert.deepEqual(await page.evaluate(paleTexts), [], name);
   assert.deepEqual(await page.evaluate(namelessControls), [], name);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { requireTool } from "../support/tools.ts";
 import { Browser } from "./browser.ts";
-import { answerVolumes, fakeVolume, startFakeApi } from "./fake-api.ts";
+import { answerVolumes, fakeVolume, health, startFakeApi } from "./fake-api.ts";
 import { startDashboard } from "./support.ts";
 
 void test("without a token the page asks for one, and says when it is wrong", async (t) => {
@@ -115,4 +115,55 @@ void test("a poisoned volume says why, and goes on only when its loss is accepte
   await page.unsee("power cut lost writes");
   const asked = requests.filter(({ path }) => path.endsWith("/reopen")).map(({ body }) => body);
   assert.deepEqual(asked, [{ acceptLoss: false }, { acceptLoss: true }]);
+});
+
+void test("a token that is removed while somebody looks, or that was never good, is asked for anew, with the reason", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const dashboard = await startDashboard(t);
+  await dashboard.ullage.createVolume({ name: "web1", size: 2 ** 20 });
+  const secret = await dashboard.makeToken("laptop");
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${dashboard.url}#token=ullage_nonsense`);
+  await page.see("does not accept this tab's token");
+  await page.fill("[name=token]", `${dashboard.url}#token=${secret}`);
+  await page.press("Enter");
+  await page.click("a", "web1");
+  await page.see("Settings");
+
+  await dashboard.removeToken("laptop");
+  await page.see("does not accept this tab's token");
+  await page.fill("[name=token]", dashboard.token);
+  await page.press("Enter");
+  await page.see("Settings");
+  await page.waitFor(`document.querySelector(".chip.good[title]") !== null`);
+  await dashboard.ullage.createVolume({ name: "web2", size: 2 ** 20 });
+  await page.click("a", "← Volumes");
+  await page.see("web2");
+});
+
+void test("a daemon that comes back is said to be back, and one of another version asks to load the page anew", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  let version = "0.1.0";
+  let broken = false;
+  const { url } = await startFakeApi(t, {}, (request) => {
+    if (broken) return Promise.reject(new Error("gone")); // the connection is closed
+    if (request.path === "/v1/health") return { ...health, version };
+    return answerVolumes([fakeVolume("web1")], request);
+  });
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(url);
+  await page.see("web1");
+  broken = true;
+  await page.see("What you see may be old");
+  assert.equal(await page.evaluate(`document.querySelector(".top .chip").textContent`), "offline");
+  await page.see("web1");
+  [broken, version] = [false, "0.2.0"];
+  await page.click("button", "Try now");
+  await page.unsee("What you see may be old");
+  await page.see("of another version now: 0.2.0");
+  const said = `[...document.querySelectorAll("[role=status]")].some((each) => each.textContent === "The server is back.")`;
+  assert.equal(await page.evaluate(said), true);
+  await page.click("button", "Reload");
+  await page.unsee("of another version now");
+  await page.see("0.2.0");
 });

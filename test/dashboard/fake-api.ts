@@ -58,11 +58,63 @@ export function fakeVolume(name: string, more: object = {}): any {
       limitBytesPerSecond: null,
       priority: 0,
     },
-    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse" },
+    settings: { hydrate: "auto", sync: "normal", remoteAfterPowerLoss: "refuse", cache: "shared" },
     connections: 0,
     createdAt: "2026-01-02T03:04:05.000Z",
     ...more,
   };
+}
+
+export function fakeBlob(id: string, more: object = {}): any {
+  return {
+    id,
+    image: id,
+    source: `https://images.example.org/${id}.raw`,
+    format: "raw",
+    identity: `"${id}-66f1"`,
+    pinned: true,
+    size: 4 * 2 ** 30,
+    unitBytes: 2 ** 20,
+    readyBytes: 2 ** 30,
+    diskBytes: 2 ** 30,
+    foregroundBytes: 0,
+    readaheadBytes: 0,
+    backgroundBytes: 2 ** 30,
+    users: 0,
+    volumes: [],
+    detached: [],
+    kept: false,
+    usedAt: "2026-01-02T03:04:05.000Z",
+    sourceState: { state: "ok", reason: null, at: null },
+    createdAt: "2026-01-02T03:04:05.000Z",
+    ...more,
+  };
+}
+
+/** What the OpenAPI document has of a cache. */
+export const cachePaths = {
+  "/v1/cache": ["GET"],
+  "/v1/cache/evict": ["POST"],
+  "/v1/blobs": ["GET"],
+  "/v1/blobs/{id}/pin": ["POST", "DELETE"],
+  "/v1/images": ["GET", "POST"],
+  "/v1/jobs": ["GET"],
+  "/v1/jobs/{id}": ["DELETE"],
+};
+
+/** Answers GET /v1/cache, /v1/jobs and /v1/blobs in pages. */
+export function answerCache(blobs: readonly any[], jobs: readonly object[], request: FakeRequest): FakeAnswer {
+  const { method, path, query } = request;
+  if (method !== "GET") return undefined;
+  if (path === "/v1/jobs") return { jobs, next: null };
+  if (path === "/v1/cache") {
+    const diskBytes = blobs.reduce((sum: number, blob) => sum + blob.diskBytes, 0);
+    return { blobs: blobs.length, diskBytes, capacityBytes: 200 * 2 ** 30, reserve: 0.05, evictedBytes: 0 };
+  }
+  if (path !== "/v1/blobs") return undefined;
+  const start = Number(query.get("cursor") ?? 0);
+  const end = start + Number(query.get("limit"));
+  return { blobs: blobs.slice(start, end), next: end < blobs.length ? String(end) : null };
 }
 
 /**

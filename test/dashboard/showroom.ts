@@ -1,5 +1,13 @@
 import type { TestContext } from "node:test";
-import { fakeVolume, answerVolumes, startFakeApi, type FakeApi } from "./fake-api.ts";
+import {
+  answerCache,
+  answerVolumes,
+  cachePaths,
+  fakeBlob,
+  fakeVolume,
+  startFakeApi,
+  type FakeApi,
+} from "./fake-api.ts";
 
 /* A server with one of everything, always the same: for pictures, and for looking at. */
 
@@ -100,6 +108,47 @@ const exports = [
   },
 ];
 
+const debian = "https://cloud.debian.org/images/cloud/trixie/latest/debian-13-generic-amd64.raw";
+
+const blobs = [
+  fakeBlob("b10b", {
+    source: debian,
+    image: "debian",
+    identity: '"c0000000-66f1a2b3c4d5e"',
+    size: 17.2 * gigabyte,
+    readyBytes: 7.9 * gigabyte,
+    diskBytes: 7.9 * gigabyte,
+    volumes: ["web-canary", "web-frontend", "ci-runner-7", "ci-runner-template-with-a-rather-long-name.2026-11"],
+    detached: ["web-canary"],
+    kept: true,
+    createdAt: "2026-11-19T03:04:05.000Z",
+  }),
+  fakeBlob("01db", { source: debian, image: "debian", identity: '"bffff000-61c0ffee"', readyBytes: 4 * gigabyte }),
+  fakeBlob("database", {
+    volumes: ["database"],
+    readyBytes: 4 * gigabyte,
+    sourceState: { state: "notNeeded", reason: null },
+  }),
+  fakeBlob("lab", {
+    source: "http://192.0.2.9:8080/lab.tar.gz",
+    format: "gzip+tar+qcow2",
+    identity: null,
+    pinned: false,
+    sourceState: { state: "notAsked", reason: null },
+  }),
+  fakeBlob("mail", { volumes: ["mail"], sourceState: { state: "failing", reason: "the source answers 503" } }),
+];
+
+const jobs = [
+  {
+    id: "j1",
+    kind: "image-pull",
+    target: "oci://registry.example.org/team/debian:12",
+    state: "running",
+    progress: { done: 1.3 * gigabyte, total: 3 * gigabyte, unit: "bytes" },
+  },
+];
+
 export async function showroom(t: TestContext): Promise<FakeApi> {
   const runs = exampleMap(20 * gigabyte);
   const paths = {
@@ -108,6 +157,8 @@ export async function showroom(t: TestContext): Promise<FakeApi> {
     "/v1/volumes/{name}/exports": ["GET"],
     "/v1/volumes/{name}/snapshots": ["POST"],
     "/v1/volumes/{name}/revert": ["POST"],
+    "/v1/volumes/{name}/space": ["GET"],
+    ...cachePaths,
   };
   const started = Date.now();
   return startFakeApi(t, paths, (request) => {
@@ -129,6 +180,9 @@ export async function showroom(t: TestContext): Promise<FakeApi> {
     if (path === "/v1/volumes/web-frontend/exports") return { exports, next: null };
     if (path.endsWith("/exports")) return { exports: [], next: null };
     if (path.endsWith("/map")) return { runs, next: null };
-    return answerVolumes(volumes, request);
+    if (path.endsWith("/space")) {
+      return { exclusiveBytes: 2.1 * gigabyte, sharedBytes: 1.3 * gigabyte, cachedBytes: 7.9 * gigabyte };
+    }
+    return answerCache(blobs, jobs, request) ?? answerVolumes(volumes, request);
   });
 }

@@ -200,8 +200,9 @@ void test("a real volume is kept, cloned, reverted, grown and renamed; its map t
   await page.see("monday");
   assert.equal((await ullage.showVolume("web2")).size, 2 ** 30);
 
-  // A volume with snapshots goes only together with them.
+  // A volume with snapshots goes only together with them. Both 1 MiB that it wrote before the snapshot are its clone's too.
   await page.click("button", "Remove");
+  await page.waitFor(`document.querySelector("dialog").innerText.includes("2.0 MiB that it shares with others")`);
   await page.fill("[name=confirm]", "web2");
   await page.click("button", "Remove for good");
   await page.waitFor(`document.querySelector("dialog .problem") !== null`);
@@ -214,4 +215,45 @@ void test("a real volume is kept, cloned, reverted, grown and renamed; its map t
     ["copy"],
   );
   assert.equal(await read("copy"), "a");
+});
+
+void test("who removes a volume is told what is really lost: not what others need, of a clone not what it began with", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const dashboard = await startDashboard(t);
+  const { ullage } = dashboard;
+  const write = async (name: string, offset: number, megabytes: number): Promise<void> => {
+    const device = await ullage.getDevice(name);
+    const buffer = new IoBuffer(megabyte);
+    buffer.bytes.fill(7);
+    for (let at = 0; at < megabytes; at++) await device.write(offset + at * megabyte, megabyte, buffer, 0);
+    await device.flush();
+  };
+  await ullage.createVolume({ name: "alone", size: 64 * megabyte });
+  await ullage.createVolume({ name: "parent", size: 64 * megabyte });
+  await ullage.createVolume({ name: "untouched", size: 64 * megabyte });
+  await write("alone", 0, 5);
+  await write("parent", 0, 8);
+  await ullage.createSnapshot("parent", "monday");
+  await ullage.createVolume({ name: "clone", from: { snapshot: "parent@monday" } });
+  await write("clone", 32 * megabyte, 3);
+  assert.equal((await ullage.showVolume("clone")).writtenBytes, 11 * megabyte, "with what it began with");
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${dashboard.url}#token=${dashboard.token}`);
+  const told = async (name: string): Promise<string> => {
+    await page.click(`[aria-label='Remove ${name}']`);
+    await page.waitFor(`document.querySelector("dialog [role=status]") !== null`);
+    const text = await page.waitFor<string>(
+      `(() => { const text = document.querySelector("dialog p").innerText; return text.includes("Looking") ? "" : text; })()`,
+    );
+    await page.press("Escape");
+    await page.waitFor(`document.querySelector("dialog") === null`);
+    return text;
+  };
+  assert.equal(await told("untouched"), "Nothing was written to it yet.");
+  assert.equal(await told("alone"), "The 5.0 MiB that it and its snapshots hold are lost. There is no way back.");
+  assert.equal(
+    await told("clone"),
+    "The 3.0 MiB on disk that only it and its snapshots need are lost. There is no way back. Of 8.0 MiB that it shares with others, they keep what they need.",
+  );
+  assert.match(await told("parent"), /^Nothing on disk is its alone.* Of 8\.0 MiB that it shares/s);
 });

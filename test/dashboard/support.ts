@@ -15,6 +15,9 @@ export interface TestDashboard {
   token: string;
   /** the port of `url`, for a second server there */
   port: number;
+  /** Another one that allows everything. */
+  makeToken(name: string): Promise<string>;
+  removeToken(name: string): Promise<void>;
   /** Ends the API, as if the daemon had gone; its volumes stay. */
   closeApi(): Promise<void>;
   /** Opens it again on the same port. */
@@ -43,6 +46,10 @@ export async function startDashboard(t: TestContext): Promise<TestDashboard> {
     url: `http://${address}/`,
     token: secret,
     port,
+    async makeToken(name) {
+      return (await tokens.create(name, "admin", null)).secret;
+    },
+    removeToken: (name) => tokens.remove(name),
     closeApi,
     async openApi() {
       listener = await listen(port);

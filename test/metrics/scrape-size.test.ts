@@ -37,7 +37,7 @@ function busyVolumes(count: number): MeasuredVolume[] {
           limitBytesPerSecond: null,
           priority: 0,
         },
-        settings: { hydrate: "off", sync: "normal", remoteAfterPowerLoss: "refuse" },
+        settings: { hydrate: "off", sync: "normal", remoteAfterPowerLoss: "refuse", cache: "shared" },
         connections: 1,
         createdAt: "2026-01-01T00:00:00.000Z",
       },

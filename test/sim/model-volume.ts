@@ -211,8 +211,9 @@ export class ModelVolume {
       if (code !== "poisoned" && code !== "lost-unflushed") return error;
     }
     try {
-      // an operator looked at it
+      // An operator was told, and looked at it; a crash in the middle of reopening leaves either.
       this.#reopening = true;
+      this.#refusalDue = false;
       this.oracle.crash("unflushed, cache kept");
       await this.open(true);
       this.#failuresForgiven = this.#world.disk.failures;
@@ -222,7 +223,6 @@ export class ModelVolume {
       this.#reopening = false;
       this.#poisonedAt = undefined;
       this.#lossPossible = false;
-      this.#refusalDue = false;
       await this.attach();
       return undefined;
     } catch (error) {

@@ -28,6 +28,7 @@ async function follow(options: ClientOptions): Promise<void> {
   try {
     for await (const { id, name, data } of readEvents(await daemon.stream("/v1/events", stop))) {
       const object = JSON.parse(data) as object;
+      if (name === "closed") throw revived(object as Closed);
       if (options.json === true) print(JSON.stringify({ id, event: name, data: object }));
       else print(`${new Date().toTimeString().slice(0, 8)}  ${name.padEnd(nameWidth)}  ${describe(name, object)}`);
     }
@@ -38,6 +39,17 @@ async function follow(options: ClientOptions): Promise<void> {
   throw new UllageError("no-answer", "the daemon has ended its events", {
     hint: "it was stopped, or is being restarted",
   });
+}
+
+/** Data of the daemon's last word. */
+interface Closed {
+  code: string;
+  detail: string;
+  hint?: string;
+}
+
+function revived({ code, detail, hint }: Closed): UllageError {
+  return new UllageError(code, detail, hint === undefined ? {} : { hint });
 }
 
 const nameWidth = "connection-opened".length;

@@ -1,5 +1,5 @@
 import { signal } from "@preact/signals";
-import { authorization, hasToken, tokenWanted } from "./session.js";
+import { askForToken, authorization, hasToken } from "./session.js";
 
 /** Why the server can't be reached; null while it can. */
 export const offline = signal(/** @type {string | null} */ (null));
@@ -87,7 +87,7 @@ export async function send(path, options = {}) {
   }
   offline.value = null;
   if (answer.ok || answer.status === alsoGood) return answer;
-  if (answer.status === 401) tokenWanted.value = true;
+  if (answer.status === 401) askForToken();
   throw await refusal(answer);
 }
 

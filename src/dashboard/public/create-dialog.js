@@ -6,6 +6,7 @@ import { canSnapshot } from "./features.js";
 import { parseSize } from "./format.js";
 import { ActionForm, Dialog } from "./parts.js";
 import { go, volumeLink } from "./router.js";
+import { formFields, noSource, SourceDetails, SourceField, sourceRequest } from "./source-fields.js";
 import { noteVolume, readVolume } from "./volume-list.js";
 
 /* Making a volume: from an image, empty, or as a clone. */
@@ -14,11 +15,12 @@ const namePattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
 /**
  * The request for what was typed.
- * @param {{ name: string, kind: string, source: string, origin: string, size: string, format: string, download: boolean, hydrate: boolean }} typed
+ * @param {{ name: string, kind: string, origin: string, size: string, hydrate: boolean } & import("./source-fields.js").TypedSource} typed
  * @returns {object}
  * @throws {Problem} what is wrong with it
  */
-export function createRequest({ name, kind, source, origin, size, format, download, hydrate }) {
+export function createRequest(typed) {
+  const { name, kind, origin, size, hydrate } = typed;
   const wrong = (/** @type {string} */ detail, /** @type {string} */ hint) =>
     new Problem({ status: 0, code: "not-sent", detail, hint });
   if (!namePattern.test(name)) {
@@ -40,10 +42,7 @@ export function createRequest({ name, kind, source, origin, size, format, downlo
     request["from"] = origin.includes("@") ? { snapshot: origin } : { volume: origin };
     return request;
   }
-  if (!/^(\/|[A-Za-z][A-Za-z0-9+.-]*:\/\/)/.test(source)) {
-    throw wrong("the image needs an address", "a URL such as https://…, or an absolute path on the server");
-  }
-  request["from"] = { source, ...(format === "" ? {} : { format }), ...(download ? { download } : {}) };
+  request["from"] = sourceRequest(typed);
   request["settings"] = { hydrate: hydrate ? "auto" : "off" };
   return request;
 }
@@ -53,30 +52,15 @@ export function CreateDialog({ origin, onClose }) {
   const form = useSignal({
     name: "",
     kind: origin === undefined ? "image" : "clone",
-    source: "",
     origin: origin ?? "",
     size: "",
-    format: "",
-    download: false,
     hydrate: true,
+    ...noSource,
   });
   const busy = useSignal(false);
   const sent = useRef({ text: "", key: "" });
   const { kind } = form.value;
-  const field = (/** @type {string} */ key) => ({
-    name: key,
-    value: /** @type {any} */ (form.value)[key],
-    autocomplete: "off",
-    autocapitalize: "off",
-    spellcheck: false,
-    onInput: (/** @type {any} */ event) => (form.value = { ...form.value, [key]: event.target.value }),
-  });
-  const tick = (/** @type {string} */ key) => ({
-    type: "checkbox",
-    name: key,
-    checked: /** @type {any} */ (form.value)[key],
-    onChange: (/** @type {any} */ event) => (form.value = { ...form.value, [key]: event.target.checked }),
-  });
+  const { field, tick } = formFields(form);
 
   const create = async () => {
     const body = createRequest(form.value);
@@ -108,11 +92,7 @@ export function CreateDialog({ origin, onClose }) {
       ${origin === undefined && html`<${KindChoice} form=${form} />`}
       ${
         kind === "image" &&
-        html`<label class="field">
-            <span>Image</span>
-            <input ...${field("source")} inputmode="url" placeholder="https://example.org/disk.raw" />
-            <small>A URL, or an absolute path on the server. It is read when it is needed, never changed.</small>
-          </label>
+        html`<${SourceField} form=${form} />
           <label class="tick">
             <input ...${tick("hydrate")} />
             <span>Fetch all of it in the background, so that the source is not needed for ever</span>
@@ -132,23 +112,7 @@ export function CreateDialog({ origin, onClose }) {
           placeholder=${kind === "empty" ? "10G" : `that of the ${kind === "image" ? "image" : "original"}`}
         />
       </label>
-      ${
-        kind === "image" &&
-        html`<details>
-          <summary>More</summary>
-          <label class="field">
-            <span>Format</span>
-            <select ...${field("format")}>
-              <option value="">by its first bytes</option>
-              <option value="raw">raw</option>
-            </select>
-          </label>
-          <label class="tick">
-            <input ...${tick("download")} />
-            <span>Download it first (for servers that can't serve ranges)</span>
-          </label>
-        </details>`
-      }
+      ${kind === "image" && html`<${SourceDetails} form=${form} />`}
     <//>
   <//>`;
 }

@@ -18,10 +18,11 @@ export function JobProblems() {
       onEvent(({ type, data }) => {
         if (type !== "job" || data.state !== "failed" || data.error === null) return;
         const { status, code, detail, hint } = data.error;
+        const what = data.kind === "image-pull" ? "fetched" : "made";
         const problem = new Problem({
           status,
           code,
-          detail: data.target === null ? detail : `“${data.target}” could not be made: ${detail}`,
+          detail: data.target === null ? detail : `“${data.target}” could not be ${what}: ${detail}`,
           hint,
         });
         failed.value = [...failed.value.filter(({ id }) => id !== data.id), { id: data.id, problem }].slice(

@@ -4,7 +4,8 @@ import { signal, useSignal } from "@preact/signals";
 import { offline } from "./api.js";
 import { followEvents, streaming } from "./events.js";
 import { can, featuresKnown, loadFeatures } from "./features.js";
-import { health, loadHealth } from "./health.js";
+import { health, loadHealth, replaced } from "./health.js";
+import { ImagesPage } from "./images-page.js";
 import { JobProblems } from "./job-problems.js";
 import { ProblemBox, sentence } from "./parts.js";
 import { Poller } from "./polling.js";
@@ -16,6 +17,8 @@ import { VolumePage } from "./volume-page.js";
 import { VolumesPage } from "./volumes-page.js";
 
 const healthPollMs = 10_000;
+
+const canShowImages = () => can("GET", "/v1/blobs");
 
 /** Whether events are followed: they are once the server's description is known. */
 let following = false;
@@ -67,8 +70,9 @@ function Page({ problem }) {
   }
   if (where.page === "volume") return html`<${VolumePage} key=${where.name} name=${where.name} />`;
   if (where.page === "volumes") return html`<${Warnings} /><${VolumesPage} />`;
+  if (where.page === "images" && canShowImages()) return html`<${ImagesPage} />`;
   return html`<main>
-    <h1>There is no such page</h1>
+    <h1 tabindex="-1">There is no such page</h1>
     <a href="#/">Volumes</a>
   </main>`;
 }
@@ -87,23 +91,50 @@ function useNewPageFocus(where) {
 }
 
 function Header() {
-  const [tone, text] =
-    offline.value !== null ? ["bad", "offline"] : streaming.value ? ["good", "live"] : ["idle", "online"];
+  const [tone, text, meaning] =
+    offline.value !== null
+      ? ["bad", "offline", "The server can't be reached"]
+      : streaming.value
+        ? ["good", "live", "Changes are shown as they happen"]
+        : ["idle", "online", "The server is asked every few seconds"];
   return html`<header class="top">
     <a class="brand" href="#/"><img src="dashboard/icon.svg" alt="" width="24" height="24" />Ullage</a>
+    ${
+      canShowImages() &&
+      html`<nav aria-label="Main">
+        <a href="#/" aria-current=${["volumes", "volume"].includes(place.value.page) ? "page" : undefined}>Volumes</a>
+        <a href="#/images" aria-current=${place.value.page === "images" ? "page" : undefined}>Images</a>
+      </nav>`
+    }
     <span class="spring"></span>
-    ${health.value !== null && html`<span class="small faint" title=${health.value.dataDirectory}>${health.value.version}</span>`}
-    ${health.value !== null && html`<span class=${`chip ${tone}`}>${text}</span>`}
+    ${health.value !== null && html`<span class="version small faint" title=${health.value.dataDirectory}>${health.value.version}</span>`}
+    ${health.value !== null && html`<span class=${`chip ${tone}`} title=${meaning}>${text}</span>`}
   </header>`;
 }
 
 function Offline() {
-  if (offline.value === null) return null;
+  const away = useRef(false);
+  const back = useSignal("");
+  const reason = offline.value;
+  useEffect(() => {
+    if (reason === null && away.current) back.value = "The server is back.";
+    away.current = reason !== null;
+    if (reason !== null) back.value = "";
+  }, [reason]);
+  if (reason === null) {
+    return html`<p class="unseen" role="status">${back.value}</p>
+      ${replaced() && html`<${Replaced} />`}`;
+  }
   return html`<div class="offline" role="alert">
-    <span>
-      <b>${sentence(offline.value)}.</b> What you see may be old; it goes on by itself when the server is back.
-    </span>
+    <span> <b>${sentence(reason)}.</b> What you see may be old; it goes on by itself when the server is back. </span>
     <button onClick=${() => retry.value()}>Try now</button>
+  </div>`;
+}
+
+function Replaced() {
+  return html`<div class="replaced" role="status">
+    <span>The server is of another version now: <b>${health.value?.version}</b>. This page is still the old one.</span>
+    <button onClick=${() => location.reload()}>Reload</button>
   </div>`;
 }
 

@@ -265,8 +265,8 @@ export function StateChip({ state, reason }) {
 
 /**
  * A dot and a word.
- * @param {{ tone: string, children?: unknown }} props
+ * @param {{ tone: string, title?: string, children?: unknown }} props
  */
-export function Chip({ tone, children }) {
-  return html`<span class=${`chip ${tone}`}>${children}</span>`;
+export function Chip({ tone, title, children }) {
+  return html`<span class=${`chip ${tone}`} title=${title}>${children}</span>`;
 }

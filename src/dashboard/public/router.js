@@ -1,11 +1,11 @@
 import { signal } from "@preact/signals";
 
 /*
- * Where we are, from the fragment: `#/` is the list of volumes, `#/volumes/NAME` one of them. Nothing in it ever
- * reaches the server.
+ * Where we are, from the fragment: `#/` is the list of volumes, `#/volumes/NAME` one of them, `#/images` the cache.
+ * Nothing in it ever reaches the server.
  */
 
-/** @typedef {{ page: "volumes" } | { page: "volume", name: string } | { page: "unknown" }} Place */
+/** @typedef {{ page: "volumes" } | { page: "images" } | { page: "volume", name: string } | { page: "unknown" }} Place */
 
 /** @type {import("@preact/signals").Signal<Place>} */
 export const place = signal(/** @type {Place} */ ({ page: "volumes" }));
@@ -17,6 +17,7 @@ export const place = signal(/** @type {Place} */ ({ page: "volumes" }));
 export function parsePlace(fragment) {
   const path = fragment.replace(/^#/, "");
   if (path === "" || path === "/") return { page: "volumes" };
+  if (path === "/images") return { page: "images" };
   const match = /^\/volumes\/([^/]+)$/.exec(path);
   if (match === null) return { page: "unknown" };
   try {

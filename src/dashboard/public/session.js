@@ -10,6 +10,9 @@ const key = "ullage.token";
 /** True after the server asked for a token that we don't have or that is no good. */
 export const tokenWanted = signal(false);
 
+/** Whether it was a token that this page had, and not that there was none. */
+export const tokenRefused = signal(false);
+
 /** @type {string | null} */
 let token = null;
 
@@ -33,6 +36,13 @@ export function keepToken(text) {
 export function forgetToken() {
   token = null;
   sessionStorage.removeItem(key);
+}
+
+/** The server did not accept who we are: whoever looks has to say. */
+export function askForToken() {
+  if (tokenWanted.value) return;
+  tokenRefused.value = token !== null;
+  tokenWanted.value = true;
 }
 
 /** @returns {Record<string, string>} */

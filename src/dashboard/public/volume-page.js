@@ -18,6 +18,7 @@ import { RemoveDialog } from "./remove-dialog.js";
 import { ReopenPanel } from "./reopen-panel.js";
 import { go, volumeLink } from "./router.js";
 import { SettingsPanel } from "./settings-panel.js";
+import { canTellSpace, readSpace } from "./space.js";
 import { SnapshotsPanel } from "./snapshots-panel.js";
 import { knownVolume, readVolume } from "./volume-list.js";
 
@@ -29,12 +30,10 @@ const pollMs = 2_000;
 const pollStreamingMs = 5_000;
 const spacePollMs = 6_000;
 
-const canTellSpace = () => can("GET", "/v1/volumes/{name}/space");
-
-/** @typedef {{ exclusiveBytes: number, sharedBytes: number }} Space bytes on disk */
+/** @typedef {import("./space.js").Space} Space */
 
 /**
- * What a volume takes on disk. The server reads many files to tell: it is asked seldom.
+ * What a volume takes on disk.
  * @param {string} name
  * @param {boolean} ready it is not being made
  * @returns {Space | null} null: not known yet
@@ -44,7 +43,7 @@ function useSpace(name, ready) {
   useEffect(() => {
     if (!ready || !canTellSpace()) return undefined;
     const poller = new Poller(
-      async () => (space.value = await call(`${volumePath(name)}/space`)),
+      async () => (space.value = await readSpace(name)),
       () => spacePollMs,
     );
     return () => poller.stop();

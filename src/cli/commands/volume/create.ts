@@ -33,7 +33,7 @@ export function addCreateCommand(parent: Command): void {
     .option("--size <size>", "512, 64k, 10M, 1.5G, 2T; default: the image's", sizeOption)
     .option("--format <format>", "the image's format; default: by its first bytes")
     .addOption(new Option("--hydrate <when>", "fetch the image in the background").choices(["auto", "off"]))
-    .option("--set <key=value>", "a setting, e.g. sync=always; may be repeated", settingOption)
+    .option("--set <key=value>", "a setting, e.g. sync=always, cache=none; may be repeated", settingOption)
     .option("--download", "fetch the whole image first, for servers that can't serve ranges; Ctrl-C cancels it")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
     .action(async (name: string, options: Options) => {

@@ -1,0 +1,90 @@
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { readdirSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { promisify } from "node:util";
+import { gzipSync } from "node:zlib";
+import { pattern } from "../backend/support.ts";
+import { startHttpSource } from "../support/http-source.ts";
+import { requireTool } from "../support/tools.ts";
+import { openUllage, temporaryDirectory } from "./support.ts";
+
+const execute = promisify(execFile);
+const MiB = 1024 * 1024;
+
+/** Bytes that the caches take on disk. */
+function cachedBytes(dataDir: string): number {
+  const blobs = join(dataDir, "blobs");
+  return readdirSync(blobs).reduce((sum, id) => sum + statSync(join(blobs, id, "data")).blocks * 512, 0);
+}
+
+void test("cache=none: the disk is read through, whole and over several connections, and nothing of it is on this disk; writes stay", async (t) => {
+  if (!requireTool(t, "nbdcopy", "qemu-io", "qemu-img")) return;
+  const directory = await temporaryDirectory(t);
+  const content = pattern(200 * MiB + 512);
+  await using source = await startHttpSource({ content });
+  const dataDir = join(directory, "data");
+  const image = join(directory, "image.raw");
+  const copy = join(directory, "copy.raw");
+  writeFileSync(image, content);
+  const serve = async () => {
+    const ullage = await openUllage(t, { dataDir, allowSources: ["any"] });
+    await ullage.serveNbd([{ kind: "unix", path: join(directory, "nbd.sock") }]);
+    return ullage;
+  };
+  let ullage = await serve();
+  const uri = `nbd+unix:///through?socket=${join(directory, "nbd.sock")}`;
+  const made = await ullage.createVolume({
+    name: "through",
+    from: { source: source.url },
+    settings: { cache: "none" },
+  });
+  assert.deepEqual([made.settings.cache, made.settings.hydrate, made.hydration.state], ["none", "off", "none"]);
+  await execute("nbdcopy", ["--connections=4", uri, copy], { timeout: 120_000 });
+  await execute("qemu-img", ["compare", "-f", "raw", "-F", "raw", image, copy], { timeout: 120_000 });
+  assert.equal(cachedBytes(dataDir), 0);
+  const [blob] = await ullage.listBlobs();
+  assert.equal(blob.diskBytes, 0);
+  assert.ok(blob.readyBytes <= 128 * MiB, `${blob.readyBytes} bytes are kept in memory`);
+  await execute("qemu-io", ["-f", "raw", "-c", "write -P 0x77 1049088 512", "-c", "flush", uri], { timeout: 60_000 });
+  await ullage.close();
+  ullage = await serve();
+  const read = ["-c", "read -P 0x77 1049088 512", "-c", "read 150M 1M", uri];
+  const { stdout } = await execute("qemu-io", ["-f", "raw", ...read], { timeout: 60_000 });
+  assert.doesNotMatch(stdout, /failed|error/i);
+  assert.equal((await ullage.showVolume("through")).hydration.state, "none");
+  assert.equal(cachedBytes(dataDir), 0);
+  // With a cache it is another blob, and the one without stays out of it.
+  await ullage.createVolume({ name: "kept", from: { source: source.url }, settings: { hydrate: "off" } });
+  assert.equal((await ullage.listBlobs()).length, 2);
+  await ullage.removeVolume("through");
+  assert.equal((await ullage.listBlobs()).length, 1);
+});
+
+void test("cache=none: what contradicts it is refused and says why; a clone reads as its origin does", async (t) => {
+  const content = pattern(2 * MiB);
+  await using source = await startHttpSource({ content });
+  await using packed = await startHttpSource({ content: gzipSync(content) });
+  const ullage = await openUllage(t, { allowSources: ["any"] });
+  const none = { cache: "none" } as const;
+  const from = { source: source.url };
+  const refused = { code: "not-cached" };
+  await assert.rejects(ullage.createVolume({ name: "a", from, settings: { ...none, hydrate: "auto" } }), refused);
+  await assert.rejects(ullage.createVolume({ name: "a", from: { ...from, download: true }, settings: none }), refused);
+  await assert.rejects(ullage.createVolume({ name: "a", from: { source: packed.url }, settings: none }), refused);
+  await assert.rejects(ullage.createVolume({ name: "a", size: MiB, settings: none }), refused);
+  await ullage.createVolume({ name: "a", from, settings: none });
+  await assert.rejects(ullage.steerHydration("a", { state: "running" }), refused);
+  await assert.rejects(ullage.changeVolume("a", { settings: { hydrate: "auto" } }), refused);
+  await assert.rejects(ullage.changeVolume("a", { settings: { cache: "shared" } }), refused);
+  const [blob] = await ullage.listBlobs();
+  await assert.rejects(ullage.cache.setPinned(blob.id, true), refused);
+  await assert.rejects(ullage.createVolume({ name: "b", from: { volume: "a" }, settings: none }), refused);
+  const clone = await ullage.createVolume({ name: "b", from: { volume: "a" } });
+  assert.deepEqual([clone.settings.cache, clone.settings.hydrate], ["none", "off"]);
+  assert.equal(
+    (await ullage.changeVolume("a", { settings: { cache: "none", sync: "always" } })).settings.sync,
+    "always",
+  );
+});
