@@ -155,11 +155,7 @@ function openLogs(directory: string, id: string, first: number): Log[] {
       logs.push(log);
       continue;
     }
-    const committed = parsed
-      .slice(i + 1)
-      .some((o) => !(o instanceof Damaged) && commitsBehind(o, headerBytes).length > 0);
-    if (i === 0 || committed) throw log;
-    break;
+    if (i === 0 || i < parsed.length - 1) throw log;
   }
   demand(logs[0]?.number === first, `${directory} has no intent.${first}`);
   return logs;

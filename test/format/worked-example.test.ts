@@ -278,16 +278,18 @@ void test("a damaged checkpoint is passed over for the one before; without one t
   assert.ok(example.read().equals(described()));
 });
 
-void test("a log that was just being created does not count, unless something behind it was committed", async (t) => {
+void test("a log that was just being created does not count; one with another behind it is damaged", async (t) => {
   const example = await Example.create(t);
   example.fetchAll();
   example.write("intent.4", Buffer.alloc(100));
   assert.ok(example.read().equals(described()));
   const next = Buffer.from(example.file("intent.3"));
   next.writeBigUInt64LE(5n, 72);
-  example.write("intent.5", sealed(next.subarray(0, 4096)));
-  assert.ok(example.read().equals(described()));
-  example.write("intent.5", Buffer.concat([next.subarray(0, 4096), record(0, 8, 2, 7, 7)]));
+  for (const records of [[], [record(0, 8, 2, 7, 7)]]) {
+    example.write("intent.5", Buffer.concat([sealed(next.subarray(0, 4096)), ...records]));
+    assert.throws(() => example.read(), Damaged);
+  }
+  example.write("intent.5", Buffer.alloc(100));
   assert.throws(() => example.read(), Damaged);
 });
 

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { closeSync, openSync, writeSync } from "node:fs";
+import { closeSync, openSync, unlinkSync, writeSync } from "node:fs";
 import { test } from "node:test";
 import { logPath, volumeDir } from "../../src/volume/paths.ts";
 import {
@@ -118,4 +118,41 @@ void test("rule 10: a checkpoint that leaves a log behind changes nothing, and t
   assert.deepEqual(logNumbers(lives.env, lives.id), [3]);
   const next = await lives.open();
   await expectFilled(next, 0, blockBytes, 7);
+});
+
+/** A header that can't be read any more. */
+function spoil(lives: Lives, log: number): void {
+  const file = openSync(logPath(volumeDir(lives.env.dataDir, lives.id), log), "r+");
+  writeSync(file, Buffer.alloc(4096), 0, 4096, 0);
+  closeSync(file);
+}
+
+void test("rule 10: a log whose header is gone is as good as none at the end of the chain, and damage in the middle of it", async (t) => {
+  const lives = await Lives.create(t, 4 * chunkBytes);
+  // Lives that end when their log is there, and their checkpoint is not.
+  for (const logs of [
+    [1, 2],
+    [1, 2, 3],
+  ]) {
+    pretendPowerCut(lives.env, lives.id);
+    const died = gate();
+    const opening = lives.open((call) => {
+      if (!/\/map\.\d+\.tmp$/.test(call.path) || call.name !== "open") return undefined;
+      died.open();
+      void lives.kill();
+      return undefined;
+    });
+    opening.catch(() => undefined);
+    await died.opened;
+    await lives.kill();
+    assert.deepEqual(logNumbers(lives.env, lives.id), logs);
+  }
+  spoil(lives, 2);
+  await assert.rejects(lives.open(), { code: "corrupt" }, "though nothing behind it was committed");
+  assert.deepEqual(logNumbers(lives.env, lives.id), [1, 2, 3], "and nothing is touched");
+  spoil(lives, 3);
+  await assert.rejects(lives.open(), { code: "corrupt" }, "nor is there anything that could be read");
+  unlinkSync(logPath(volumeDir(lives.env.dataDir, lives.id), 3));
+  const next = await lives.open();
+  await expectFilled(next, 0, blockBytes, 0);
 });
