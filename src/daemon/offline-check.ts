@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { describeError } from "../base/errors.ts";
 import { checkBlob } from "../blob/check-blob.ts";
 import { checkVolume } from "../volume/check-volume.ts";
+import { findStrays } from "./offline-orphans.ts";
 import type { OfflineData } from "./offline-data.ts";
 import { hasBeenOpen, isComplete, readDescription } from "./volume-files.ts";
 
@@ -13,7 +14,16 @@ export interface Problem {
 
 /** Verifies every checksum and every reference below a data directory. Changes nothing. */
 export async function checkData(data: OfflineData): Promise<Problem[]> {
-  return [...(await checkCatalog(data)), ...(await checkVolumes(data)), ...(await checkBlobs(data))];
+  const problems = [...(await checkCatalog(data)), ...(await checkVolumes(data))];
+  const sound = problems.every(({ severity }) => severity !== "damage");
+  return [...problems, ...(await checkBlobs(data)), ...(await checkStrays(data, sound))];
+}
+
+async function checkStrays(data: OfflineData, sound: boolean): Promise<Problem[]> {
+  return (await findStrays(data, sound)).map(({ kind, message }) => ({
+    severity: "note",
+    message: kind === "orphan" ? `${message}: \`repair\` moves it to orphans/` : message,
+  }));
 }
 
 async function checkCatalog({ env, rows, volumeIds, blobIds, catalogProblem }: OfflineData): Promise<Problem[]> {

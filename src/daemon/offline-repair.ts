@@ -5,7 +5,9 @@ import { defaultSettings, type Settings, type SnapshotRecord, type VolumeRecord 
 import { checkVolume, repairVolume } from "../volume/check-volume.ts";
 import { volumeDir } from "../volume/paths.ts";
 import { describeSnapshot, readSnapshot, type SnapshotDescription } from "../volume/snapshot-files.ts";
+import { findStrays } from "./offline-orphans.ts";
 import type { OfflineData } from "./offline-data.ts";
+import { moveToOrphans } from "./orphans.ts";
 import { hasBeenOpen, isComplete, readDescription, writeDescription } from "./volume-files.ts";
 
 /** What `repair` would do, and what it can do nothing about. */
@@ -29,12 +31,23 @@ export interface RepairStep {
  */
 export async function planRepair(data: OfflineData): Promise<RepairPlan> {
   const hopeless: string[] = [];
-  const steps = [
-    ...(await catalogSteps(data, hopeless)),
-    ...(await volumeSteps(data, hopeless)),
-    ...(await blobSteps(data, hopeless)),
-  ];
+  const steps = [...(await catalogSteps(data, hopeless)), ...(await volumeSteps(data, hopeless))];
+  // While something is damaged, what belongs to nothing can't be told: the next repair finds it.
+  const sound = steps.length === 0 && hopeless.length === 0;
+  steps.push(...(await blobSteps(data, hopeless)), ...(await straySteps(data, sound)));
   return { steps, hopeless };
+}
+
+async function straySteps(data: OfflineData, sound: boolean): Promise<RepairStep[]> {
+  const { env } = data;
+  const orphans = (await findStrays(data, sound)).filter(({ kind }) => kind === "orphan");
+  return orphans.map(({ path, message }) => ({
+    action: `${message}: move it to orphans/`,
+    losses: [],
+    run: async () => {
+      await moveToOrphans(env, [path]);
+    },
+  }));
 }
 
 async function catalogSteps(data: OfflineData, hopeless: string[]): Promise<RepairStep[]> {

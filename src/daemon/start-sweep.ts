@@ -5,6 +5,7 @@ import { layersDir, mapsDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Warning } from "./health.ts";
+import { moveToOrphans } from "./orphans.ts";
 import { hasBeenOpen, isComplete, layerCreator, readDescription, removeVolumeFiles } from "./volume-files.ts";
 
 /*
@@ -40,7 +41,7 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
   const orphans = strangers.map((id) => join("volumes", id));
   // Only an interrupted start or end of a volume leaves layers behind: otherwise they need not be looked at.
   if (unfinished.length > 0 || strangers.length > 0) orphans.push(...(await nobodysLayers(env, known)));
-  const warnings = await moveToOrphans(env, orphans);
+  const warnings = await putAway(env, orphans);
   const snapshots = await allSnapshots(store);
   const ready = rows.filter(({ state }) => state === "ready");
   const readySnapshots = snapshots.filter(({ state }) => state === "ready");
@@ -166,13 +167,10 @@ async function unreferenced(env: VolumeEnvironment, layers: string[]): Promise<s
   return layers.filter((layer) => !used.has(layer));
 }
 
-async function moveToOrphans(env: VolumeEnvironment, paths: string[]): Promise<Warning[]> {
-  if (paths.length === 0) return [];
-  const { fs, dataDir } = env;
-  for (const path of paths) await fs.rename(join(dataDir, path), join(dataDir, "orphans", path.replace("/", "-")));
-  for (const name of ["orphans", "volumes", "layers"]) await fs.syncDirectory(join(dataDir, name));
-  return paths.map((path) => ({
+async function putAway(env: VolumeEnvironment, paths: string[]): Promise<Warning[]> {
+  const moved = await moveToOrphans(env, paths);
+  return paths.map((path, index) => ({
     code: "orphan",
-    message: `${path} belonged to nothing that the catalog knows; it is now orphans/${path.replace("/", "-")}`,
+    message: `${path} belonged to nothing that the catalog knows; it is now ${moved[index]}`,
   }));
 }
