@@ -43,6 +43,7 @@ const statusOf: Record<string, number> = {
   poisoned: 409,
   "no-source": 409,
   "not-cached": 409,
+  "cache-elsewhere": 409,
   "loss-not-accepted": 409,
   "token-limit": 409,
   "cut-off": 409,

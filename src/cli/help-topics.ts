@@ -116,7 +116,8 @@ Flags, limits, TLS, more clients: docs/NBD.md.`,
   {
     name: "config",
     summary: "the keys of the configuration file",
-    text: () => `ullage serve --config FILE reads TOML; flags override it. ullage config check FILE says what is wrong with one.
+    text: () => `ullage serve --config FILE reads TOML; flags override it. ullage run and ullage blobd take from the same file what concerns
+sources, the cache and the log. ullage config check FILE says what is wrong with one.
 
 ${describeKeys()}
 

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { cacheElsewhere } from "./data-directory.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { checkBlob } from "../blob/check-blob.ts";
 import { defaultSettings, type Settings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
@@ -80,8 +81,9 @@ async function catalogSteps(data: OfflineData, hopeless: string[]): Promise<Repa
       },
     });
   }
+  const elsewhere = await env.fs.exists(join(env.dataDir, cacheElsewhere));
   for (const { id, name, state, blobId } of rows) {
-    if (state === "ready" && blobId !== null && !data.blobIds.includes(blobId)) {
+    if (state === "ready" && blobId !== null && !elsewhere && !data.blobIds.includes(blobId)) {
       hopeless.push(`volume '${name}' needs blobs/${blobId}, which is missing: restore it, or remove the volume`);
     }
     if (state !== "ready" || volumeIds.includes(id)) continue;

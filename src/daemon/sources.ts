@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { Backend, Identity, Sink } from "../backend/backend.ts";
+import type { Backend, Sink } from "../backend/backend.ts";
 import type { Backends } from "../backend/backends.ts";
 import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
@@ -14,36 +14,20 @@ import { objectReader } from "../image/object-reader.ts";
 import { findImage, findStreamedImage, openImage, type PackedImage } from "../image/open-image.ts";
 import { Turns } from "./turns.ts";
 import type { SourceRequest } from "./views.ts";
+import type { FillOptions, FindOptions, FoundImage, VolumeSources } from "./volume-sources.ts";
 
-/** A source that was looked at and found good: one round trip. */
-export interface FoundSource {
-  /** canonical, without credentials */
-  url: string;
-  /** of the image: a chain, see `OpenedImage` */
-  format: string;
-  identity: Identity;
-  /** of the disk, in bytes; undefined: known when it is unpacked */
-  size: number | undefined;
-  backend: Backend;
+/** What was found, and how it is read. */
+export interface FoundSource extends FoundImage {
+  readonly backend: Backend;
   /** Reads the disk, or what has to be unpacked before there is one. */
-  image: ImageReader | PackedImage;
-  ranges: boolean;
-  download: boolean;
+  readonly image: ImageReader | PackedImage;
+  readonly ranges: boolean;
   /** Nothing of it is kept on disk. */
-  uncached: boolean;
+  readonly uncached: boolean;
   /** Named over the network: bound by the policy for as long as it is read. */
-  guarded: boolean;
-  /** Its blob, once there is one. */
+  readonly guarded: boolean;
   blobId?: string;
-}
-
-/** How `download` fetches. */
-export interface FillOptions {
-  /** Called before the first byte is streamed: what a killed process leaves can be found by this id. */
-  onBlob?: (id: string) => Promise<unknown>;
-  signal?: AbortSignal;
-  /** called with the bytes received so far, and those that will come in all; with 0 before the first ones are asked for */
-  onProgress?: (bytes: number, total: number) => void;
+  blob(options?: FillOptions): Promise<CachedBlob>;
 }
 
 type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
@@ -52,7 +36,8 @@ type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
  * Turns sources as users write them into blobs of the local cache. One backend per blob stays open while it is used.
  * A blob is guarded when who made it was; who finds it there shares it, after the policy let him look at the source.
  */
-export class Sources {
+export class Sources implements VolumeSources {
+  readonly elsewhere: undefined;
   readonly cache: BlobCache;
   readonly backends: Backends;
   readonly #place: Place;
@@ -84,17 +69,10 @@ export class Sources {
     return new Sources(options, backends, cache, opened);
   }
 
-  /**
-   * Looks at a source: what it is now, and in which format.
-   * @param options.guarded the policy decides whether it may be looked at, and later read
-   * @param options.uncached nothing of it is to be kept on disk
-   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`,
-   *   `not-cached`
-   */
   async find(
     request: SourceRequest,
     signal?: AbortSignal,
-    { guarded = false, uncached = false }: { guarded?: boolean; uncached?: boolean } = {},
+    { guarded = false, uncached = false }: FindOptions = {},
   ): Promise<FoundSource> {
     const { source, format: wanted = "auto", download = false, unpinned = false } = request;
     const url = canonicalSource(source);
@@ -108,10 +86,20 @@ export class Sources {
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
       const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
+      const toFound = (size: number | undefined, image: FoundSource["image"]): FoundSource => {
+        const complete: FoundSource = {
+          ...about,
+          size,
+          image,
+          blob: (options) => this.blobOf(complete, options),
+          close: () => backend.close(),
+        };
+        return complete;
+      };
       if ("packed" in found && uncached) throw needsCache(`an image of format ${found.format} has to be unpacked`);
-      if ("packed" in found) return { ...about, size: undefined, image: found };
+      if ("packed" in found) return toFound(undefined, found);
       if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
-      return { ...about, size: found.reader.size, image: found.reader };
+      return toFound(found.reader.size, found.reader);
     } catch (error) {
       await backend.close();
       throw error;
@@ -246,6 +234,15 @@ export class Sources {
   isPinned(blobId: string, volumeId: string): Promise<boolean> {
     const { fs, dataDir } = this.#place;
     return fs.exists(join(dataDir, "blobs", blobId, "pins", volumeId));
+  }
+
+  /** Volumes of this process are known without it. */
+  claim(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async forget(volumeId: string, blobId: string | null): Promise<void> {
+    if (blobId !== null) await this.unpin(blobId, volumeId);
   }
 
   /** Ends a detached volume's claim on a blob. */

@@ -7,6 +7,8 @@ import { formatSize } from "../../base/units.ts";
 import type { Settings } from "../../catalog/metadata-store.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { CreateVolumeRequest, VolumeView } from "../../daemon/views.ts";
+import type { SourceSettings } from "../../backend/source-settings.ts";
+import { addConfigOption, sourceOptions } from "../config-option.ts";
 import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
 import { absoluteSource, sizeOption } from "../parse.ts";
@@ -26,6 +28,12 @@ interface Options extends LogOptions {
   download?: boolean;
   unpinned?: boolean;
   unsafeFileSystem?: boolean;
+  /** What follows only the configuration file says. */
+  allowSources?: string[];
+  sourceSettings?: SourceSettings[];
+  sourceLimit?: number;
+  cacheCapacity?: number;
+  cacheReserve?: number;
   json?: boolean;
 }
 
@@ -44,7 +52,7 @@ export function addRunCommand(program: Command): void {
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where the disk is as an object")
     .addHelpText("after", "\nExample:\n  $ ullage run https://example.org/debian.raw --size 20G");
-  addLogOptions(command, "warn").action(run);
+  addConfigOption(addLogOptions(command, "warn"), ["unsafeFileSystem", ...sourceOptions]).action(run);
 }
 
 async function run(source: string, options: Options): Promise<void> {
@@ -86,6 +94,7 @@ async function start(
   const { Server } = await import("../server.ts");
   const { chooseAddresses } = await import("../addresses.ts");
   const { stderrLog } = await import("../stderr-log.ts");
+  const { cacheLimitsOf } = await import("../cache-limits.ts");
   const log = stderrLog(options);
   const addresses = chooseAddresses(
     { nbd: options.nbd === undefined ? undefined : [options.nbd] },
@@ -96,6 +105,10 @@ async function start(
     command: "run",
     readOnly: options.readOnly === true,
     unsafeFileSystem: options.unsafeFileSystem === true,
+    ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
+    sourceSettings: options.sourceSettings ?? [],
+    sourceBytesPerSecond: options.sourceLimit ?? null,
+    cacheLimits: cacheLimitsOf(options),
     log,
   });
   let disk: VolumeView | undefined;
