@@ -3,6 +3,7 @@ import { describeError, UllageError } from "../base/errors.ts";
 import type { ListenAddress } from "../export/listen-address.ts";
 import { makeFileSystem, mountDevice, type NewFileSystem } from "./file-system.ts";
 import { inspect, viewOf } from "./inspection.ts";
+import { listAttachments } from "./list.ts";
 import { listMounts } from "./mounts.ts";
 import { attachRoot, Place } from "./place.ts";
 import { runCommand } from "./run-command.ts";
@@ -45,11 +46,29 @@ export async function attach(request: AttachRequest): Promise<AttachmentView> {
   const lock = place.lock();
   try {
     const existing = current(place);
+    refuseTwice(request);
     if (existing === undefined) await begin(place, { ...request, mount });
     else await complete(place, { ...request, mount }, existing);
     return current(place)!;
   } finally {
     lock.release();
+  }
+}
+
+/**
+ * A rename frees a name and leaves the attachment alone: neither may the volume be attached once more under its new name,
+ * nor does its old one stand for whatever is called so now.
+ * @throws UllageError `already-attached`
+ */
+function refuseTwice({ name, exportName, dataDirectory }: AttachRequest): void {
+  for (const view of listAttachments()) {
+    if (view.dataDirectory !== dataDirectory) continue;
+    const [sameName, sameDisk] = [view.name === name, view.exportName === exportName];
+    if (sameName === sameDisk) continue;
+    const what = sameDisk
+      ? `'${name}' is already attached, as '${view.name}': that was its name then`
+      : `what is attached as '${name}' is another volume, which had that name before`;
+    throw new UllageError("already-attached", what, { hint: `ullage detach ${view.name}, then attach it again` });
   }
 }
 

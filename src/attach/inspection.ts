@@ -51,6 +51,7 @@ export function viewOf(place: Place, found: Inspection): AttachmentView | undefi
   const { state, reason } = stateOf(found);
   return {
     name: record?.name ?? place.name,
+    exportName: record?.exportName ?? place.name,
     state,
     reason,
     via: found.via,

@@ -56,7 +56,10 @@ export type AttachmentState = "attached" | "reconnecting" | "failing" | "lost" |
 
 /** An attachment as users see it. */
 export interface AttachmentView {
+  /** that it was made under; the volume may have another one by now */
   name: string;
+  /** what the daemon is asked for, see AttachRecord */
+  exportName: string;
   state: AttachmentState;
   /** why it is not `attached` */
   reason: string | null;

@@ -3,7 +3,7 @@ import type { DataProbe } from "./data-probe.ts";
 import type { EventLoopDelay } from "./event-loop-delay.ts";
 import { type Finding, type Warning, warnOf } from "./health.ts";
 import type { VolumeView } from "./views.ts";
-import type { VolumeCache } from "./volume-sources.ts";
+import type { SharedBlob, VolumeCache } from "./volume-sources.ts";
 
 /** Timers that are late by so much in one case of a hundred: clients wait for each other. */
 const lateMs = 100;
@@ -56,12 +56,7 @@ function volumeFindings({ name, state, reason }: VolumeView): Finding[] {
 }
 
 /** A blob that is complete, and has the right bytes, needs its source no more. */
-function sourceFindings({
-  sourceTrouble,
-  readyBytes,
-  size,
-  check,
-}: ReturnType<VolumeCache["opened"]>[number]): Finding[] {
+function sourceFindings({ sourceTrouble, readyBytes, size, check }: SharedBlob): Finding[] {
   const trouble = check?.trouble ?? (readyBytes === size ? undefined : sourceTrouble);
   if (trouble === undefined) return [];
   const { error, at } = trouble;

@@ -138,6 +138,10 @@ class RemoteCache implements VolumeCache {
     return [...this.#known.values()];
   }
 
+  metaOf(id: string): BlobMeta | undefined {
+    return this.#known.get(id);
+  }
+
   async look(id: string): Promise<BlobLook | undefined> {
     const about = await this.#client.ask("about", { blob: id }).catch((error: unknown) => {
       if (error instanceof UllageError && error.code === "not-found") return undefined;

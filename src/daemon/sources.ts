@@ -82,7 +82,7 @@ export class Sources implements VolumeSources {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const context = signal === undefined ? {} : { signal };
+      const context = { name: url, ...(signal === undefined ? {} : { signal }) };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
       const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
@@ -143,9 +143,12 @@ export class Sources implements VolumeSources {
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
     const { url, format, identity, backend, guarded, uncached } = found;
     const known = this.cache.find(url, format, identity, uncached);
-    if (known === undefined && format === "raw" && !uncached && backend.cloneTo !== undefined) {
+    if (known === undefined && url.startsWith("/") && format === "raw" && !uncached) {
       const about = { url, identity, guarded };
-      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo!(identity, path));
+      const cloned = await this.cache.createCloned(
+        about,
+        async (path) => (await backend.cloneTo?.(identity, path)) === true,
+      );
       if (cloned !== undefined) return cloned;
     }
     const blob =

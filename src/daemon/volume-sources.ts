@@ -14,8 +14,14 @@ import type { SourceRequest } from "./views.ts";
  * (remote-sources.ts). Volumes see no difference.
  */
 
-/** A blob, and what it is of. */
-export type SharedBlob = Blob & { readonly meta: BlobMeta };
+/** A blob, what it is of, and how its source is. */
+export interface SharedBlob extends Blob {
+  readonly meta: BlobMeta;
+  /** Undefined: the last request was answered well, or none was made yet. */
+  readonly sourceTrouble: SourceTrouble | undefined;
+  /** `listener` hears when the source failed somebody, and when it does not any more. @returns what ends it */
+  onTrouble(listener: () => void): () => void;
+}
 
 /** A source that was looked at and found good. To be made a blob, or closed. */
 export interface FoundImage {
@@ -59,12 +65,13 @@ export interface FindOptions {
 /** What is in the cache, as far as this process knows. */
 export interface VolumeCache {
   list(): BlobMeta[];
+  metaOf(id: string): BlobMeta | undefined;
   look(id: string): Promise<BlobLook | undefined>;
   /** @throws UllageError `not-found` */
   open(id: string): Promise<SharedBlob>;
   release(id: string): Promise<void>;
   ifOpen(id: string): SharedBlob | undefined;
-  opened(): readonly (SharedBlob & { readonly sourceTrouble?: SourceTrouble | undefined })[];
+  opened(): readonly SharedBlob[];
   expectReads(): void;
   setNeeds(needs: BlobNeeds): void;
   /** @returns bytes freed; undefined when none of it may go */

@@ -22,6 +22,7 @@ void test("a volume becomes a device with a file system, goes away and comes bac
     { ...view, device: null, helperPid: null, since: "" },
     {
       name: "v",
+      exportName: view.exportName,
       state: "attached",
       reason: null,
       via: "fuse",
@@ -36,7 +37,7 @@ void test("a volume becomes a device with a file system, goes away and comes bac
     },
   );
   assert.match(view.device!, /^\/dev\/loop\d+$/);
-  assert.deepEqual(await attachments(daemon), [view]);
+  assert.deepEqual(await attachments(daemon), [{ ...view, volume: "v" }]);
   assert.match(succeeded(await daemon.cli(["attach"])), /^NAME .*\nv +\/dev\/loop\d+ +fuse +\S+ +64M .* attached$/m);
   writeFileSync(join(mount, "file"), "kept");
 
@@ -71,7 +72,7 @@ void test("a busy disk is not taken apart: who uses it is named, and everything 
   const user = holder(t, mount);
   failed(await daemon.cli(["detach", "v"]), new RegExp(`${mount} is in use by sleep \\(pid ${user.pid}\\)`));
   writeFileSync(join(mount, "file"), "still there");
-  assert.deepEqual(await stateOf(daemon, "v"), view);
+  assert.deepEqual(await stateOf(daemon, "v"), { ...view, volume: "v" });
   await ends(user);
 
   const inside = join(mount, "inside");
@@ -151,6 +152,40 @@ void test("a volume that has grown keeps its size while it is attached; the list
   succeeded(await again.cli(["detach", "v"]));
   assert.equal((await again.json<AttachmentView>(["attach", "v"])).size, 16 * 1024 * 1024);
   succeeded(await again.cli(["detach", "v"]));
+});
+
+void test("a volume that was renamed while it was attached is listed by both names, and is neither attached twice nor mistaken", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "8M"]);
+  await daemon.json(["snapshot", "create", "v@s"]);
+  for (const name of ["v", "v@s"]) await daemon.json(["attach", name]);
+  await daemon.json(["volume", "rename", "v", "w"]);
+  await daemon.json(["volume", "create", "v", "--size", "32M"]); // nobody's size but its own
+  const listed = succeeded(await daemon.cli(["attach"]));
+  assert.match(listed, /^v \(now w\) +\/dev\/loop/m);
+  assert.match(listed, /^v@s \(now w@s\) +\/dev\/loop/m);
+  assert.doesNotMatch(listed, /grown/);
+  const { attachments: views } = await daemon.json<{ attachments: { name: string; volume: string }[] }>(["attach"]);
+  assert.deepEqual(
+    views.map(({ name, volume }) => [name, volume]),
+    [
+      ["v", "w"],
+      ["v@s", "w@s"],
+    ],
+  );
+  assert.match(succeeded(await daemon.cli(["volume", "resize", "w", "16M"])), /^\/dev\/loop\d+ keeps its 8M/m);
+  assert.match(
+    succeeded(await daemon.cli(["attach"])),
+    /^v \(now w\) has grown to 16M: detach it and attach it again/m,
+  );
+
+  failed(await daemon.cli(["attach", "w"]), /'w' is already attached, as 'v'.*\n +ullage detach v,/);
+  failed(await daemon.cli(["attach", "w@s"]), /'w@s' is already attached, as 'v@s'/);
+  failed(await daemon.cli(["attach", "v"]), /attached as 'v' is another volume.*\n +ullage detach v,/);
+  for (const name of ["v", "v@s"]) succeeded(await daemon.cli(["detach", name]));
+  assert.equal((await daemon.json<AttachmentView>(["attach", "v"])).size, 32 * 1024 * 1024);
+  succeeded(await daemon.cli(["detach", "v"]));
 });
 
 void test("asked for the kernel's NBD client by name, it is that or an error with the reason", async (t) => {

@@ -5,6 +5,7 @@ import { formatSize } from "../../base/units.ts";
 import type { NewFileSystem } from "../../attach/file-system.ts";
 import type { AttachmentView, Via } from "../../attach/state.ts";
 import type { ExportView, HealthView, VolumeView } from "../../daemon/views.ts";
+import { attachedVolumes, type AttachedVolume } from "../attached-volumes.ts";
 import { askDaemon, clientCommand, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
 import { withSuggestion } from "../volume-names.ts";
@@ -121,18 +122,19 @@ async function refuseRemoteDaemon({ api, tokenFile }: Options): Promise<void> {
 async function list(options: Options): Promise<void> {
   const { listAttachments } = await import("../../attach/list.ts");
   const attachments = listAttachments();
+  const now = attachments.length === 0 ? [] : await attachedVolumes(attachments, options);
   if (options.json === true) {
-    printJson({ attachments, next: null });
+    const views = attachments.map((view, index) => ({ ...view, volume: now[index]?.name ?? null }));
+    printJson({ attachments: views, next: null });
     return;
   }
   if (attachments.length === 0) {
     print("nothing is attached: `ullage attach NAME --mount DIR` does it");
     return;
   }
-  const sizes = await Promise.all(attachments.map(({ name }) => sizeOf(options, name)));
   print(
     formatTable(attachments, [
-      { heading: "NAME", value: ({ name }) => name },
+      { heading: "NAME", value: (view) => nameNow(view, now[attachments.indexOf(view)]) },
       { heading: "DEVICE", value: ({ device, file }) => device ?? file ?? "-" },
       { heading: "VIA", value: ({ via }) => via },
       { heading: "MOUNTED AT", value: ({ mounts }) => mounts.join(", ") || "-" },
@@ -142,9 +144,9 @@ async function list(options: Options): Promise<void> {
     ]),
   );
   for (const [index, view] of attachments.entries()) {
-    const now = sizes[index];
-    if (view.state === "attached" && now !== undefined && now > view.size) {
-      print(`${view.name} has grown to ${formatSize(now)}: ${howToGrow(view)} to use that`);
+    const size = now[index]?.size ?? 0;
+    if (view.state === "attached" && size > view.size) {
+      print(`${nameNow(view, now[index])} has grown to ${formatSize(size)}: ${howToGrow(view)} to use that`);
     }
   }
 }
@@ -153,10 +155,9 @@ function describeState({ state, reason, readOnly }: AttachmentView): string {
   return `${state}${readOnly ? ", read-only" : ""}${reason === null ? "" : `: ${reason}`}`;
 }
 
-/** As far as the daemon is there to tell: the list does not need it. */
-async function sizeOf(options: ClientOptions, name: string): Promise<number | undefined> {
-  const volume = await askDaemon<VolumeView>(options, volumePath(name)).catch(() => undefined);
-  return volume?.size;
+/** The name to detach it by, and that of the volume if it is another one by now. */
+function nameNow({ name }: AttachmentView, volume: AttachedVolume | undefined): string {
+  return volume === undefined || volume.name === name ? name : `${name} (now ${volume.name})`;
 }
 
 /** @returns seconds */

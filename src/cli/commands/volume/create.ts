@@ -38,7 +38,7 @@ export function addCreateCommand(parent: Command): void {
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
     .action(async (name: string, options: Options) => {
       const body = requestFor(name, options);
-      const volume = await make(options, { method: "POST", body });
+      const volume = await make(options, { method: "POST", body, once: true });
       if (options.json === true) printJson(volume);
       else print(`${volume.name} is ready: ${formatSize(volume.size)}, NBD export '${volume.name}'`);
     });

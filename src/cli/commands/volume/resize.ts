@@ -27,7 +27,7 @@ export function addResizeCommand(parent: Command): void {
         return;
       }
       print(`${name} has ${formatSize(volume.size)}`);
-      const attached = await attachmentOf(name, options);
+      const attached = await attachmentOf(volume, options);
       if (attached === undefined || attached.size === volume.size) return;
       const { howToGrow } = await import("../attach.ts");
       print(`${attached.device ?? attached.file} keeps its ${formatSize(attached.size)}: ${howToGrow(attached)}`);
@@ -35,11 +35,11 @@ export function addResizeCommand(parent: Command): void {
 }
 
 /** What this volume of this daemon is attached as on this host, as far as this user can tell. */
-async function attachmentOf(name: string, options: ClientOptions): Promise<AttachmentView | undefined> {
+async function attachmentOf({ id }: VolumeView, options: ClientOptions): Promise<AttachmentView | undefined> {
   const { listAttachments } = await import("../../../attach/list.ts");
   let found: AttachmentView | undefined;
   try {
-    found = listAttachments().find((view) => view.name === name);
+    found = listAttachments().find(({ exportName }) => exportName === id);
   } catch {
     return undefined; // no place for the state: nothing was ever attached
   }
