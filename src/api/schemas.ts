@@ -79,6 +79,10 @@ export const schemas = [
     state: { enum: ["creating", "ok", "degraded", "poisoned", "lostUnflushed", "failed"] },
     reason: { ...nullableText, description: "why the state is not ok" },
     source: { ...nullableText, description: "without the query of an address, which may be secret; null: made empty" },
+    pinned: {
+      type: ["boolean", "null"],
+      description: "a change of the source can't go unnoticed; null: made empty",
+    },
     format: nullableText,
     origin: {
       oneOf: [ref("Origin"), { type: "null" }],

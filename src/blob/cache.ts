@@ -183,6 +183,11 @@ export class BlobCache {
     }
   }
 
+  /** What a blob is; undefined when there is none of this id. */
+  metaOf(id: string): BlobMeta | undefined {
+    return this.#known.get(id)?.meta;
+  }
+
   list(): BlobMeta[] {
     return Array.from(this.#known.values(), ({ meta }) => meta);
   }

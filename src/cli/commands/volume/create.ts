@@ -40,7 +40,7 @@ export function addCreateCommand(parent: Command): void {
     .option("--allow-backing", "read the backing files that a qcow2 image lies on, too")
     .action(async (name: string, options: Options) => {
       const body = requestFor(name, options);
-      const volume = await make(options, { method: "POST", body });
+      const volume = await make(options, { method: "POST", body, once: true });
       if (options.json === true) printJson(volume);
       else print(`${volume.name} is ready: ${formatSize(volume.size)}, NBD export '${volume.name}'`);
     });
