@@ -55,12 +55,15 @@ async function serve(t: TestContext, dir: string): Promise<string> {
     try {
       content = readFileSync(join(dir, decodeURIComponent(new URL(request.url!, "http://h").pathname)));
     } catch {
-      return void response.writeHead(404).end();
+      response.writeHead(404).end();
+      return;
     }
     const etag = `"${content.length}-${basename(request.url!)}"`;
     const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
-    if (from === undefined)
-      return void response.writeHead(200, { etag, "content-length": content.length }).end(content);
+    if (from === undefined) {
+      response.writeHead(200, { etag, "content-length": content.length }).end(content);
+      return;
+    }
     const end = Math.min(Number(to), content.length - 1);
     const range = `bytes ${from}-${end}/${content.length}`;
     response.writeHead(206, { etag, "content-range": range }).end(content.subarray(Number(from), end + 1));
