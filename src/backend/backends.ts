@@ -43,6 +43,7 @@ const keepMs = 60_000;
  * what the credentials refer to changes. One that nobody uses any more goes after a minute.
  *
  *     RetryBackend( MirroredBackend( the source, its mirrors ) ), each of them RateLimitedBackend( HttpBackend or NbdBackend )
+ *     RetryBackend( LocalFileBackend )
  */
 export class Backends {
   readonly rateLimit: HostRateLimit;
@@ -75,15 +76,23 @@ export class Backends {
    */
   open(source: string, guarded = false): Backend {
     const url = canonicalSource(source);
-    if (url.startsWith("/")) return new LocalFileBackend(url, guarded ? this.#options.policy : undefined);
+    if (url.startsWith("/")) {
+      // A file may be on a server, too, and its disk may have a bad moment.
+      const file = new LocalFileBackend(url, guarded ? this.#options.policy : undefined);
+      return this.#retrying(file, new RetryBudget(this.#clock));
+    }
     const settings = settingsFor(url, this.#settings);
     const { backend, budget } = this.#openOne(source, guarded);
     const mirrors = (settings?.mirrors ?? []).map((prefix) =>
       this.#openMirror(prefix, mirrored(url, settings!, prefix), guarded),
     );
     const all = mirrors.length === 0 ? backend : new MirroredBackend(backend, mirrors);
+    return this.#retrying(all, budget, settings);
+  }
+
+  #retrying(backend: Backend, budget: RetryBudget, settings?: SourceSettings): RetryBackend {
     const { random = Math.random, retry = {} } = this.#options;
-    return new RetryBackend(all, { clock: this.#clock, random, budget, ...patience(settings), ...retry });
+    return new RetryBackend(backend, { clock: this.#clock, random, budget, ...patience(settings), ...retry });
   }
 
   /** What credentials refer to, and files with authorities, are read again before the next requests. */

@@ -130,11 +130,16 @@ class RegistryBlob implements HttpObject {
     if (error instanceof SourceBusyError || !this.#site.owns(refusal.url)) return error;
     const { code, transient } = error;
     const said = reasonIn(refusal.body);
-    const hint =
-      code === "source-denied"
-        ? `check the registry's credentials (${this.#site.auth.reference}); many registries answer like this for what is not there`
-        : "check the repository, tag or digest";
+    const hint = this.#hintFor(code, refusal.url);
     return new SourceError(code, `${error.message}${said === undefined ? "" : ` ${said}`}`, { transient, hint });
+  }
+
+  #hintFor(code: string, url: URL): string {
+    if (code === "source-denied")
+      return `check the registry's credentials (${this.#site.auth.reference}); many registries answer like this for what is not there`;
+    if (code === "source-not-found" && url.pathname.includes("/blobs/"))
+      return "the registry has that blob no more: push it again, or create a new volume from what the tag is now";
+    return "check the repository, tag or digest";
   }
 
   async #resolve(signal: AbortSignal): Promise<{ digest: string; size: number; mediaType: string }> {

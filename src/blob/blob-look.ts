@@ -24,7 +24,7 @@ export interface BlobLook {
   /** when somebody used it last; ms since 1970, 0: unknown */
   usedAt: number;
   /** what the last request to the source came to, if that was nothing good */
-  trouble: SourceTrouble | undefined;
+  trouble: Pick<SourceTrouble, "error" | "at"> | undefined;
   /** its bytes are those of the digest that pins them; null: there is none of what the cache file has */
   verified: boolean | null;
 }

@@ -62,6 +62,8 @@ export interface BlobEnvironment extends CheckSurroundings {
 /** The last thing that the source did was to fail. */
 export interface SourceTrouble {
   error: SourceError;
+  /** Somebody who asked got the error; false: it is being tried again. */
+  final: boolean;
   /** RFC 3339 */
   at: string;
 }
@@ -79,8 +81,8 @@ export class CachedBlob implements Blob {
   readonly file: File;
   readonly stats: BlobStats;
   readonly check: DigestContentCheck | undefined;
-  /** Undefined: the last request was answered well, or none was made yet. */
-  sourceTrouble: SourceTrouble | undefined;
+  #sourceTrouble: SourceTrouble | undefined;
+  readonly #troubleListeners = new Set<() => void>();
   readonly #environment: BlobEnvironment;
   readonly #traffic: SourceTraffic;
   readonly #dir: string;
@@ -359,7 +361,7 @@ export class CachedBlob implements Blob {
     }
     lane.latency.observe(clock.now() - began);
     this.#environment.traffic.took(request.lane, clock.now() - began);
-    this.sourceTrouble = undefined;
+    this.#note(undefined);
     if (failedSyncs !== this.#failedSyncs) return false;
     this.#becameReady(request.first, request.end);
     this.#noteUnsynced(writer.received);
@@ -370,13 +372,20 @@ export class CachedBlob implements Blob {
   #retried(error: SourceError): void {
     this.#traffic.retries++;
     if (error instanceof SourceBusyError) this.#environment.traffic.throttled();
-    this.sourceTrouble = { error, at: this.#environment.clock.wallTime() };
+    this.#note({ error, final: false, at: this.#environment.clock.wallTime() });
   }
 
   #noteFailure(error: unknown): void {
     if (!(error instanceof SourceError)) return;
     this.#traffic.failed(error);
-    this.sourceTrouble = { error, at: this.#environment.clock.wallTime() };
+    this.#note({ error, final: true, at: this.#environment.clock.wallTime() });
+  }
+
+  #note(trouble: SourceTrouble | undefined): void {
+    const wasFinal = this.#sourceTrouble?.final === true;
+    this.#sourceTrouble = trouble;
+    if (!wasFinal && trouble?.final !== true) return;
+    for (const listener of this.#troubleListeners) listener();
   }
 
   #source(): Promise<ImageReader> {
@@ -423,6 +432,17 @@ export class CachedBlob implements Blob {
   /** Whether another process may have the cache file. */
   get isShared(): boolean {
     return this.#shared !== undefined;
+  }
+
+  /** Undefined: the last request was answered well, or none was made yet. */
+  get sourceTrouble(): SourceTrouble | undefined {
+    return this.#sourceTrouble;
+  }
+
+  /** `listener` hears when the source failed somebody, and when it does not any more. @returns what ends it */
+  onTrouble(listener: () => void): () => void {
+    this.#troubleListeners.add(listener);
+    return () => this.#troubleListeners.delete(listener);
   }
 
   /** @returns what ends it */

@@ -50,6 +50,8 @@ interface Opened {
   volume: Volume;
   blobs: CachedBlob[];
   hydration: Hydration | undefined;
+  /** Ends the listening to its blobs. */
+  deafen: readonly (() => void)[];
 }
 
 /**
@@ -109,6 +111,7 @@ export class ManagedVolume {
     const { env, sources } = this.#host;
     const { id, name, settings } = this.record;
     const blobs: CachedBlob[] = [];
+    const deafen: (() => void)[] = [];
     let volume: Volume | undefined;
     try {
       const base = await baseOf(env, id);
@@ -129,16 +132,18 @@ export class ManagedVolume {
         openBlob: async (blobId) => {
           const blob = await sources.cache.open(blobId);
           blobs.push(blob);
+          deafen.push(blob.onTrouble(() => this.news.changed()));
           return blob;
         },
       });
       const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume, blobs);
-      this.#opened = { volume, blobs, hydration };
+      this.#opened = { volume, blobs, hydration, deafen };
       this.#failure = undefined;
       this.news.changed();
       return this.#opened;
     } catch (error) {
       await volume?.close();
+      for (const end of deafen) end();
       for (const blob of blobs) await sources.cache.release(blob.id);
       this.#failure = error;
       env.log("error", `volume '${name}' can't be opened: ${describeError(error)}`);
@@ -169,7 +174,7 @@ export class ManagedVolume {
   /** Flushes, checkpoints, closes; afterwards `device` opens it again. */
   async #close(): Promise<void> {
     if (this.#opened === undefined) return;
-    const { volume, blobs, hydration } = this.#opened;
+    const { volume, blobs, hydration, deafen } = this.#opened;
     await this.#recording?.end();
     this.#recording = undefined;
     this.#opened = undefined; // whoever looks meanwhile must not find descriptors that are closed
@@ -177,6 +182,7 @@ export class ManagedVolume {
     try {
       await volume.close();
     } finally {
+      for (const end of deafen) end();
       for (const blob of blobs) await this.#host.sources.cache.release(blob.id);
     }
   }
@@ -455,7 +461,7 @@ export class ManagedVolume {
 
   /** As far as it is known without a wait. */
   view(): VolumeView {
-    const { id, name, size, source, format, origin, settings, createdAt } = this.record;
+    const { id, name, size, source, blobId, format, origin, settings, createdAt } = this.record;
     const info = this.#opened?.volume.info();
     const { standing } = this.record;
     return {
@@ -464,6 +470,7 @@ export class ManagedVolume {
       size: info?.size ?? size,
       ...this.#stateNow(),
       source: source === null ? null : shownSource(source),
+      pinned: blobId === null ? null : (this.#host.sources.cache.metaOf(blobId)?.identity.strong ?? null),
       format,
       origin: origin === null ? null : this.#host.originNow(origin),
       fetchedBytes: this.#openBlob()?.readyBytes ?? this.download?.bytes ?? standing?.fetchedBytes ?? 0,
@@ -483,6 +490,16 @@ export class ManagedVolume {
     return hydrationView(this.#opened?.hydration?.status(), hydration, this.download);
   }
 
+  /** What a source of it that is still needed failed somebody with last, and what can be done about it. */
+  #failedSource(): string | undefined {
+    for (const { sourceTrouble, readyBytes, size } of this.#opened?.blobs ?? []) {
+      if (sourceTrouble?.final !== true || readyBytes === size) continue;
+      const { hint } = sourceTrouble.error;
+      return `${describeError(sourceTrouble.error)}${hint === undefined ? "" : ` (${hint})`}`;
+    }
+    return undefined;
+  }
+
   /** Its blob, if this or another volume has it open. */
   #openBlob(): CachedBlob | undefined {
     const { blobId } = this.record;
@@ -494,7 +511,11 @@ export class ManagedVolume {
     if (this.#opened !== undefined) {
       const { state, reason } = this.#opened.volume.info();
       const hydration = this.hydration();
-      if (state === "ok" && hydration.state === "waiting") return { state: "degraded", reason: hydration.reason };
+      if (state === "ok" && hydration.state !== "detached") {
+        const failed = this.#failedSource();
+        if (failed !== undefined) return { state: "degraded", reason: failed };
+        if (hydration.state === "waiting") return { state: "degraded", reason: hydration.reason };
+      }
       return { state, reason: reason ?? null };
     }
     if (this.#failure === undefined) {

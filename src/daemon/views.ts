@@ -26,6 +26,8 @@ export interface VolumeView {
   reason: string | null;
   /** without what is secret in an address, its query; null: made empty */
   source: string | null;
+  /** A change of the source can't go unnoticed. null: made empty */
+  pinned: boolean | null;
   format: string | null;
   /** null: it is no clone, or was made by a version that did not note it */
   origin: OriginView | null;
@@ -349,4 +351,6 @@ export interface SourceRequest {
   download?: boolean;
   /** Accept a source that offers nothing to notice a change by. */
   unpinned?: boolean;
+  /** Read what the image says that it lies on (qcow2's backing files), too. */
+  allowBacking?: boolean;
 }

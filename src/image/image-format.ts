@@ -21,6 +21,8 @@ export interface ImageReader {
 /** What opening an image may need beside its bytes. */
 export interface OpenContext {
   signal?: AbortSignal;
+  /** What the object is called; only looked at where its first bytes say nothing. */
+  name?: string;
   /**
    * Opens the image that this one lies on, by the name and format that it gives. Absent: an image that needs one is
    * refused.
@@ -70,10 +72,10 @@ export function unsupportedImage(format: string, why: string, hint?: string): So
 }
 
 /** The image contradicts itself or its format; `what` follows the format's name. */
-export function damagedImage(format: string, what: string, cause?: unknown): SourceError {
+export function damagedImage(format: string, what: string, cause?: unknown, hint?: string): SourceError {
   return new SourceError("image-damaged", `the ${format} image is damaged: ${what}`, {
     transient: false,
-    hint: "compare it with its publisher's checksum, or run qemu-img check on it",
+    hint: hint ?? "compare it with its publisher's checksum, or run qemu-img check on it",
     cause,
   });
 }

@@ -4,6 +4,7 @@ import { damagedImage, type ImageReader } from "./image-format.ts";
 import { readBytes, readInto, sendZeros } from "./read-bytes.ts";
 import { unpackThreads, type Slab } from "./unpack-threads.ts";
 import { unpack, type Codec } from "./unpack.ts";
+import { unpackXz } from "./xz-blocks.ts";
 
 /*
  * A disk whose parts lie about in an object: zeros that lie nowhere, stored bytes, and clusters that are compressed. The
@@ -27,13 +28,13 @@ export type Extent =
       length: number;
       at: number;
       packedBytes: number;
-      codec: Codec;
+      codec: Codec | "xz";
       bytes: number;
       skip: number;
       least?: number;
     };
 
-type Packed = Extract<Extent, { kind: "packed" }>;
+export type Packed = Extract<Extent, { kind: "packed" }>;
 type Stored = Extract<Extent, { kind: "stored" }>;
 
 /** Where the parts of a disk are, as its format's tables say. */
@@ -46,8 +47,11 @@ export interface BlockMap {
   extents(offset: number, length: number, options: ReadOptions | undefined): Promise<Extent[]>;
   /** See `ImageReader.zeroRun`. */
   zeroRun(offset: number, length: number, options: ReadOptions | undefined): Promise<number>;
-  /** The packed bytes without what lies behind them, where the table does not know their exact length. */
-  trim?(packed: Buffer): Buffer;
+  /**
+   * The packed bytes as the codec wants them: without what lies behind them, where the table does not know their exact
+   * length; or with what has to be around them, for codecs that get them one by one (xz).
+   */
+  trim?(packed: Buffer, extent: Packed): Buffer;
 }
 
 /** A stored run of at least this much is not gathered. */
@@ -65,15 +69,16 @@ const MAX_REQUEST_BYTES = 2 * 1024 * 1024;
 /** So many clusters are unpacked by one of the threads that are there for it; fewer, in the thread pool. */
 const BATCH_PIECES = 2;
 
-/** Clusters that are only needed in part are kept, unpacked, up to so many bytes per image. */
+/** Clusters that are only needed in part are kept, unpacked, up to so many bytes per image; but two, however large. */
 const CLUSTER_BUDGET_BYTES = 8 * 1024 * 1024;
+const CLUSTERS_AT_LEAST = 2;
 
 export class MappedReader implements ImageReader {
   readonly size: number;
   readonly #source: ImageReader;
   readonly #map: BlockMap;
   /** Clusters that were needed in part, by where they lie; in the order of their last use. */
-  readonly #clusters = new Map<number, { work: SharedWork<Buffer>; bytes: number }>();
+  readonly #clusters = new Map<number, Cluster>();
   #clusterBytes = 0;
 
   constructor(source: ImageReader, map: BlockMap) {
@@ -142,8 +147,9 @@ export class MappedReader implements ImageReader {
 
   async #bringRequest(request: Request, gathered: Gathered, options: ReadOptions): Promise<void> {
     const packed = request.extents.filter((extent) => extent.kind === "packed");
+    const small = packed.every(({ codec }) => codec !== "xz");
     const source = request.source ?? this.#source;
-    if (packed.length >= BATCH_PIECES && unpackThreads.ready()) {
+    if (small && packed.length >= BATCH_PIECES && unpackThreads.ready()) {
       const slab = unpackThreads.take(
         request.length,
         packed.reduce((sum, { bytes }) => sum + bytes, 0),
@@ -158,7 +164,7 @@ export class MappedReader implements ImageReader {
     takeStored(request, bytes, gathered);
     const unpacking = packed.map(async (extent) => {
       const from = extent.at - request.at;
-      gathered.bytes.set(extent, await this.#unpack(extent, bytes.subarray(from, from + extent.packedBytes)));
+      gathered.bytes.set(extent, await this.#unpack(extent, bytes.subarray(from, from + extent.packedBytes), options));
     });
     await Promise.all(unpacking);
   }
@@ -173,7 +179,7 @@ export class MappedReader implements ImageReader {
     const pieces = packed.map((extent) => {
       const { at, packedBytes, codec, bytes, least } = extent;
       const piece = this.#trimmed(extent, slab.packed.subarray(at - request.at, at - request.at + packedBytes));
-      return { from: piece.byteOffset, length: piece.length, codec, bytes, least };
+      return { from: piece.byteOffset, length: piece.length, codec: codec as Codec, bytes, least };
     });
     const { lengths, failure } = await unpackThreads.unpack(slab, pieces, background);
     if (failure !== undefined) throw this.#damaged(packed[lengths.length], new Error(failure));
@@ -184,10 +190,12 @@ export class MappedReader implements ImageReader {
     }
   }
 
-  async #unpack(extent: Packed, packed: Buffer): Promise<Buffer> {
+  async #unpack(extent: Packed, packed: Buffer, { background = false }: ReadOptions): Promise<Buffer> {
     const trimmed = this.#trimmed(extent, packed);
     try {
-      return await unpack(trimmed, extent);
+      const { codec, bytes, least } = extent;
+      if (codec === "xz") return await unpackXz(trimmed, bytes, background);
+      return await unpack(trimmed, { codec, bytes, least });
     } catch (cause) {
       throw this.#damaged(extent, cause);
     }
@@ -195,7 +203,7 @@ export class MappedReader implements ImageReader {
 
   #trimmed(extent: Packed, packed: Buffer): Buffer {
     try {
-      return this.#map.trim?.(packed) ?? packed;
+      return this.#map.trim?.(packed, extent) ?? packed;
     } catch (cause) {
       throw this.#damaged(extent, cause);
     }
@@ -211,21 +219,34 @@ export class MappedReader implements ImageReader {
 
   /** All of a cluster that is needed in part: the other parts will be, too. */
   async #cluster(extent: Packed, options: ReadOptions): Promise<Buffer> {
-    const known = this.#clusters.get(extent.at)?.work;
-    const work = known?.aborted === false ? known : this.#bring(extent, options);
+    const before = this.#clusters.get(extent.at);
+    const known = before?.work.aborted === false ? before : undefined;
+    const cluster = known ?? { work: this.#bring(extent, options), bytes: extent.bytes, settled: false };
+    const { work } = cluster;
     this.#forget(extent.at);
-    this.#clusters.set(extent.at, { work, bytes: extent.bytes });
+    this.#clusters.set(extent.at, cluster);
     this.#clusterBytes += extent.bytes;
-    while (this.#clusterBytes > CLUSTER_BUDGET_BYTES && this.#clusters.size > 1) {
-      this.#forget(this.#clusters.keys().next().value!);
-    }
+    this.#makeRoom();
     try {
-      return await work.join(options.signal);
+      const bytes = await work.join(options.signal);
+      if (!cluster.settled) {
+        cluster.settled = true;
+        this.#makeRoom();
+      }
+      return bytes;
     } catch (error) {
       if (this.#clusters.get(extent.at)?.work === work) this.#forget(extent.at);
       // What failed for somebody else, who may have been in the background, is tried again for us.
-      if (work !== known || options.signal?.aborted === true) throw error;
+      if (known === undefined || options.signal?.aborted === true) throw error;
       return this.#cluster(extent, options);
+    }
+  }
+
+  /** What is on its way stays, for others who will need it: it is bounded by those who wait. */
+  #makeRoom(): void {
+    for (const [at, { settled }] of this.#clusters) {
+      if (this.#clusterBytes <= CLUSTER_BUDGET_BYTES || this.#clusters.size <= CLUSTERS_AT_LEAST) return;
+      if (settled) this.#forget(at);
     }
   }
 
@@ -237,9 +258,16 @@ export class MappedReader implements ImageReader {
   #bring(extent: Packed, options: ReadOptions): SharedWork<Buffer> {
     return new SharedWork(async (signal) => {
       const packed = await readBytes(this.#source, extent.at, extent.packedBytes, { ...options, signal });
-      return this.#unpack(extent, packed);
+      return this.#unpack(extent, packed, options);
     });
   }
+}
+
+interface Cluster {
+  work: SharedWork<Buffer>;
+  bytes: number;
+  /** It is here. */
+  settled: boolean;
 }
 
 /** What a window's extents hold. */

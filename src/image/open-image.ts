@@ -7,7 +7,9 @@ import {
   type OpenContext,
   type Unpacker,
 } from "./image-format.ts";
+import { rawFormat } from "./raw.ts";
 import { readBytes } from "./read-bytes.ts";
+import { isFixedVhd, vhdFormat } from "./vhd.ts";
 
 /** An image as it was found: which formats lie in each other, and the disk within. */
 export interface OpenedImage {
@@ -55,7 +57,10 @@ export async function findImage(
   let first = head;
   do {
     if (chain.length === MAX_DEPTH) throw unsupportedImage(chain[0].name, `holds more than ${MAX_DEPTH} others`);
-    const format = wanted[chain.length] ?? detectFormat(first ?? (await beginning(reader, context)), reader.size);
+    let format = wanted[chain.length] ?? detectFormat(first ?? (await beginning(reader, context)), reader.size);
+    if (wanted.length === 0 && reader === source && format === rawFormat && (await isFixedVhd(source, context))) {
+      format = vhdFormat;
+    }
     const opened = await format.open(reader, context);
     chain.push(format);
     if (opened === undefined) {

@@ -1,7 +1,7 @@
 import { inflate, inflateRaw, zstdDecompress } from "node:zlib";
 import { computeSlots } from "../base/pool-slots.ts";
 
-/** How a piece of an image is compressed. */
+/** How a small piece of an image is compressed. */
 export type Codec = "deflate" | "zlib" | "zstd";
 
 /** What a piece must come to: `bytes` bytes, or `least` at least. */

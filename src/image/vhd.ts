@@ -1,5 +1,11 @@
 import type { ReadOptions } from "../backend/backend.ts";
-import { damagedImage, unsupportedImage, type ImageFormat, type ImageReader } from "./image-format.ts";
+import {
+  damagedImage,
+  unsupportedImage,
+  type ImageFormat,
+  type ImageReader,
+  type OpenContext,
+} from "./image-format.ts";
 import { u64be, within } from "./integers.ts";
 import { MappedReader, leadingZeros, type BlockMap, type Extent } from "./mapped-reader.ts";
 import { PageCache } from "./page-cache.ts";
@@ -13,7 +19,8 @@ import { readBytes, windowReader } from "./read-bytes.ts";
  *     a block   bitmap of its sectors, filled up to a sector | its bytes
  *
  * The bitmaps are not looked at: of a disk without a parent, a sector that was never written is zeros in the block.
- * Auto-detection knows dynamic disks; a fixed one begins with the disk's own bytes and is raw but for its last sector.
+ * Auto-detection knows dynamic disks; a fixed one begins with the disk's own bytes and is raw but for its last sector,
+ * which is only looked at when the object is called *.vhd: for all others that would be a request in vain.
  */
 
 const FORMAT = "vhd";
@@ -64,6 +71,14 @@ async function dynamicMap(source: ImageReader, at: number, size: number, options
     throw damagedImage(FORMAT, `its table has ${entries} entries at ${tableOffset}`);
   }
   return new VhdMap(new PageCache(source), tableOffset, blockBytes, size);
+}
+
+/** Whether the object is called a vhd, and ends like a fixed one. */
+export async function isFixedVhd(source: ImageReader, { name = "", signal }: OpenContext): Promise<boolean> {
+  if (!/\.vhd(?:$|[?#])/i.test(name) || source.size < FOOTER_BYTES) return false;
+  const options = signal === undefined ? {} : { signal };
+  const footer = await readBytes(source, source.size - FOOTER_BYTES, FOOTER_BYTES, options);
+  return isFooter(footer) && footer.readUInt32BE(60) === FIXED;
 }
 
 function isFooter(bytes: Buffer): boolean {

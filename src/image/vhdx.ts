@@ -5,6 +5,7 @@ import { u64le, within } from "./integers.ts";
 import { MappedReader, leadingZeros, type BlockMap, type Extent } from "./mapped-reader.ts";
 import { PageCache } from "./page-cache.ts";
 import { readBytes } from "./read-bytes.ts";
+import { replayLog } from "./vhdx-log.ts";
 
 /*
  * VHDX (MS-VHDX), fixed and dynamic. All integers little-endian.
@@ -14,7 +15,7 @@ import { readBytes } from "./read-bytes.ts";
  *     192 K   region table, and a copy of it at 256 K: where the block allocation table and the metadata are
  *
  * After every (2^23 x sector / block) entries of the table comes one for a bitmap, which only differencing disks use.
- * A file that was not closed has a log that would have to be replayed first: it is refused.
+ * A file that was not closed has a log, which is replayed first (vhdx-log.ts).
  */
 
 const FORMAT = "vhdx";
@@ -37,11 +38,11 @@ export const vhdxFormat: ImageFormat = {
   name: FORMAT,
   container: false,
   detect: (head) => Buffer.from(head.buffer, head.byteOffset, head.length).toString("latin1", 0, 8) === "vhdxfile",
-  async open(source, { signal }) {
+  async open(file, { signal }) {
     const options = signal === undefined ? {} : { signal };
-    if (source.size < MIB) throw damagedImage(FORMAT, `it has ${source.size} bytes, less than its headers`);
+    if (file.size < MIB) throw damagedImage(FORMAT, `it has ${file.size} bytes, less than its headers`);
+    const source = await replayLog(file, await currentHeader(file, options), options);
     const head = await readBytes(source, 0, 320 * KIB, options);
-    demandNoLog(currentHeader(head));
     const regions = regionsOf(head, source.size);
     const disk = await readMetadata(source, regions.metadata, options);
     const chunkRatio = (2 ** 23 * disk.sectorBytes) / disk.blockBytes;
@@ -54,21 +55,16 @@ export const vhdxFormat: ImageFormat = {
   },
 };
 
-function currentHeader(head: Buffer): Buffer {
+async function currentHeader(source: ImageReader, options: ReadOptions): Promise<Buffer> {
+  const head = await readBytes(source, 0, 192 * KIB, options);
   const valid = [64 * KIB, 128 * KIB]
     .map((at) => head.subarray(at, at + HEADER_BYTES))
     .filter((header) => header.toString("latin1", 0, 4) === "head" && checksumFits(header));
   const newest = valid.sort((a, b) => u64le(b, 8) - u64le(a, 8)).at(0);
   if (newest === undefined) throw damagedImage(FORMAT, "neither of its headers has a right checksum");
-  return newest;
-}
-
-function demandNoLog(header: Buffer): void {
-  const version = header.readUInt16LE(66);
+  const version = newest.readUInt16LE(66);
   if (version !== 1) throw unsupportedImage(FORMAT, `has version ${version}`);
-  if (header.subarray(48, 64).every((byte) => byte === 0)) return;
-  const hint = "replay it first: qemu-img check -r all, or attach it once";
-  throw unsupportedImage(FORMAT, "was not closed: its log is not empty", hint);
+  return newest;
 }
 
 interface Region {

@@ -1,5 +1,6 @@
 import { parentPort } from "node:worker_threads";
 import xzDecompress from "xz-decompress";
+import { xzFailure } from "./xz-failure.ts";
 import type { XzReply } from "./xz.ts";
 
 /*
@@ -30,16 +31,6 @@ const packed = new ReadableStream<Uint8Array>(
   { highWaterMark: 0 },
 );
 
-/** The library's numbers (xz-embedded, enum xz_ret), for people. */
-const reasons: Record<string, string> = {
-  "3": "it needs too much memory",
-  "4": "it needs too much memory",
-  "5": "it is no xz stream",
-  "6": "it uses a check or a filter that can't be read (SHA-256, or BCJ): unpack it with unxz first",
-  "7": "its bytes are not what they should be",
-  "8": "it ends too early",
-};
-
 try {
   for await (const bytes of new xzDecompress.XzReadableStream(packed)) {
     if (bytes.length === 0) continue;
@@ -49,7 +40,6 @@ try {
   }
   say({ kind: "end" });
 } catch (error) {
-  const code = /error code (\d+)/.exec(String(error))?.[1] ?? "";
-  say({ kind: "failed", why: reasons[code] ?? String(error) });
+  say({ kind: "failed", ...xzFailure(error) });
 }
 port.close();

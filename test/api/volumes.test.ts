@@ -45,6 +45,7 @@ void test("a volume is answered as one object, the same after making, showing an
     state: "ok",
     reason: null,
     source: api.image,
+    pinned: true,
     format: "raw",
     origin: null,
     writtenBytes: rest.writtenBytes,

@@ -188,3 +188,48 @@ void test("reads come through a source that breaks every connection after some b
   assert.ok(connections > 3, `${connections} connections`);
   await backend.close();
 });
+
+void test("one hiccup of any kind is no error: the read is tried again over another connection", async (t) => {
+  if (!requireTool(t, "qemu-nbd")) return;
+  const good = await robust(t);
+  const silent = new WeakSet<net.Socket>();
+  const hiccups: [string, (chunk: Buffer, client: net.Socket) => Buffer | void][] = [
+    ["cut", (_, client) => void client.destroy()],
+    ["rubbish", (chunk) => Buffer.alloc(chunk.length, 0xab)],
+    ["a bit of it", (chunk, client) => void client.end(chunk.subarray(0, 100))],
+    ["silence", (_, client) => void silent.add(client)],
+  ];
+  let next: (typeof hiccups)[0][1] | undefined;
+  const uri = await between(t, good.socket, (chunk, client) => {
+    if (silent.has(client)) return undefined;
+    const hiccup = next;
+    next = undefined;
+    return hiccup === undefined ? chunk : (hiccup(chunk, client) ?? undefined);
+  });
+  const backend = openBackend(uri, { nbd: { idleTimeoutMs: 400, connectTimeoutMs: 5000 } });
+  const { identity } = await backend.probe(1);
+  for (const [name, hiccup] of hiccups) {
+    next = hiccup;
+    assert.ok((await readBytes(backend, identity, 0, content.length)).equals(content), name);
+    assert.equal(next, undefined, `${name} was not met`);
+  }
+  await backend.close();
+});
+
+void test("a server that answers late, slowly and now and then with an error is read all the same", async (t) => {
+  if (!requireTool(t, "nbdkit")) return;
+  const directory = await temporaryDirectory(t);
+  const [file, trigger] = ["disk", "trigger"].map((name) => join(directory, name));
+  writeFileSync(file, content);
+  const filters = ["--filter=error", "--filter=delay", "--filter=rate"];
+  const weather = ["error-pread=EIO", "error-pread-rate=3%", `error-pread-file=${trigger}`, "rdelay=10ms", "rate=200M"];
+  const server = await startNbdkit(t, "-r", ...filters, "file", file, ...weather);
+  const backend = openBackend(server.uri());
+  const { identity } = await backend.probe(1);
+  writeFileSync(trigger, "");
+  const reasons = new Set<string>();
+  const bytes = await readBytes(backend, identity, 0, content.length, { onRetry: ({ code }) => reasons.add(code) });
+  assert.ok(bytes.equals(content));
+  for (const code of reasons) assert.equal(code, "source-io");
+  await backend.close();
+});

@@ -6,7 +6,9 @@ import { test } from "node:test";
 import { promisify } from "node:util";
 import type { VolumeView } from "../../src/daemon/views.ts";
 import { pattern } from "../backend/support.ts";
+import { EventClient } from "../api/event-client.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
+import { startHttpSource } from "../support/http-source.ts";
 import { startFakeStore } from "../support/store-fake.ts";
 import { requireTool } from "../support/tools.ts";
 import { launch, launchDaemon } from "./support.ts";
@@ -88,4 +90,31 @@ void test("run takes s3 and oss sources by what the environment says", async (t)
     assert.ok((await readFile(copy)).equals(content));
     assert.equal((await disk.stop()).code, 0);
   }
+});
+
+void test("show says what is unpinned, and why a volume is degraded; who listens to events hears of it", async (t) => {
+  if (!requireTool(t, "qemu-io", "curl")) return;
+  await using source = await startHttpSource({ content: pattern(32 * 2 ** 20), etag: null });
+  const daemon = await launchDaemon(t);
+  await daemon.json(["volume", "create", "v", "--from", source.url, "--unpinned", "--hydrate", "off"]);
+  const { stdout: well } = await daemon.cli(["volume", "show", "v"]);
+  assert.match(well, /^source +http:.*disk\.img \(unpinned: a change could go unnoticed\)$/m);
+  const listener = await EventClient.connect(t, join(daemon.dataDir, "api.sock"));
+  const read = (): Promise<boolean> =>
+    execute("qemu-io", ["-f", "raw", "-r", "-c", "read 24M 64k", daemon.uri("v")], { timeout: 60_000 }).then(
+      () => true,
+      () => false,
+    );
+  source.replace(pattern(20 * 2 ** 20));
+  assert.equal(await read(), false);
+  const told = await listener.next(({ name, data }) => name === "volume-changed" && data["state"] === "degraded");
+  assert.match(String(told.data["reason"]), /had 33554432 bytes and now has 20971520 \(.*create a new volume from /);
+  const { stdout: bad } = await daemon.cli(["volume", "show", "v"]);
+  assert.match(bad, /^state +degraded: .*create a new volume from /m);
+  const health = await daemon.cli(["health"]);
+  assert.match(health.stdout, /^volumes +warn +volume 'v' is degraded: /m);
+  source.replace(pattern(32 * 2 ** 20));
+  assert.equal(await read(), true);
+  await listener.next(({ name, data }) => name === "volume-changed" && data["state"] === "ok");
+  assert.match((await daemon.cli(["volume", "show", "v"])).stdout, /^state +ok$/m);
 });

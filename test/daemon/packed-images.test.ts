@@ -40,7 +40,7 @@ for (const [format, ...steps] of [
   ["zstd+raw", "zstd -q FROM -o TO"],
   ["zstd+raw", "zstd -q < FROM > TO"],
   ["xz+raw", "xz -c FROM > TO"],
-  ["xz+raw", "xz -c --check=crc32 --block-size=1MiB -T2 FROM > TO"],
+  ["xz+raw", "xz -c --check=crc32 -T1 FROM > TO"],
   ["gzip+qcow2", qcow2, "gzip -c FROM > TO"],
   ["xz+qcow2", qcow2, "xz -1 -c FROM > TO"],
   ["gzip+tar+raw", tar, "gzip -c FROM > TO"],

@@ -47,13 +47,21 @@ void test("a small read of vmdk, vhd and vhdx reads little of them", async (t) =
   }
 });
 
-void test("fixed vhd is raw unless it is asked for: it begins with bytes that are the disk's", async (t) => {
+void test("fixed vhd is raw unless it is called so or asked for: it begins with bytes that are the disk's", async (t) => {
   if (!requireTool(t, "qemu-img")) return;
   const dir = temporaryDirectory(t);
   const [raw, image] = ["raw", "image"].map((file) => join(dir, file));
   makeDisk(raw);
   run("qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "subformat=fixed,force_size=on", raw, image);
   assert.equal((await openFile(image)).format, "raw");
+  for (const name of ["/images/a.vhd", "https://example.org/A.VHD?versionId=1"]) {
+    const { reader, format } = await openFile(image, "auto", { name });
+    assert.equal(format, "vhd");
+    assert.equal(await differs(reader, raw), undefined);
+    assert.equal((await openFile(raw, "auto", { name })).format, "raw");
+    assert.equal((await openFile(image, "raw", { name })).format, "raw");
+  }
+  assert.equal((await openFile(image, "auto", { name: "/images/vhd" })).format, "raw");
 });
 
 void test("images that lie on others, in several files, or have other types are refused with the reason", async (t) => {

@@ -22,6 +22,7 @@ function busyVolumes(count: number): MeasuredVolume[] {
         state: "ok",
         reason: null,
         source: "/image.raw",
+        pinned: true,
         format: "raw",
         origin: null,
         fetchedBytes: 0,

@@ -46,6 +46,7 @@ interface PullOptions extends ClientOptions {
   format?: string;
   download?: boolean;
   unpinned?: boolean;
+  allowBacking?: boolean;
 }
 
 function addChanges(image: Command): void {
@@ -58,15 +59,17 @@ function addChanges(image: Command): void {
     .option("--format <format>", "the image's format; default: by its first bytes")
     .option("--download", "fetch it in one go, for servers that can't serve ranges")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .option("--allow-backing", "read the backing files that a qcow2 image lies on, too")
     .action(async (source: string, options: PullOptions) => {
       const daemon = await findDaemon(options);
       const { callAndFollow } = await import("../follow-job.ts");
-      const { format, download, unpinned } = options;
+      const { format, download, unpinned, allowBacking } = options;
       const body = {
         source: absoluteSource(source),
         ...(format === undefined ? {} : { format }),
         ...(download === undefined ? {} : { download }),
         ...(unpinned === undefined ? {} : { unpinned }),
+        ...(allowBacking === undefined ? {} : { allowBacking }),
       };
       const call = { method: "POST", body } as const;
       const pulled = await callAndFollow<ImageView>(daemon, "/v1/images", call, options.json === true);

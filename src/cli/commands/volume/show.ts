@@ -25,6 +25,11 @@ async function describeSpace(name: string, options: ClientOptions): Promise<stri
   return formatFields([["on disk    ", `${formatSize(space.exclusiveBytes)} of its own${shared}`]]);
 }
 
+function describeSource({ source, pinned }: VolumeView): string {
+  if (source === null) return "none (made empty)";
+  return pinned === false ? `${source} (unpinned: a change could go unnoticed)` : source;
+}
+
 function describeOrigin({ volume, snapshot, removed }: OriginView): string {
   return `${snapshot === null ? volume : `${volume}@${snapshot}`}${removed ? " (removed since)" : ""}`;
 }
@@ -36,7 +41,7 @@ export function describeVolume(volume: VolumeView): string {
     ["id", volume.id],
     ["size", `${formatSize(volume.size)} (${volume.size} bytes)`],
     ["state", reason === null ? state : `${state}: ${reason}`],
-    ["source", volume.source ?? "none (made empty)"],
+    ["source", describeSource(volume)],
     ...(volume.origin === null ? [] : [["cloned from", describeOrigin(volume.origin)] as const]),
     ["format", volume.format ?? "-"],
     ["fetched", formatSize(volume.fetchedBytes)],
