@@ -11,7 +11,7 @@
  */
 export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
 export type { CreateOptions } from "./daemon/volumes.ts";
-export type { RequestKey } from "./daemon/exports.ts";
+export type { RequestKey } from "./daemon/request-key.ts";
 export type { MadeVolume } from "./daemon/volume-jobs.ts";
 export type { ContentFormat, ContentReader, DataRuns, VolumeContent } from "./daemon/contents.ts";
 export type { ImportContent } from "./daemon/volume-import.ts";

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import type { FastifyInstance, FastifyRequest } from "fastify";
-import type { RequestKey } from "../daemon/exports.ts";
+import type { RequestKey } from "../daemon/request-key.ts";
 import { describeCaller } from "./caller.ts";
 
 /**

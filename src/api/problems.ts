@@ -45,6 +45,7 @@ const statusOf: Record<string, number> = {
   "not-cached": 409,
   "loss-not-accepted": 409,
   "token-limit": 409,
+  "secret-told": 409,
   "cut-off": 409,
   "no-such-range": 416,
   "wrong-host": 421,

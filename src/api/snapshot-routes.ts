@@ -2,6 +2,7 @@ import type { FastifyInstance } from "fastify";
 import type { Ullage } from "../daemon/ullage.ts";
 import type { SnapshotView } from "../daemon/views.ts";
 import { badCursor, decodeCursor, encodeCursor } from "./cursor.ts";
+import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
 import { problemResponses, ref } from "./schemas.ts";
 import { snapshotSchemas } from "./snapshot-schemas.ts";
 
@@ -59,11 +60,14 @@ export function addSnapshotRoutes(app: FastifyInstance, ullage: Ullage): void {
       operationId: "createSnapshot",
       summary: "Take a snapshot; it is there, durably, when the answer comes",
       params: byVolume,
+      headers: idempotencyHeaders("snapshot"),
       body: ref("SnapshotCreate"),
       response: { 201: ref("Snapshot"), ...problemResponses },
     },
     handler: async (request, reply) => {
-      const snapshot = await ullage.createSnapshot(request.params.name, request.body.name);
+      const { params, body } = request;
+      const key = requestKeyOf(request, [params.name, body.name]);
+      const snapshot = await ullage.createSnapshot(params.name, body.name, key);
       const path = `/v1/volumes/${snapshot.volume}/snapshots/${snapshot.name}`;
       return reply.code(201).header("location", path).send(snapshot);
     },

@@ -3,6 +3,7 @@ import { CorruptionError, IoError, UllageError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { replaceFile } from "../blob/durable-file.ts";
 import { namePattern } from "../catalog/names.ts";
+import type { RequestKey } from "../daemon/request-key.ts";
 import { scopes, type Scope } from "./scopes.ts";
 
 /** Its format: docs/FORMAT.md, section tokens.json. */
@@ -21,6 +22,8 @@ export interface TokenRecord {
   createdAt: string;
   /** RFC 3339; null: never */
   expiresAt: string | null;
+  /** `Idempotency-Key` of the request that made it, with a digest of that request; absent: there was none */
+  request?: RequestKey;
 }
 
 /** @returns [] when there is no file @throws CorruptionError, UllageError `tokens-version`, IoError */
@@ -74,8 +77,14 @@ function isRecord(value: unknown): value is TokenRecord {
     scopes.includes(record.scope as Scope) &&
     matches("sha256", /^[0-9a-f]{64}$/) &&
     isTime(record.createdAt) &&
-    (record.expiresAt === null || isTime(record.expiresAt))
+    (record.expiresAt === null || isTime(record.expiresAt)) &&
+    (record.request === undefined || isRequest(record.request))
   );
+}
+
+function isRequest(value: unknown): boolean {
+  const { key, digest } = (value ?? {}) as Record<string, unknown>;
+  return typeof key === "string" && typeof digest === "string";
 }
 
 /** A time that can't be read would never be over. */

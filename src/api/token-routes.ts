@@ -1,5 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import { namePattern } from "../catalog/names.ts";
+import { idempotencyHeaders, requestKeyOf } from "./idempotency.ts";
 import { problemResponses, ref } from "./schemas.ts";
 import { scopes, type Scope } from "./scopes.ts";
 import type { Tokens } from "./tokens.ts";
@@ -98,12 +99,15 @@ export function addTokenRoutes(app: FastifyInstance, tokens: Tokens): void {
     schema: {
       operationId: "createToken",
       summary: "Make a token; its secret is in this answer and nowhere else",
+      description: `A repeated request with the same \`Idempotency-Key\` makes no second token, and is refused with \`secret-told\`: the
+secret is not kept, so that it can't be told again.`,
+      headers: idempotencyHeaders("token"),
       body: ref("TokenCreate"),
       response: { 201: ref("NewToken"), ...problemResponses },
     },
     handler: async (request, reply) => {
       const { body } = request;
-      const made = await tokens.create(body.name, body.scope, body.expiresInSeconds ?? null);
+      const made = await tokens.create(body.name, body.scope, body.expiresInSeconds ?? null, requestKeyOf(request));
       return reply.code(201).send({ ...made.token, secret: made.secret });
     },
   });

@@ -4,6 +4,7 @@ import { UllageError } from "../base/errors.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import { checkName } from "../catalog/names.ts";
+import { demandSameRequest, type RequestKey } from "../daemon/request-key.ts";
 import { Turns } from "../daemon/turns.ts";
 import type { Scope } from "./scopes.ts";
 import { readTokenFile, writeTokenFile, type TokenRecord } from "./token-file.ts";
@@ -71,11 +72,18 @@ export class Tokens {
   /**
    * Makes a token that outlives the daemon. Durable when it resolves.
    * @param lifeSeconds null: it never expires
+   * @param request recognises a repeated one, which can't be told the secret again
    * @returns the only time that the secret is told
-   * @throws UllageError `bad-name`, `name-taken`, `token-limit`; IoError
+   * @throws UllageError `bad-name`, `name-taken`, `token-limit`, `request-key-reused`, `secret-told`; IoError
    */
-  create(name: string, scope: Scope, lifeSeconds: number | null): Promise<{ token: TokenView; secret: string }> {
+  create(
+    name: string,
+    scope: Scope,
+    lifeSeconds: number | null,
+    request?: RequestKey,
+  ): Promise<{ token: TokenView; secret: string }> {
     return this.#turns.run(async () => {
+      if (request !== undefined) this.#demandFirst(request);
       checkName(name);
       if (this.#durable.some((token) => token.name === name)) {
         throw new UllageError("name-taken", `there is a token '${name}' already`, {
@@ -88,9 +96,20 @@ export class Tokens {
         });
       }
       const { record, secret } = this.#make(name, scope, lifeSeconds);
-      await this.#keep([...this.#durable, record]);
+      await this.#keep([...this.#durable, request === undefined ? record : { ...record, request }]);
       return { token: this.#view(record), secret };
     });
+  }
+
+  #demandFirst(request: RequestKey): void {
+    const made = this.#durable.find((token) => token.request?.key === request.key);
+    if (made === undefined) return;
+    demandSameRequest(request, made.request!.digest);
+    throw new UllageError(
+      "secret-told",
+      `this request has made the token '${made.name}' already, and its secret is told once`,
+      { hint: `if nobody got it, \`ullage token rm ${made.name}\` and make another, with a new Idempotency-Key` },
+    );
   }
 
   /** Makes a token that ends with the process at the latest, for links that are shown once. @returns the secret */

@@ -25,7 +25,7 @@ import { defaultSettings } from "./metadata-store.ts";
 /** "Ulla": marks the file as ours among SQLite files. */
 const applicationId = 0x556c6c61;
 /** Raised with every change of the tables; older files are upgraded in `open`, newer ones refused. */
-export const schemaVersion = 4;
+export const schemaVersion = 5;
 
 /** What version n + 1 has that version n has not; a new file takes all steps. */
 const schemaSteps = [
@@ -76,6 +76,12 @@ const schemaSteps = [
 `,
   `
   ALTER TABLE volumes ADD COLUMN standing TEXT;
+`,
+  `
+  ALTER TABLE snapshots ADD COLUMN request_key TEXT;
+  ALTER TABLE snapshots ADD COLUMN request_digest TEXT;
+  CREATE UNIQUE INDEX snapshots_by_request_key ON snapshots (request_key)
+    WHERE request_key IS NOT NULL AND state <> 'deleting';
 `,
 ];
 
@@ -151,15 +157,17 @@ export class CatalogDatabase {
     this.#delete.run(id);
   }
 
-  insertSnapshot({ id, volumeId, name, state, size, createdAt }: SnapshotRecord): void {
+  insertSnapshot(snapshot: SnapshotRecord): void {
+    const { id, volumeId, name, state, size, createdAt, requestKey, requestDigest } = snapshot;
     if (this.#has(id, "snapshots")) return;
     this.#database
-      .prepare(`INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)`)
-      .run(id, volumeId, name, state, size, createdAt);
+      .prepare(`INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)`)
+      .run(id, volumeId, name, state, size, createdAt, requestKey, requestDigest);
   }
 
   updateSnapshot(id: string, change: SnapshotChange): boolean {
-    const assignment = "state" in change ? "state = 'deleting'" : "name = NULL";
+    const assignment =
+      "state" in change ? "state = 'deleting'" : "name = NULL, request_key = NULL, request_digest = NULL";
     return this.#database.prepare(`UPDATE snapshots SET ${assignment} WHERE id = ?`).run(id).changes !== 0;
   }
 
@@ -299,5 +307,7 @@ function asSnapshot(row: Record<string, unknown>): SnapshotRecord {
     state: row["state"] as SnapshotState,
     size: row["size"] as number,
     createdAt: row["created_at"] as string,
+    requestKey: row["request_key"] as string | null,
+    requestDigest: row["request_digest"] as string | null,
   };
 }

@@ -57,6 +57,9 @@ export interface SnapshotRecord {
   size: number;
   /** RFC 3339 */
   createdAt: string;
+  /** `Idempotency-Key` of the request that made it, with a digest of that request; null as well when its name is gone */
+  requestKey: string | null;
+  requestDigest: string | null;
 }
 
 /** A further name under which a volume or a snapshot is exported. It goes when what it names goes. */

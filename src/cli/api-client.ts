@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { request as requestHttp, type ClientRequest, type IncomingMessage, type RequestOptions } from "node:http";
 import { request as requestHttps } from "node:https";
@@ -9,12 +10,17 @@ import { withSuggestion } from "./volume-names.ts";
 /** Answers are pages; more than this is not an answer of Ullage. */
 const maxAnswerBytes = 64 * 1024 * 1024;
 
+/** Before each of the requests that follow one without an answer. A daemon that was killed is back within seconds. */
+const retryMs = [250, 500, 1000, 2000, 4000, 8000];
+
 /** How long an upload waits to be let in before it begins. */
 const continueMs = 2000;
 
 export interface Call {
   method?: "GET" | "POST" | "PATCH" | "DELETE";
   body?: unknown;
+  /** It makes something, under an `Idempotency-Key`: when the connection breaks before an answer, it is sent again. */
+  once?: boolean;
 }
 
 /** Talks HTTP to a daemon, over its unix socket or TCP. */
@@ -33,9 +39,24 @@ export class ApiClient {
   /** @returns the answer's object @throws UllageError with the code, message and hint of the daemon's problem document */
   async call<T>(path: string, call?: Call): Promise<T> {
     try {
-      return await this.#ask<T>(path, call);
+      return await (call?.once === true ? this.#askOnce<T>(path, call) : this.#ask<T>(path, call));
     } catch (error) {
       throw await withSuggestion(error, (other) => this.#ask(other));
+    }
+  }
+
+  /** A daemon that is killed in between, or restarted, does what is asked for once. */
+  async #askOnce<T>(path: string, call: Call): Promise<T> {
+    const headers = { "idempotency-key": randomUUID() };
+    for (let sent = false, retry = 0; ; retry++) {
+      try {
+        return await this.#ask<T>(path, call, headers);
+      } catch (error) {
+        sent ||= isBroken(error);
+        const restarts = error instanceof UllageError && error.code === "no-daemon";
+        if (retry === retryMs.length || !(isBroken(error) || (sent && restarts))) throw error;
+      }
+      await systemClock.sleep(retryMs[retry]);
     }
   }
 
@@ -84,8 +105,8 @@ export class ApiClient {
     }
   }
 
-  async #ask<T>(path: string, call: Call = {}): Promise<T> {
-    const answer = await this.#send(path, call);
+  async #ask<T>(path: string, call: Call = {}, headers: Record<string, string> = {}): Promise<T> {
+    const answer = await this.#send(path, { ...call, headers });
     return this.#read(answer, await this.#receive(answer)) as T;
   }
 
@@ -133,6 +154,11 @@ export class ApiClient {
     const succeeded = statusCode >= 200 && statusCode < 300;
     if (succeeded || /^application\/json\b/.test(headers["content-type"] ?? "")) return value;
     const { code, detail, hint } = (value ?? {}) as { code?: string; detail?: string; hint?: string };
+    // A value with a rule of its own, such as a name: where it stood in the request says nothing to who typed a command.
+    const rule = /^(?:body|querystring|params)\/\w+: (.*)/s.exec(code === "bad-request" ? (detail ?? "") : "")?.[1];
+    if (rule !== undefined) {
+      throw new UllageError("usage", rule, { hint: "`--help` behind the command says what it takes" });
+    }
     throw new UllageError(
       code ?? "no-answer",
       detail ?? `the daemon answered ${statusCode}`,
@@ -153,6 +179,11 @@ export class ApiClient {
         hint: "run this as the user who runs the daemon",
       });
     }
+    if (code.startsWith("HPE_")) {
+      return new UllageError("no-answer", `what listens on ${name} speaks no HTTP`, {
+        hint: "give the address of the API, not that of NBD: `ullage serve` prints both when it starts",
+      });
+    }
     return new UllageError("no-answer", `the daemon on ${name} gave no answer`, {
       cause: error,
       hint:
@@ -161,6 +192,12 @@ export class ApiClient {
           : "look at the daemon's log",
     });
   }
+}
+
+/** Whether the connection broke, so that the request may have been done. */
+function isBroken(error: unknown): boolean {
+  const code = ((error as Error).cause as NodeJS.ErrnoException | undefined)?.code ?? "";
+  return error instanceof UllageError && error.code === "no-answer" && ["ECONNRESET", "EPIPE"].includes(code);
 }
 
 const tokenHint =

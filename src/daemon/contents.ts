@@ -108,7 +108,7 @@ export class Contents {
 
   async #freeze(volume: ManagedVolume, reader: ContentReader): Promise<DiskContent> {
     const { snapshots } = this.#volumes;
-    const row = await snapshots.create(volume, null, true);
+    const row = await snapshots.create(volume, null, { held: true });
     try {
       return await this.#view(volume, row, reader, () => snapshots.release(row.id));
     } catch (error) {

@@ -2,18 +2,12 @@ import { UllageError } from "../base/errors.ts";
 import { checkName } from "../catalog/names.ts";
 import type { ExportRecord, MetadataStore } from "../catalog/metadata-store.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
+import { demandSameRequest, type RequestKey } from "./request-key.ts";
 import { Turns } from "./turns.ts";
 import type { AddExportRequest } from "./views.ts";
 
 /** All of them are in memory, and in every list. */
 export const maxExports = 10_000;
-
-/** What recognises a repeated request. */
-export interface RequestKey {
-  key: string;
-  /** of the request's content */
-  digest: string;
-}
 
 /** Where the names of volumes and snapshots are looked up. Each throws UllageError `not-found`, `creating`, `bad-name`. */
 export interface ExportTargets {
@@ -107,12 +101,9 @@ export class Exports {
 
   #earlier(requestKey: RequestKey | undefined): ExportRecord | undefined {
     if (requestKey === undefined) return undefined;
-    const { key, digest } = requestKey;
-    const before = this.all().find((row) => row.requestKey === key);
-    if (before === undefined || before.requestDigest === digest) return before;
-    throw new UllageError("request-key-reused", `the key '${key}' belongs to another request`, {
-      hint: "use a new Idempotency-Key for a new request",
-    });
+    const before = this.all().find((row) => row.requestKey === requestKey.key);
+    if (before !== undefined) demandSameRequest(requestKey, before.requestDigest);
+    return before;
   }
 
   /** Nobody new comes in under the name; connections that are open stay. @throws UllageError `not-found` */

@@ -4,7 +4,7 @@ import { checkBlob } from "../blob/check-blob.ts";
 import { defaultSettings, type Settings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
 import { checkVolume, repairVolume } from "../volume/check-volume.ts";
 import { volumeDir } from "../volume/paths.ts";
-import { describeSnapshot, readSnapshot } from "../volume/snapshot-files.ts";
+import { describeSnapshot, readSnapshot, type SnapshotDescription } from "../volume/snapshot-files.ts";
 import type { OfflineData } from "./offline-data.ts";
 import { hasBeenOpen, isComplete, readDescription, writeDescription } from "./volume-files.ts";
 
@@ -45,7 +45,8 @@ async function catalogSteps(data: OfflineData, hopeless: string[]): Promise<Repa
     steps.push({
       action: `${data.catalogProblem}: begin a new catalog; what is there is kept as catalog.db.damaged`,
       losses: [
-        "settings that were changed after a volume was made, how hydration was steered, and names of exports that were added",
+        "settings that were changed after a volume was made, how hydration was steered, names of exports that were added, " +
+          "and the Idempotency-Keys that volumes were made with",
       ],
       async run() {
         for (const suffix of ["", "-wal", "-shm"]) {
@@ -172,12 +173,17 @@ async function descriptionSteps(
     step(error, () => writeDescription(env, { id, name, size, createdAt, source, format, settings, blobId }));
   });
   const dir = volumeDir(env.dataDir, id);
-  for (const { id: snapshot, name: called, size: bytes, createdAt: taken } of snapshots) {
-    await readSnapshot(env, dir, snapshot).catch((error: unknown) => {
-      step(error, () => describeSnapshot(env, dir, { id: snapshot, name: called, size: bytes, createdAt: taken }));
+  for (const snapshot of snapshots) {
+    await readSnapshot(env, dir, snapshot.id).catch((error: unknown) => {
+      step(error, () => describeSnapshot(env, dir, descriptionOf(snapshot)));
     });
   }
   return steps;
+}
+
+function descriptionOf({ id, name, size, createdAt, requestKey, requestDigest }: SnapshotRecord): SnapshotDescription {
+  const key = requestKey === null || requestDigest === null ? undefined : { key: requestKey, digest: requestDigest };
+  return { id, name, size, createdAt, request: key };
 }
 
 async function blobSteps({ env, rows, blobIds }: OfflineData, hopeless: string[]): Promise<RepairStep[]> {
@@ -187,8 +193,10 @@ async function blobSteps({ env, rows, blobIds }: OfflineData, hopeless: string[]
     for (const { message, severity, repair } of await checkBlob(env.fs, join(env.dataDir, "blobs", id))) {
       if (repair === undefined && severity === "error" && used.has(id)) hopeless.push(`${message}: restore it`);
       if (repair === undefined) continue;
-      const losses = severity === "error" ? [repair.description] : [];
-      steps.push({ action: `${message}: ${repair.description}`, losses, run: () => repair.run() });
+      const { description, loss } = repair;
+      const losses = severity === "error" && loss !== null ? [loss] : [];
+      const calm = losses.length > 0 ? "" : `; ${loss ?? "nothing is lost"}`;
+      steps.push({ action: `${message}: ${description}${calm}`, losses, run: () => repair.run() });
     }
   }
   return steps;

@@ -8,11 +8,18 @@ import type { SnapshotRecord } from "../catalog/metadata-store.ts";
 import { loadFrozenMap, readFrozenTable } from "../volume/frozen-map.ts";
 import { frozenMapPath, mapsDir, volumeDir } from "../volume/paths.ts";
 import { baseOf, frozenReferences } from "../volume/references.ts";
-import { describedSnapshots, describeSnapshot, forgetSnapshot, readSnapshot } from "../volume/snapshot-files.ts";
+import {
+  describedSnapshots,
+  describeSnapshot,
+  forgetSnapshot,
+  readSnapshot,
+  type SnapshotDescription,
+} from "../volume/snapshot-files.ts";
 import { SnapshotView } from "../volume/snapshot-view.ts";
 import { dropLayers } from "./layer-files.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
 import { type AllLayerSpace, allLayerSpace, type LayerSpace, type SpaceHost, volumeSpace } from "./space.ts";
+import { MadeOnce, type RequestKey } from "./request-key.ts";
 import { Turns } from "./turns.ts";
 
 /** So many, the newest, are looked through for a name that was probably meant: that takes time on the event loop. */
@@ -49,6 +56,10 @@ interface OpenView {
 export class Snapshots {
   readonly #host: VolumeHost;
   readonly #rows = new Map<string, SnapshotRecord>();
+  readonly #requests = new MadeOnce<SnapshotRecord>((key) => {
+    const thing = [...this.#rows.values()].find((row) => row.requestKey === key);
+    return thing === undefined ? undefined : { digest: thing.requestDigest, thing };
+  });
   readonly #volume: (id: string) => ManagedVolume | undefined;
   readonly #views = new Map<string, Promise<OpenView>>();
   /** Ids of those that somebody reads and nobody else knows of. */
@@ -89,6 +100,16 @@ export class Snapshots {
     });
   }
 
+  /**
+   * Takes a snapshot once per key. Its description has the key from before the volume's log names it on, so that a start that
+   * finds it without a row knows the key as well.
+   * @param make takes it, with this key, and gives it a name
+   * @throws UllageError `request-key-reused`, and whatever `make` throws
+   */
+  once(requestKey: RequestKey | undefined, make: () => Promise<SnapshotRecord>): Promise<SnapshotRecord> {
+    return this.#requests.make(requestKey, make);
+  }
+
   /** Whether it is there and has its name. */
   has(id: string): boolean {
     return this.#rows.get(id)?.name != null;
@@ -97,10 +118,14 @@ export class Snapshots {
   /**
    * Durable when it resolves.
    * @param name null: for a clone only, or to be held
-   * @param held stays until `release`
+   * @param options.held stays until `release`
    * @throws UllageError `bad-name`, `name-taken`
    */
-  async create(volume: ManagedVolume, name: string | null, held = false): Promise<SnapshotRecord> {
+  async create(
+    volume: ManagedVolume,
+    name: string | null,
+    { held = false, request }: { held?: boolean; request?: RequestKey | undefined } = {},
+  ): Promise<SnapshotRecord> {
     const { env, store } = this.#host;
     const volumeId = volume.record.id;
     if (name !== null) {
@@ -113,8 +138,8 @@ export class Snapshots {
     }
     const device = await volume.device();
     const id = env.randomBytes(16).toString("hex");
-    const { size, createdAt } = await device.snapshot({ id, name, createdAt: env.clock.wallTime() });
-    const row: SnapshotRecord = { id, volumeId, name, state: "ready", size, createdAt };
+    const description = await device.snapshot({ id, name, createdAt: env.clock.wallTime(), request });
+    const row = rowOf(volumeId, description);
     try {
       await store.insertSnapshot(row);
     } catch (error) {
@@ -170,7 +195,7 @@ export class Snapshots {
   async #unname(row: SnapshotRecord): Promise<void> {
     const { env, store } = this.#host;
     await store.updateSnapshot(row.id, { name: null });
-    this.#rows.set(row.id, { ...row, name: null });
+    this.#rows.set(row.id, { ...row, name: null, requestKey: null, requestDigest: null });
     await this.#host.targetGone(row.id);
     const dir = volumeDir(env.dataDir, row.volumeId);
     const { id, size, createdAt } = row;
@@ -411,7 +436,8 @@ export class Snapshots {
 
   async #adoptOne(volume: ManagedVolume, dir: string, id: string): Promise<void> {
     const { env, store } = this.#host;
-    const { name, size, createdAt } = await readSnapshot(env, dir, id);
+    const description = await readSnapshot(env, dir, id);
+    const { name } = description;
     if (!(await env.fs.exists(frozenMapPath(env.dataDir, id)))) {
       const device = await volume.device(); // its recovery knows whether the log has it
       if (device.pendingSnapshot(id) === undefined && !(await env.fs.exists(frozenMapPath(env.dataDir, id)))) {
@@ -419,9 +445,14 @@ export class Snapshots {
         return;
       }
     }
-    const row: SnapshotRecord = { id, volumeId: volume.record.id, name, state: "ready", size, createdAt };
+    const row = rowOf(volume.record.id, description);
     await store.insertSnapshot(row);
     this.#rows.set(id, row);
     env.log("info", `snapshot '${volume.record.name}@${name ?? id}' was taken just before the last process ended`);
   }
+}
+
+function rowOf(volumeId: string, { id, name, size, createdAt, request }: SnapshotDescription): SnapshotRecord {
+  const { key = null, digest = null } = request ?? {};
+  return { id, volumeId, name, state: "ready", size, createdAt, requestKey: key, requestDigest: digest };
 }

@@ -4,7 +4,7 @@ import type { Backends } from "../backend/backends.ts";
 import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
-import type { BlobMeta } from "../blob/blob-meta.ts";
+import type { BackingMeta, BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
 import { fillBlob } from "../blob/fill-blob.ts";
@@ -12,6 +12,7 @@ import { detectHeadBytes } from "../image/detect.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { objectReader } from "../image/object-reader.ts";
 import { findImage, findStreamedImage, openImage, type PackedImage } from "../image/open-image.ts";
+import { BackingChain, LayeredBackend } from "./backing-chain.ts";
 import { Turns } from "./turns.ts";
 import type { SourceRequest } from "./views.ts";
 
@@ -22,9 +23,11 @@ export interface FoundSource {
   /** of the image: a chain, see `OpenedImage` */
   format: string;
   identity: Identity;
+  /** What it lies on. */
+  backing: readonly BackingMeta[];
   /** of the disk, in bytes; undefined: known when it is unpacked */
   size: number | undefined;
-  backend: Backend;
+  backend: LayeredBackend;
   /** Reads the disk, or what has to be unpacked before there is one. */
   image: ImageReader | PackedImage;
   ranges: boolean;
@@ -57,13 +60,13 @@ export class Sources {
   readonly backends: Backends;
   readonly #place: Place;
   /** Of blobs, by id. */
-  readonly #opened: Map<string, Backend>;
+  readonly #opened: Map<string, LayeredBackend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
   /** Images that are being unpacked. */
   readonly #unpacking = new Map<string, Promise<unknown>>();
 
-  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
+  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, LayeredBackend>) {
     this.#place = place;
     this.backends = backends;
     this.cache = cache;
@@ -72,7 +75,7 @@ export class Sources {
 
   /** @param backends closed with this */
   static async open(options: Omit<BlobCacheOptions, "openSource">, backends: Backends): Promise<Sources> {
-    const opened = new Map<string, Backend>();
+    const opened = new Map<string, LayeredBackend>();
     const cache = await BlobCache.open({
       ...options,
       openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
@@ -96,18 +99,20 @@ export class Sources {
     signal?: AbortSignal,
     { guarded = false, uncached = false }: { guarded?: boolean; uncached?: boolean } = {},
   ): Promise<FoundSource> {
-    const { source, format: wanted = "auto", download = false, unpinned = false } = request;
+    const { source, format: wanted = "auto", download = false, unpinned = false, allowBacking = false } = request;
     const url = canonicalSource(source);
     if (uncached && download) throw needsCache("`--download` fetches all of the image");
-    const backend = this.backends.open(source, guarded);
+    const chain = new BackingChain({ open: (below) => this.backends.open(below, guarded), unpinned });
+    const backend = new LayeredBackend(this.backends.open(source, guarded), chain);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const context = { name: url, ...(signal === undefined ? {} : { signal }) };
+      const context = allowBacking ? chain.context(url, signal) : { name: url, ...(signal && { signal }) };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
-      const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
+      const backing = chain.found;
+      const about = { url, backing, format: found.format, identity, backend, ranges, download, guarded, uncached };
       if ("packed" in found && uncached) throw needsCache(`an image of format ${found.format} has to be unpacked`);
       if ("packed" in found) return { ...about, size: undefined, image: found };
       if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
@@ -153,16 +158,19 @@ export class Sources {
   }
 
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
-    const { url, format, identity, backend, guarded, uncached } = found;
-    const known = this.cache.find(url, format, identity, uncached);
-    if (known === undefined && format === "raw" && !uncached && backend.cloneTo !== undefined) {
+    const { url, format, identity, backing, backend, guarded, uncached } = found;
+    const known = this.cache.find(url, format, identity, uncached, backing);
+    if (known === undefined && format === "raw" && !uncached && backend.top.cloneTo !== undefined) {
       const about = { url, identity, guarded };
-      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo!(identity, path));
+      const cloned = await this.cache.createCloned(about, (path) => backend.top.cloneTo!(identity, path));
       if (cloned !== undefined) return cloned;
     }
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded, uncached }, reader)
+        ? await this.cache.create(
+            { url, imageFormat: format, identity, backing, size: reader.size, guarded, uncached },
+            reader,
+          )
         : await this.cache.open(known.id);
     if (!this.#opened.has(blob.id)) {
       this.#opened.set(blob.id, backend);
@@ -317,14 +325,16 @@ async function reopenSource(
   meta: BlobMeta,
   signal: AbortSignal,
   backends: Backends,
-  opened: Map<string, Backend>,
+  opened: Map<string, LayeredBackend>,
 ): Promise<ImageReader> {
   let backend = opened.get(meta.id);
   if (backend === undefined) {
-    backend = backends.open(meta.url, meta.guarded === true);
+    const open = (url: string): Backend => backends.open(url, meta.guarded === true);
+    backend = new LayeredBackend(open(meta.url), new BackingChain({ open, pinned: meta.backing ?? [] }));
     opened.set(meta.id, backend);
   }
-  const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
+  const context = meta.backing === undefined ? { signal } : backend.chain.context(meta.url, signal);
+  const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, context);
   return reader;
 }
 

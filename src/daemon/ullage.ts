@@ -27,7 +27,7 @@ import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
 import { ExportNames, type NamedExport } from "./export-names.ts";
-import type { RequestKey } from "./exports.ts";
+import type { RequestKey } from "./request-key.ts";
 import { findingsOf } from "./health-checks.ts";
 import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
 import { Images } from "./images.ts";
@@ -377,14 +377,21 @@ export class Ullage {
 
   // ---- snapshots ---------------------------------------------------------------------------------------------------
 
-  /** Freezes a volume as it is; durable when it resolves. @throws UllageError `not-found`, `name-taken`, `bad-name` */
-  async createSnapshot(volumeName: string, name: string): Promise<SnapshotView> {
+  /**
+   * Freezes a volume as it is; durable when it resolves.
+   * @param requestKey recognises a repeated request
+   * @throws UllageError `not-found`, `name-taken`, `bad-name`, `request-key-reused`
+   */
+  async createSnapshot(volumeName: string, name: string, requestKey?: RequestKey): Promise<SnapshotView> {
+    const { snapshots } = this.#volumes;
     const volume = this.#volumes.getReady(volumeName);
-    const row = await this.#volumes.snapshots.create(volume, name);
-    this.#log("info", `snapshot '${volumeName}@${name}' is taken`);
-    const snapshot = snapshotView(volumeName, { ...row, name });
-    this.events.publish({ name: "snapshot-created", data: snapshot });
-    return snapshot;
+    const row = await snapshots.once(requestKey, async () => {
+      const made = await snapshots.create(volume, name, { request: requestKey });
+      this.#log("info", `snapshot '${volumeName}@${name}' is taken`);
+      this.events.publish({ name: "snapshot-created", data: snapshotView(volumeName, { ...made, name }) });
+      return made;
+    });
+    return snapshotView(volumeName, { ...row, name });
   }
 
   /** Of one volume, or of all: by volume name, then oldest first. @throws UllageError `not-found` */

@@ -1,6 +1,6 @@
 import type { Jobs, JobView } from "./jobs.ts";
 import type { CreateVolumeRequest, VolumeView } from "./views.ts";
-import type { RequestKey } from "./exports.ts";
+import type { RequestKey } from "./request-key.ts";
 import type { CreateOptions } from "./volumes.ts";
 
 /** A volume that can be used, or the job that is still fetching its image. */

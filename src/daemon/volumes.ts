@@ -13,7 +13,8 @@ import { blockBytes } from "../volume/owner-map.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
 import type { VolumeNames } from "./export-names.ts";
-import { Exports, type RequestKey } from "./exports.ts";
+import { Exports } from "./exports.ts";
+import { MadeOnce, type RequestKey } from "./request-key.ts";
 import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
 import type { ReclaimVolume } from "./reclaim.ts";
 import { Reclaimer } from "./reclaimer.ts";
@@ -62,7 +63,10 @@ export class Volumes implements VolumeNames {
   readonly #byName = new Map<string, ManagedVolume>();
   readonly #byId = new Map<string, ManagedVolume>();
   /** Requests under way, so that a repeated one waits for the first. */
-  readonly #requests = new Map<string, { digest: string; made: Promise<ManagedVolume> }>();
+  readonly #requests = new MadeOnce<ManagedVolume>((key) => {
+    const thing = this.ready().find(({ record }) => record.requestKey === key);
+    return thing === undefined ? undefined : { digest: thing.record.requestDigest, thing };
+  });
   /** Creations and removals under way. */
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
@@ -162,7 +166,7 @@ export class Volumes implements VolumeNames {
   }
 
   #once(requestKey: RequestKey | undefined, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
-    return this.#track(requestKey === undefined ? make() : this.#madeOnce(requestKey, make));
+    return this.#track(this.#requests.make(requestKey, make));
   }
 
   async #track<T>(work: Promise<T>): Promise<T> {
@@ -172,30 +176,6 @@ export class Volumes implements VolumeNames {
     } finally {
       this.#underWay.delete(work);
     }
-  }
-
-  async #madeOnce(requestKey: RequestKey, make: () => Promise<ManagedVolume>): Promise<ManagedVolume> {
-    const before = this.#earlier(requestKey.key);
-    if (before !== undefined) {
-      if (before.digest === requestKey.digest) return before.made;
-      throw new UllageError("request-key-reused", `the key '${requestKey.key}' belongs to another request`, {
-        hint: "use a new Idempotency-Key for a new request",
-      });
-    }
-    const made = make();
-    this.#requests.set(requestKey.key, { digest: requestKey.digest, made });
-    try {
-      return await made;
-    } finally {
-      this.#requests.delete(requestKey.key);
-    }
-  }
-
-  #earlier(key: string): { digest: string | null; made: Promise<ManagedVolume> } | undefined {
-    const running = this.#requests.get(key);
-    if (running !== undefined) return running;
-    const done = this.ready().find(({ record }) => record.requestKey === key);
-    return done === undefined ? undefined : { digest: done.record.requestDigest, made: Promise.resolve(done) };
   }
 
   async #create(

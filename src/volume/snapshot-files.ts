@@ -19,6 +19,8 @@ export interface SnapshotDescription {
   /** bytes */
   size: number;
   createdAt: string;
+  /** The request that it was made by; absent: one that is not to be recognised. */
+  request?: { key: string; digest: string } | undefined;
 }
 
 export async function describeSnapshot(

@@ -3,7 +3,7 @@ import { readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { Tokens } from "../../src/api/tokens.ts";
-import { IoError } from "../../src/base/errors.ts";
+import { IoError, type UllageError } from "../../src/base/errors.ts";
 import type { FileSystem } from "../../src/base/file-system.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
@@ -31,6 +31,22 @@ void test("the file has hashes and no secrets, is for its owner only, and outliv
   assert.deepEqual({ ...second.list()[0], lastUsedAt: null }, token);
   assert.equal(first.list()[0].lastUsedAt, null);
   assert.notEqual(second.list()[0].lastUsedAt, null);
+});
+
+void test("a request that is repeated makes no second token, and can't be told the secret again", async (t) => {
+  const dir = await temporaryDirectory(t);
+  const request = { key: "k", digest: "d" };
+  const tokens = await Tokens.open(dir);
+  const [made, again] = await Promise.allSettled([1, 2].map(() => tokens.create("ci", "read", null, request)));
+  assert.equal(made.status, "fulfilled");
+  assert.equal(again.status === "rejected" && (again.reason as UllageError).code, "secret-told");
+  const reopened = await Tokens.open(dir);
+  await assert.rejects(reopened.create("ci", "read", null, request), { code: "secret-told", hint: /token rm ci/ });
+  const other = { ...request, digest: "other" };
+  await assert.rejects(reopened.create("di", "read", null, other), { code: "request-key-reused" });
+  assert.equal(reopened.list().length, 1);
+  await reopened.remove("ci");
+  assert.equal((await reopened.create("ci", "read", null, request)).token.name, "ci", "a key goes with what it made");
 });
 
 void test("a removed token is void, after a restart as well, and its name is free", async (t) => {

@@ -491,8 +491,11 @@ void test("s3: a web identity is traded at STS; the token's file is read again, 
     assert.equal(given, 1);
     await writeFile(tokenFile, "web-token-2");
     lifeMs = 3600_000;
-    while (given === 1) assert.equal((await readBytes(backend, identity, 0, 10)).length, 10);
+    for (const deadline = Date.now() + 30_000; sts.requests.length < 2 && Date.now() < deadline;) {
+      assert.equal((await readBytes(backend, identity, 0, 10)).length, 10);
+    }
     assert.deepEqual(await readBytes(backend, identity, 5, 100), content.subarray(5, 105));
+    assert.equal(given, 2);
     await backend.close();
 
     refuse = true;

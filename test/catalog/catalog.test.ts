@@ -4,8 +4,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { test, type TestContext } from "node:test";
-import { defaultSettings, type ExportRecord, type VolumeRecord } from "../../src/catalog/metadata-store.ts";
+import {
+  defaultSettings,
+  type ExportRecord,
+  type SnapshotRecord,
+  type VolumeRecord,
+} from "../../src/catalog/metadata-store.ts";
+import { schemaVersion } from "../../src/catalog/catalog-database.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
+import { oldVersions } from "./old-versions.ts";
 
 async function temporaryPath(t: TestContext): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "ullage-catalog-"));
@@ -124,13 +131,78 @@ void test("exports are kept by id, may be stored and removed again, and have nam
   assert.equal(after.readOnlyReason, undefined);
 });
 
+const snapshot: SnapshotRecord = {
+  id: "5".repeat(32),
+  volumeId: "1".repeat(32),
+  name: "tuesday",
+  state: "ready",
+  size: 4096,
+  createdAt: "2026-01-05T03:04:05.678Z",
+  requestKey: "snapshot key",
+  requestDigest: "digest",
+};
+
+void test("a snapshot is kept with the request that made it, and gives both up with its name", async (t) => {
+  const path = await temporaryPath(t);
+  const before = await SqliteMetadataStore.open(path);
+  for (const row of [snapshot, snapshot]) await before.insertSnapshot(row);
+  const other = { ...snapshot, id: "6".repeat(32), name: "other" };
+  await assert.rejects(before.insertSnapshot(other), { code: "name-taken" });
+  await before.close();
+  const after = await SqliteMetadataStore.open(path);
+  t.after(() => after.close());
+  assert.deepEqual(await after.listSnapshots("", 10), [snapshot]);
+  await after.updateSnapshot(snapshot.id, { name: null });
+  await after.insertSnapshot(other);
+  const nameless = { ...snapshot, name: null, requestKey: null, requestDigest: null };
+  assert.deepEqual(await after.listSnapshots("", 10), [nameless, other]);
+});
+
+void test("a catalog of any older version is upgraded with all that it has", async (t) => {
+  assert.equal(oldVersions.length, schemaVersion - 1, "each older version is tried");
+  for (const [index, sql] of oldVersions.entries()) {
+    const path = await temporaryPath(t);
+    const old = new DatabaseSync(path);
+    old.exec(sql);
+    old.close();
+    for (const opening of ["first", "second"]) {
+      const store = await SqliteMetadataStore.open(path);
+      const what = `version ${index + 1}, ${opening} opening`;
+      const [web, ...more] = await store.listVolumes("", 10);
+      assert.deepEqual([web.name, web.requestKey, web.standing, more.length], ["web", "volume key", null, 0], what);
+      const snapshots = await store.listSnapshots("", 10);
+      const monday = snapshots.filter(({ name }) => name === "monday");
+      assert.deepEqual(
+        monday.map(({ volumeId, requestKey, requestDigest }) => [volumeId, requestKey, requestDigest]),
+        index + 1 >= 2 ? [[web.id, null, null]] : [],
+        what,
+      );
+      const names = (await store.listExports("", 10)).map(({ name, requestKey }) => `${name}: ${requestKey}`);
+      assert.deepEqual(names, index + 1 >= 3 ? ["boot: export key"] : [], what);
+      await store.insertSnapshot(snapshot); // as any row of today
+      assert.deepEqual((await store.listSnapshots("4", 10))[0], snapshot, what);
+      await store.close();
+    }
+    const upgraded = new DatabaseSync(path);
+    const fresh = await temporaryPath(t);
+    await (await SqliteMetadataStore.open(fresh)).close();
+    const tables = (database: DatabaseSync): unknown =>
+      database
+        .prepare("SELECT m.name, c.name AS column FROM sqlite_schema m, pragma_table_info(m.name) c ORDER BY 1, c.cid")
+        .all();
+    const made = new DatabaseSync(fresh);
+    assert.deepEqual(tables(upgraded), tables(made), `version ${index + 1}`);
+    for (const database of [upgraded, made]) database.close();
+  }
+});
+
 void test("a newer catalog is refused, naming both versions", async (t) => {
   const path = await temporaryPath(t);
   await (await SqliteMetadataStore.open(path)).close();
   const database = new DatabaseSync(path);
   database.exec("PRAGMA user_version = 7");
   database.close();
-  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 4/ });
+  await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 5/ });
 });
 
 void test("another program's database and a file that is none are left alone", async (t) => {

@@ -78,6 +78,22 @@ void test("a lost catalog is found by check, and rebuilt by repair from what the
   assert.deepEqual(await check(dataDir), []);
 });
 
+void test("the keys of requests that took snapshots outlive the catalog; what is lost is said", async (t) => {
+  const dataDir = await prepare(t);
+  const original = await openUllage(t, { dataDir });
+  const key = { key: "k", digest: "d" };
+  const { id } = await original.createSnapshot("a", "s", key);
+  await original.close();
+  for (const suffix of ["", "-wal", "-shm"]) await rm(join(dataDir, `catalog.db${suffix}`), { force: true });
+  const steps = await repair(dataDir);
+  assert.match(steps[0].losses.join(), /Idempotency-Keys that volumes were made with/);
+  const repaired = await openUllage(t, { dataDir });
+  assert.equal((await repaired.createSnapshot("a", "s", key)).id, id);
+  await assert.rejects(repaired.createSnapshot("a", "t", { ...key, digest: "other" }), { code: "request-key-reused" });
+  await repaired.removeSnapshot("a", "s");
+  assert.notEqual((await repaired.createSnapshot("a", "s", key)).id, id, "a key goes with what it made");
+});
+
 void test("a damaged catalog is put aside, not deleted", async (t) => {
   const dataDir = await prepare(t);
   await writeFile(join(dataDir, "catalog.db"), Buffer.alloc(8192, "!"));

@@ -122,6 +122,27 @@ void test("durability rules 3 and 17: a kill at any step of taking a snapshot le
   });
 });
 
+void test("a snapshot that is asked for again with its key after a kill at any step is there once", async (t) => {
+  const key = { key: "k", digest: "d" };
+  await dieEverywhere(t, {
+    before: prepare,
+    work: (ullage) => ullage.createSnapshot("web", "t", key),
+    allowed: ["web=2 web@s=1", "web=2 web@s=1 web@t=2"],
+    demand: async (ullage) => {
+      const there = ullage.listSnapshots().find(({ name }) => name === "t");
+      const made = await ullage.createSnapshot("web", "t", key);
+      assert.equal(made.id, there?.id ?? made.id, "the one that was made before the kill");
+      assert.deepEqual(
+        ullage.listSnapshots().map(({ name }) => name),
+        ["s", "t"],
+      );
+      await assert.rejects(ullage.createSnapshot("web", "u", { ...key, digest: "other" }), {
+        code: "request-key-reused",
+      });
+    },
+  });
+});
+
 void test("durability rule 17: a kill at any step of an export leaves nothing that its volume was frozen with", async (t) => {
   await dieEverywhere(t, {
     before: prepare,

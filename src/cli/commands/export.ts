@@ -50,7 +50,7 @@ async function add(target: string, options: AddOptions): Promise<void> {
     ...(readOnly === undefined ? {} : { readOnly }),
     ...(description === undefined ? {} : { description }),
   };
-  const added = await askDaemon<ExportView>(options, "/v1/exports", { method: "POST", body });
+  const added = await askDaemon<ExportView>(options, "/v1/exports", { method: "POST", body, once: true });
   if (options.json === true) printJson(added);
   else print([`${name} is ${target}${added.readOnly ? ", read-only" : ""}`, ...added.uris].join("\n  "));
 }

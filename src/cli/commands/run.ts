@@ -25,6 +25,7 @@ interface Options extends LogOptions {
   hydrate?: Settings["hydrate"];
   download?: boolean;
   unpinned?: boolean;
+  allowBacking?: boolean;
   unsafeFileSystem?: boolean;
   json?: boolean;
 }
@@ -32,7 +33,9 @@ interface Options extends LogOptions {
 export function addRunCommand(program: Command): void {
   const command = program
     .command("run <source>")
-    .description("serve an image (a path or an http(s) address) as a writable disk, now, until Ctrl-C")
+    .description(
+      "serve an image (a path or an address, see `ullage help sources`) as a writable disk, now, until Ctrl-C",
+    )
     .option("--size <size>", "a larger disk than the image: 512, 64k, 10M, 1.5G, 2T", sizeOption)
     .option("--nbd <addr>", "HOST:PORT or unix:PATH; default: 127.0.0.1:10809, or a free port when that is taken")
     .option("--data <dir>", "keep the disk and its cache here; the same source goes on from there")
@@ -41,6 +44,7 @@ export function addRunCommand(program: Command): void {
     .addOption(new Option("--hydrate <when>", "fetch the image in the background").choices(["auto", "off"]))
     .option("--download", "fetch the whole image first, for servers that can't serve ranges")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .option("--allow-backing", "read the backing files that a qcow2 image lies on, too")
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where the disk is as an object")
     .addHelpText("after", "\nExample:\n  $ ullage run https://example.org/debian.raw --size 20G");
@@ -161,7 +165,7 @@ function demandSame(ullage: Ullage, disk: VolumeView, source: string, options: O
 }
 
 function requestFor(source: string, options: Options): CreateVolumeRequest {
-  const { size, format, download, unpinned, hydrate } = options;
+  const { size, format, download, unpinned, allowBacking, hydrate } = options;
   return {
     name: diskName,
     ...(size === undefined ? {} : { size }),
@@ -170,6 +174,7 @@ function requestFor(source: string, options: Options): CreateVolumeRequest {
       ...(format === undefined ? {} : { format }),
       ...(download === undefined ? {} : { download }),
       ...(unpinned === undefined ? {} : { unpinned }),
+      ...(allowBacking === undefined ? {} : { allowBacking }),
     },
     ...(hydrate === undefined ? {} : { settings: { hydrate } }),
   };

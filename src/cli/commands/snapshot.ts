@@ -21,7 +21,8 @@ export function addSnapshotCommand(program: Command): void {
   ).action(async (name: string, options: ClientOptions) => {
     const { volume, snapshot: own } = snapshotName(name);
     const body = { name: own };
-    const view = await askDaemon<SnapshotView>(options, volumePath(volume, "snapshots"), { method: "POST", body });
+    const call = { method: "POST", body, once: true } as const;
+    const view = await askDaemon<SnapshotView>(options, volumePath(volume, "snapshots"), call);
     if (options.json === true) printJson(view);
     else print(`${name} is taken: NBD export '${name}', read-only`);
   });

@@ -27,7 +27,7 @@ export function addTokenCreateCommand(parent: Command): void {
 async function create(name: string, options: Options): Promise<void> {
   const { scope, expires } = options;
   const body = { name, scope, ...(expires === undefined ? {} : { expiresInSeconds: expires }) };
-  const made = await askDaemon<{ secret: string }>(options, "/v1/tokens", { method: "POST", body });
+  const made = await askDaemon<{ secret: string }>(options, "/v1/tokens", { method: "POST", body, once: true });
   if (options.json === true) {
     printJson(made);
     return;
