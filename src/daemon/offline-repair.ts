@@ -193,8 +193,10 @@ async function blobSteps({ env, rows, blobIds }: OfflineData, hopeless: string[]
     for (const { message, severity, repair } of await checkBlob(env.fs, join(env.dataDir, "blobs", id))) {
       if (repair === undefined && severity === "error" && used.has(id)) hopeless.push(`${message}: restore it`);
       if (repair === undefined) continue;
-      const losses = severity === "error" ? [repair.description] : [];
-      steps.push({ action: `${message}: ${repair.description}`, losses, run: () => repair.run() });
+      const { description, loss } = repair;
+      const losses = severity === "error" && loss !== null ? [loss] : [];
+      const calm = losses.length > 0 ? "" : `; ${loss ?? "nothing is lost"}`;
+      steps.push({ action: `${message}: ${description}${calm}`, losses, run: () => repair.run() });
     }
   }
   return steps;

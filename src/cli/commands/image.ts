@@ -96,6 +96,7 @@ async function show(given: string, options: ClientOptions): Promise<void> {
     printJson(image);
     return;
   }
+  const versions = await Promise.all(image.blobs.map((id) => daemon.call<BlobView>(`/v1/blobs/${id}`)));
   print(
     formatFields([
       ["id", image.id],
@@ -109,12 +110,10 @@ async function show(given: string, options: ClientOptions): Promise<void> {
       ["cached", `${formatSize(image.readyBytes)}, ${formatSize(image.diskBytes)} on disk`],
       ["volumes", image.volumes.join(", ") || "-"],
       ["first used", image.createdAt],
+      ...versions.map(({ id, size, readyBytes, identity }): [string, string] => [
+        "version",
+        `${id}: ${formatSize(readyBytes)} of ${formatSize(size)}${identity === null ? "" : `, ${identity}`}`,
+      ]),
     ]),
   );
-  for (const id of image.blobs) {
-    const { size, readyBytes, identity } = await daemon.call<BlobView>(`/v1/blobs/${id}`);
-    print(
-      `version      ${id}: ${formatSize(readyBytes)} of ${formatSize(size)}${identity === null ? "" : `, ${identity}`}`,
-    );
-  }
 }

@@ -33,7 +33,9 @@ interface Options extends LogOptions {
 export function addRunCommand(program: Command): void {
   const command = program
     .command("run <source>")
-    .description("serve an image (a path or an http(s) address) as a writable disk, now, until Ctrl-C")
+    .description(
+      "serve an image (a path or an address, see `ullage help sources`) as a writable disk, now, until Ctrl-C",
+    )
     .option("--size <size>", "a larger disk than the image: 512, 64k, 10M, 1.5G, 2T", sizeOption)
     .option("--nbd <addr>", "HOST:PORT or unix:PATH; default: 127.0.0.1:10809, or a free port when that is taken")
     .option("--data <dir>", "keep the disk and its cache here; the same source goes on from there")
