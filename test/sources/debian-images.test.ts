@@ -27,7 +27,7 @@ interface Case {
   qemu?: string;
   http?: boolean;
   /** Makes `image` of `disk` in the folder. */
-  make(disk: string, image: string, folder: string): Promise<unknown>;
+  make: (disk: string, image: string, folder: string) => Promise<unknown>;
 }
 
 const convert =
