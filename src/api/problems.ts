@@ -43,6 +43,8 @@ const statusOf: Record<string, number> = {
   poisoned: 409,
   "no-source": 409,
   "not-cached": 409,
+  "cache-elsewhere": 409,
+  "not-supported": 409,
   "loss-not-accepted": 409,
   "token-limit": 409,
   "secret-told": 409,

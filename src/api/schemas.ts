@@ -116,8 +116,12 @@ export const schemas = [
         description: "fetch all of it first, unless it is here already: the answer is a job then",
       },
       unpinned: { type: "boolean", description: "accept a source whose changes can't be noticed" },
+      allowBacking: {
+        type: "boolean",
+        description: "read the backing files that the image names as well; without it such an image is refused",
+      },
     },
-    ["format", "download", "unpinned"],
+    ["format", "download", "unpinned", "allowBacking"],
   ),
   object("VolumeFromSnapshot", "the snapshot to start from", {
     snapshot: { type: "string", maxLength: 257, description: "VOLUME@SNAPSHOT" },

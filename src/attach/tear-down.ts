@@ -5,7 +5,7 @@ import { describeError, UllageError } from "../base/errors.ts";
 import { inspect, type Inspection, isReadOnly, stateOf } from "./inspection.ts";
 import { type AttachedDevice, kernelUsersOf } from "./block-devices.ts";
 import { disconnectKernel } from "./kernel-nbd.ts";
-import { listMounts } from "./mounts.ts";
+import { mountsIn } from "./mounts.ts";
 import { unmountFuse } from "./nbdfuse.ts";
 import type { Place } from "./place.ts";
 import { isAlive, usersOf } from "./processes.ts";
@@ -65,11 +65,10 @@ async function unless(refusal: () => UllageError | undefined): Promise<void> {
 }
 
 function usedBy(place: Place, { devices, mounts, fuseMounted }: Inspection): UllageError | undefined {
-  const paths = mounts.map(({ path }) => path);
-  for (const path of paths) {
-    const inside = listMounts().filter((mount) => mount.path.startsWith(`${path}/`) && !paths.includes(mount.path));
-    const users = [...usersOf([path]), ...inside.map((mount) => `the mount at ${mount.path}`)];
-    if (users.length > 0) return inUse(place.name, path, users);
+  for (const mount of mounts) {
+    const inside = mountsIn([mount]).filter(({ id }) => !mounts.some((ours) => ours.id === id));
+    const users = [...usersOf([mount.path]), ...inside.map(({ path }) => `the mount at ${path}`)];
+    if (users.length > 0) return inUse(place.name, mount.path, users);
   }
   for (const device of devices) {
     const names = [...device.numbers.keys()];

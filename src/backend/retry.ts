@@ -77,6 +77,11 @@ export class RetryBackend implements Backend {
   }
 
   /** Not tried again: what is not known is read. */
+  /** Once: without it the object is read. */
+  cloneTo(identity: Identity, path: string): Promise<boolean> {
+    return this.#inner.cloneTo?.(identity, path) ?? Promise.resolve(false);
+  }
+
   zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
     return this.#inner.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
   }

@@ -52,9 +52,18 @@ export function errnoOf(error: unknown): string {
   return "EIO";
 }
 
-/** The message of anything thrown, with the chain of causes: `a: b: c`. */
+/** The message of anything thrown, with the chain of causes: `a: b: c`; what a message says its cause does not repeat. */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return withoutSecrets(String(error));
   const message = withoutSecrets(error.message);
-  return error.cause === undefined ? message : `${message}: ${describeError(error.cause)}`;
+  if (error.cause === undefined) return message;
+  const why = withoutPath(describeError(error.cause), error.cause, message);
+  const code = /: (E[A-Z0-9]+)$/.exec(message)?.[1];
+  return `${message}: ${code !== undefined && why.startsWith(`${code}: `) ? why.slice(code.length + 2) : why}`;
+}
+
+/** `ENOENT: no such file or directory, open '/x'` without the call, below a message that names the file. */
+function withoutPath(why: string, cause: unknown, message: string): string {
+  const { path, syscall } = cause as NodeJS.ErrnoException;
+  return path !== undefined && message.includes(path) ? why.replace(`, ${syscall} '${path}'`, "") : why;
 }

@@ -21,6 +21,8 @@ export interface BlobMeta {
   readonly unitBytes: number;
   /** RFC 3339, for people */
   readonly createdAt: string;
+  /** The images that this one lies on, the nearest one first: they decide its bytes as well. Absent: none. */
+  readonly backing?: readonly BackingMeta[];
   /** The source was named over the network: it is read only as far as `sources.allow` lets it. Absent: no. */
   readonly guarded?: boolean;
   /** The image was unpacked as a whole when the blob was made: what is lost can't be fetched again. Absent: no. */
@@ -28,6 +30,9 @@ export interface BlobMeta {
   /** Nothing that is read of it is kept on disk: its data file stays empty. Absent: no. */
   readonly uncached?: boolean;
 }
+
+/** An image that another one lies on. */
+export type BackingMeta = Pick<BlobMeta, "url" | "imageFormat" | "identity">;
 
 const FORMAT = "ullage-blob";
 const VERSION = 1;
@@ -61,7 +66,7 @@ export function decodeBlobMeta(bytes: Uint8Array, path: string): BlobMeta {
 
 /** @throws CorruptionError when a field is missing or out of range */
 export function blobMetaOf(raw: unknown, path: string): BlobMeta {
-  const { id, url, imageFormat, identity, size, unitBytes, createdAt, guarded, unpacked, uncached } = (raw ??
+  const { id, url, imageFormat, identity, size, unitBytes, createdAt, backing, guarded, unpacked, uncached } = (raw ??
     {}) as Record<string, unknown>;
   const valid =
     typeof id === "string" &&
@@ -72,11 +77,13 @@ export function blobMetaOf(raw: unknown, path: string): BlobMeta {
     isLength(size) &&
     isUnit(unitBytes) &&
     typeof createdAt === "string" &&
+    (backing === undefined || (Array.isArray(backing) && backing.length > 0 && backing.every(isBacking))) &&
     (guarded === undefined || typeof guarded === "boolean") &&
     (unpacked === undefined || typeof unpacked === "boolean") &&
     (uncached === undefined || typeof uncached === "boolean");
   if (!valid) throw new CorruptionError(`${path} has a field that is missing or out of range`);
   const flags = {
+    ...(backing === undefined ? {} : { backing: backing.map(backingOf) }),
     ...(guarded === true ? { guarded } : {}),
     ...(unpacked === true ? { unpacked } : {}),
     ...(uncached === true ? { uncached } : {}),
@@ -92,6 +99,13 @@ export function isUnit(value: unknown): value is number {
 
 const isLength = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
+function isBacking(value: unknown): value is BackingMeta {
+  const { url, imageFormat, identity } = (value ?? {}) as Record<string, unknown>;
+  return typeof url === "string" && typeof imageFormat === "string" && isIdentity(identity);
+}
+
+const backingOf = ({ url, imageFormat, identity }: BackingMeta): BackingMeta => ({ url, imageFormat, identity });
+
 function isIdentity(value: unknown): value is Identity {
   if (typeof value !== "object" || value === null) return false;
   const { size, version, strong } = value as Record<string, unknown>;
@@ -106,8 +120,8 @@ export function newerFormat(path: string, found: number, known: number): UllageE
 
 /** SHA-256 over everything that decides the blob's bytes; binds a range map to them. */
 export function identityHash(meta: BlobMeta): Buffer {
-  const { url, imageFormat, identity } = meta;
-  return createHash("sha256")
-    .update(JSON.stringify([url, imageFormat, identity.size, identity.version, identity.strong]))
-    .digest();
+  const parts = [meta, ...(meta.backing ?? [])].flatMap(({ url, imageFormat, identity }) => {
+    return [url, imageFormat, identity.size, identity.version, identity.strong];
+  });
+  return createHash("sha256").update(JSON.stringify(parts)).digest();
 }

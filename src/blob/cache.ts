@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import type { Identity } from "../backend/backend.ts";
 import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
@@ -16,7 +17,7 @@ import {
 } from "./blob-index.ts";
 import { lookAtFiles, type BlobLook } from "./blob-look.ts";
 import { diskBytesOf, readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
-import { isBlobId, isUnit, type BlobMeta } from "./blob-meta.ts";
+import { isBlobId, isUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
 import { type CacheLimits, CacheSpace } from "./cache-space.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
@@ -64,6 +65,8 @@ export interface CreateBlobOptions {
   unitBytes?: number;
   /** See `BlobMeta.guarded`. */
   guarded?: boolean;
+  /** See `BlobMeta.backing`; empty: none. */
+  backing?: readonly BackingMeta[];
   /** See `BlobMeta.uncached`. */
   uncached?: boolean;
 }
@@ -231,11 +234,18 @@ export class BlobCache {
    * @param imageFormat a chain, or the beginning of one when the rest isn't known
    * @param uncached whether it shall be one of which nothing is kept
    */
-  find(url: string, imageFormat: string, identity: Identity, uncached = false): BlobMeta | undefined {
-    if (!identity.strong) return undefined;
+  find(
+    url: string,
+    imageFormat: string,
+    identity: Identity,
+    uncached = false,
+    backing: readonly BackingMeta[] = [],
+  ): BlobMeta | undefined {
+    if (!identity.strong || backing.some((each) => !each.identity.strong)) return undefined;
     return this.list().find(
       (meta) =>
         meta.url === url &&
+        isDeepStrictEqual(meta.backing ?? [], backing) &&
         (meta.uncached === true) === uncached &&
         (meta.imageFormat === imageFormat || meta.imageFormat.startsWith(`${imageFormat}+`)) &&
         meta.identity.strong &&
@@ -255,12 +265,16 @@ export class BlobCache {
    */
   async create(options: CreateBlobOptions, reader?: ImageReader): Promise<CachedBlob> {
     const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES } = options;
-    const { guarded = false, uncached = false } = options;
+    const { guarded = false, uncached = false, backing = [] } = options;
     if (!isUnit(unitBytes)) throw new RangeError("a unit must be a power of two, 4096 to 8 MiB");
     const { fs, clock } = this.#options;
     const id = this.#options.randomBytes(16).toString("hex");
     const createdAt = clock.wallTime();
-    const flags = { ...(guarded ? { guarded } : {}), ...(uncached ? { uncached } : {}) };
+    const flags = {
+      ...(backing.length > 0 ? { backing } : {}),
+      ...(guarded ? { guarded } : {}),
+      ...(uncached ? { uncached } : {}),
+    };
     const meta: BlobMeta = { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
     const dir = join(this.#dir, id);
     let blob: CachedBlob | undefined;

@@ -10,7 +10,7 @@ import type { BlobMeta } from "./blob-meta.ts";
 import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
 import { ColdUnits, type UnitRun } from "./cold-units.ts";
-import { DigestContentCheck, type CheckSurroundings } from "./content-check.ts";
+import { DigestContentCheck, type CheckState, type CheckSurroundings } from "./content-check.ts";
 import { keptByUser } from "./blob.ts";
 import { replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
@@ -155,6 +155,9 @@ export class CachedBlob implements Blob {
       sync: () => this.sync(),
       isCountedOn: () => [...this.#pins].some((pin) => pin !== keptByUser),
       discard: () => this.#discard(),
+      entered: (state: CheckState) => {
+        if (this.#shared !== undefined) this.#shared.check = state;
+      },
       inMapTurn: (work: () => Promise<void>) => this.#inMapTurn(work),
     };
     return DigestContentCheck.of(this.#environment, checked, { dir: this.#dir, inode: this.#inode }, verified);
@@ -425,6 +428,7 @@ export class CachedBlob implements Blob {
     this.#map.moveTo(shared.ready);
     this.#durable.moveTo(shared.durable);
     shared.readyBytes = this.#map.readyBytes;
+    shared.check = this.check?.state;
     this.#shared = shared;
     return shared;
   }

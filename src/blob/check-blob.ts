@@ -22,8 +22,10 @@ export interface BlobProblem {
 }
 
 export interface BlobRepair {
-  /** For people, before they agree. */
+  /** What is done, for people, before they agree. */
   description: string;
+  /** What comes of it; null: nothing is lost. */
+  loss: string | null;
   run(): Promise<void>;
 }
 
@@ -42,12 +44,12 @@ export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProble
     problems.push({
       severity: "warning",
       message: `${join(dir, name)} was left behind by a crash`,
-      repair: { description: "remove it; nothing is lost", run: () => fs.unlink(join(dir, name)) },
+      repair: { description: "remove it", loss: null, run: () => fs.unlink(join(dir, name)) },
     });
   }
   if (!names.includes("meta.json")) {
     // Without a map and a pin nothing in it was ever counted on.
-    const removal = { description: "remove it; nothing is lost", run: () => removeBlobDirectory(fs, dir) };
+    const removal = { description: "remove it", loss: null, run: () => removeBlobDirectory(fs, dir) };
     const halfMade = pins.length === 0 && !names.includes("map");
     const why = halfMade ? "its creation did not end" : `volumes may rely on it: ${pins.join(", ") || "unknown ones"}`;
     problems.push({
@@ -73,7 +75,8 @@ export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProble
         severity: "error",
         message: `${dir} is a copy, and nothing tells whether it is complete; detached volumes rely on it: ${pins.join(", ")}`,
         repair: {
-          description: "believe that it is complete; if it is not, what is missing in it reads as zeros",
+          description: "believe that it is complete",
+          loss: "what is missing in it, if it is not complete: that reads as zeros then",
           run: () => adoptMap(fs, dir, meta, copied),
         },
       });
@@ -81,7 +84,7 @@ export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProble
       problems.push({
         severity,
         message: `${join(dir, "map")} can't be believed: ${map.reason}`,
-        repair: { description: `put it aside; ${consequence(meta, pins)}`, run: () => putMapAside(fs, dir) },
+        repair: { description: "put it aside", loss: consequence(meta, pins), run: () => putMapAside(fs, dir) },
       });
     } else if (found.problem !== undefined) {
       problems.push({

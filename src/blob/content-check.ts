@@ -52,6 +52,8 @@ export interface CheckedBlob {
   isCountedOn(): boolean;
   /** Nothing is ready any more; durable when it resolves. */
   discard(): Promise<void>;
+  /** What the check has come to. */
+  entered(state: CheckState): void;
   /** Runs `work` while no unit comes or goes. */
   inMapTurn(work: () => Promise<void>): Promise<void>;
 }
@@ -149,9 +151,14 @@ export class DigestContentCheck implements ContentCheck {
     return this.#state;
   }
 
+  #enter(state: CheckState): void {
+    this.#state = state;
+    this.#blob.entered(state);
+  }
+
   forgive(): void {
     if (this.#state !== "givenUp") return;
-    this.#state = "unchecked";
+    this.#enter("unchecked");
     this.#mismatches = 0;
   }
 
@@ -232,7 +239,7 @@ export class DigestContentCheck implements ContentCheck {
     await this.#blob.inMapTurn(async () => {
       if (this.#blob.losses !== losses || !this.#blob.isComplete()) return;
       await replaceFile(this.#surroundings.fs, this.#dir, MARK, encodeMark(this.#blob.meta, this.#inode));
-      this.#state = "verified";
+      this.#enter("verified");
       this.trouble = undefined;
       this.#mismatches = 0;
     });
@@ -253,11 +260,11 @@ export class DigestContentCheck implements ContentCheck {
     this.trouble = { error, at: clock.wallTime() };
     const about = { code: error.code, blobId: meta.id };
     if (this.#blob.isCountedOn()) {
-      this.#state = "givenUp";
+      this.#enter("givenUp");
       log("error", `blob ${meta.id}: ${error.message}; it is kept, since volumes may have nothing else`, about);
       return error;
     }
-    if (this.#mismatches >= MAX_MISMATCHES) this.#state = "givenUp";
+    if (this.#mismatches >= MAX_MISMATCHES) this.#enter("givenUp");
     const next =
       this.#state === "givenUp" ? `that was ${this.#mismatches} times: reads of it fail now` : "it is fetched again";
     log("error", `blob ${meta.id}: ${error.message}; nothing of it is used any more, and ${next}`, about);
@@ -269,7 +276,7 @@ export class DigestContentCheck implements ContentCheck {
   async invalidate(): Promise<void> {
     if (this.#state !== "verified") return;
     await removeMark(this.#surroundings.fs, this.#dir);
-    this.#state = "unchecked";
+    this.#enter("unchecked");
   }
 
   /** Ends a comparison that is under way. */

@@ -1,6 +1,7 @@
 import { closeSync } from "node:fs";
 import { CorruptionError } from "../base/errors.ts";
 import { keepsItsSize, mapShared, memoryFile, sealMemoryFile } from "../base/posix.ts";
+import type { CheckState } from "./content-check.ts";
 import { bitmapBytes } from "./range-map.ts";
 
 /*
@@ -13,6 +14,7 @@ import { bitmapBytes } from "./range-map.ts";
  *    16  f64 bytes of ready units
  *    24  f64 units
  *    32  f64 where the durable bits begin
+ *    40  f64 whether all of it has the bytes of its digest: 0 there is none, 1 unchecked, 2 verified, 3 given up
  *  4096  …   which units are ready: unit n is bit (n & 7) of byte n >> 3
  *     …  …   which are durably ready, the same way
  *
@@ -38,7 +40,7 @@ export class SharedReadiness {
     this.ready = memory.subarray(HEADER_BYTES, HEADER_BYTES + bits);
     this.durable = memory.subarray(durableAt, durableAt + bits);
     this.#sequence = new Int32Array(memory.buffer, 8, 1);
-    this.#figures = new Float64Array(memory.buffer, 16, 3);
+    this.#figures = new Float64Array(memory.buffer, 16, 4);
   }
 
   /** @throws Error with `code` ENOMEM, EMFILE, … */
@@ -84,6 +86,15 @@ export class SharedReadiness {
     this.#figures[0] = bytes;
   }
 
+  /** Undefined: there is no digest. */
+  get check(): CheckState | undefined {
+    return checkStates[this.#figures[3]];
+  }
+
+  set check(state: CheckState | undefined) {
+    this.#figures[3] = checkStates.indexOf(state);
+  }
+
   /** Runs `work`, which takes units back. */
   takeBack<T>(work: () => T): T {
     Atomics.add(this.#sequence, 0, 1);
@@ -99,6 +110,8 @@ export class SharedReadiness {
     closeSync(this.fd);
   }
 }
+
+const checkStates = [undefined, "unchecked", "verified", "givenUp"] as const;
 
 const durableOffset = (units: number): number => HEADER_BYTES + 8 * Math.ceil(bitmapBytes(units) / 8);
 

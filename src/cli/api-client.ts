@@ -154,6 +154,11 @@ export class ApiClient {
     const succeeded = statusCode >= 200 && statusCode < 300;
     if (succeeded || /^application\/json\b/.test(headers["content-type"] ?? "")) return value;
     const { code, detail, hint } = (value ?? {}) as { code?: string; detail?: string; hint?: string };
+    // A value with a rule of its own, such as a name: where it stood in the request says nothing to who typed a command.
+    const rule = /^(?:body|querystring|params)\/\w+: (.*)/s.exec(code === "bad-request" ? (detail ?? "") : "")?.[1];
+    if (rule !== undefined) {
+      throw new UllageError("usage", rule, { hint: "`--help` behind the command says what it takes" });
+    }
     throw new UllageError(
       code ?? "no-answer",
       detail ?? `the daemon answered ${statusCode}`,
@@ -172,6 +177,11 @@ export class ApiClient {
     if (code === "EACCES" && kind === "unix") {
       return new UllageError("no-daemon", `${name} is not open to user ${process.getuid?.()}`, {
         hint: "run this as the user who runs the daemon",
+      });
+    }
+    if (code.startsWith("HPE_")) {
+      return new UllageError("no-answer", `what listens on ${name} speaks no HTTP`, {
+        hint: "give the address of the API, not that of NBD: `ullage serve` prints both when it starts",
       });
     }
     return new UllageError("no-answer", `the daemon on ${name} gave no answer`, {

@@ -1,7 +1,7 @@
 import type { RequestOptions } from "node:http";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { UllageError, describeError } from "../base/errors.ts";
+import { UllageError } from "../base/errors.ts";
 import { formatListenAddress, type ListenAddress, parseListenAddress } from "../export/listen-address.ts";
 
 /** Where the system service listens. */
@@ -92,7 +92,8 @@ function firstLine(file: string): string {
   try {
     return readFileSync(file, "utf8").split("\n")[0].trim();
   } catch (cause) {
-    throw new UllageError("token-file", `can't read the token: ${describeError(cause)}`, {
+    throw new UllageError("token-file", `can't read the token in ${file}`, {
+      cause,
       hint: "name the file that `ullage token create` was printed to",
     });
   }

@@ -96,7 +96,16 @@ export class PartialFile implements ContentOutput {
   }
 
   #failed(cause: unknown): UllageError {
-    return new UllageError("output", `can't write ${this.#path}: ${describeError(cause)}`);
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === "ENOENT") {
+      const directory = dirname(this.#path);
+      return new UllageError("output", `can't write ${this.#path}: there is no directory ${directory}`, {
+        hint: `mkdir -p ${directory}`,
+      });
+    }
+    const hint = code === "ENOSPC" ? "free some space, or write to another place; nothing was left" : undefined;
+    const why = `can't write ${this.#path}: ${describeError(cause)}`;
+    return new UllageError("output", why, hint === undefined ? {} : { hint });
   }
 }
 

@@ -207,7 +207,10 @@ function soon<T>(coming: Promise<T>, stop: AbortSignal): Promise<T | undefined> 
 }
 
 function unreadable(from: string, why: unknown): UllageError {
-  return new UllageError("input", `can't read ${from}: ${describeError(why)}`);
+  return new UllageError("input", `can't read ${from}`, {
+    cause: why,
+    hint: "name a file that this user may read, or -",
+  });
 }
 
 /** A line about how far it is, on a terminal or in a log. */

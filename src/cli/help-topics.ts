@@ -38,6 +38,7 @@ What is here of which image:  ullage image ls, ullage image show SOURCE, ullage 
 
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
   --set cache=none   reads through: nothing of the image is kept on this disk (volume create)
+  --allow-backing    an image that lies on others (qcow2's backing files): reads those, too; else it is refused
   --unpinned   for servers that send nothing to notice a change by (no strong ETag; NBD), if the source never changes
 
 Credentials come from where the provider's own tools find them (AWS_…, ~/.aws, OSS_…, ~/.docker/config.json), or from what
@@ -116,7 +117,8 @@ Flags, limits, TLS, more clients: docs/NBD.md.`,
   {
     name: "config",
     summary: "the keys of the configuration file",
-    text: () => `ullage serve --config FILE reads TOML; flags override it. ullage config check FILE says what is wrong with one.
+    text: () => `ullage serve --config FILE reads TOML; flags override it. ullage run and ullage blobd take from the same file what concerns
+sources, the cache and the log. ullage config check FILE says what is wrong with one.
 
 ${describeKeys()}
 

@@ -18,9 +18,17 @@ export function sizeOption(text: string): number {
 /** `off` lifts the limit. */
 export function rateOption(text: string): number | null {
   if (text === "off") return null;
-  const rate = sizeOption(text.replace(/\/s$/, ""));
+  const rate = rateOf(text);
   if (rate === 0) throw new InvalidArgumentError("a rate of 0 is `pause`");
   return rate;
+}
+
+function rateOf(text: string): number {
+  try {
+    return parseSize(text.replace(/\/s$/, ""));
+  } catch {
+    throw new InvalidArgumentError(`'${text}' is not a rate: 50M or 512k per second, or off`);
+  }
 }
 
 export function priorityOption(text: string): number {

@@ -89,7 +89,10 @@ async function readText(file: string): Promise<string> {
     if (bytesRead > maxFileBytes) throw new Error(`it has more than ${maxFileBytes} bytes`);
     return new TextDecoder("utf-8", { fatal: true }).decode(buffer.subarray(0, bytesRead));
   } catch (error) {
-    throw new UllageError("config", `the configuration file ${file} can't be read`, { cause: error });
+    throw new UllageError("config", `the configuration file ${file} can't be read`, {
+      cause: error,
+      hint: "`ullage help config` shows what one looks like",
+    });
   }
 }
 

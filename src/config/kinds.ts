@@ -42,6 +42,16 @@ export const addresses: Kind = {
   },
 };
 
+/** Of a unix socket. */
+export const unixAddress: Kind = {
+  name: "unix:PATH",
+  read(value, directory) {
+    const address = absolute(text(value, "unix:PATH"), directory);
+    if (address.startsWith("unix:")) return address;
+    throw new Error(`must be unix:PATH, not ${describe(value)}`);
+  },
+};
+
 function absolute(address: string, directory: string): string {
   let parsed;
   try {

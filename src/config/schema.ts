@@ -16,6 +16,7 @@ import {
   sourceEntries,
   sourcePrefix,
   sourcePrefixes,
+  unixAddress,
   word,
   type Kind,
 } from "./kinds.ts";
@@ -77,6 +78,14 @@ export const configKeys: readonly ConfigKey[] = [
     flag: "--nbd",
     fallback: "127.0.0.1:10809 and unix:<data>/nbd.sock",
     meaning: "where NBD listens",
+  },
+  {
+    key: "blobs",
+    kind: unixAddress,
+    option: "blobs",
+    flag: "--blobs",
+    fallback: "none: the cache is in the data directory",
+    meaning: "the socket of a blob manager (ullage blobd) whose cache is used, and who reads the sources",
   },
   {
     key: "unsafeFileSystem",

@@ -5,6 +5,10 @@ import { defaultSourceEntries, sourcePolicy } from "../backend/source-guard.ts";
 import { systemClock } from "../base/clock.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import type { SocketAccess } from "../export/listen-address.ts";
+import type { SourceSettings } from "../backend/source-settings.ts";
+import type { CacheLimits } from "../blob/cache-space.ts";
+import { BlobClaims } from "./blob-claims.ts";
+import { BlobService } from "./blob-service.ts";
 import { BlobListener } from "./blob-listener.ts";
 import type { Log } from "./log.ts";
 import { Sources } from "./sources.ts";
@@ -17,8 +21,12 @@ export interface BlobDaemonOptions {
   access?: SocketAccess;
   /** Who may connect besides root and this process's own user. */
   allowedUsers?: readonly number[];
-  /** Default: public hosts only. */
+  /** Which sources users that are neither root nor this process's own may name. Default: public hosts only. */
   allowSources?: readonly string[];
+  /** See `UllageOptions`. */
+  sourceSettings?: readonly SourceSettings[];
+  sourceBytesPerSecond?: number | null;
+  cacheLimits?: CacheLimits;
   log: Log;
 }
 
@@ -40,13 +48,25 @@ export class BlobDaemon {
     const { log, socket = join(dataDir, "blobd.sock"), access, allowedUsers = [] } = options;
     await realFileSystem.mkdir(dataDir);
     const policy = sourcePolicy(options.allowSources ?? defaultSourceEntries);
+    const limits = options.cacheLimits === undefined ? {} : { cacheLimits: options.cacheLimits };
+    const { sourceSettings: settings = [], sourceBytesPerSecond: bytesPerSecond = null } = options;
     const sources = await Sources.open(
-      { fs: realFileSystem, clock: systemClock, dataDir, randomBytes, log },
-      new Backends({ policy }),
+      { fs: realFileSystem, clock: systemClock, dataDir, randomBytes, log, ...limits },
+      new Backends({ policy, settings, bytesPerSecond }),
     );
     try {
+      const claims = await BlobClaims.open(realFileSystem, dataDir);
+      // Volumes beside the cache claim nothing: where there are any, no blob is ever given up.
+      const volumes = await realFileSystem.readdir(join(dataDir, "volumes"));
+      if (volumes.length === 0) {
+        const needed = (): Map<string, boolean> =>
+          new Map(sources.cache.list().flatMap(({ id }) => (claims.isGivenUp(id) ? [] : [[id, false] as const])));
+        sources.cache.setNeeds({ needed });
+      }
+      const answerer = new BlobService(sources, claims, { mayRemove: volumes.length === 0 });
       const listener = await BlobListener.open({
         store: sources.cache,
+        answerer,
         dataDir,
         path: socket,
         allowedUsers,
@@ -58,6 +78,11 @@ export class BlobDaemon {
       await sources.close();
       throw error;
     }
+  }
+
+  /** What the credentials of sources refer to is read again. */
+  refreshCredentials(): void {
+    this.#sources.backends.refresh();
   }
 
   get socket(): string {

@@ -8,11 +8,11 @@ import { fillBlob, fillTraced } from "../blob/fill-blob.ts";
 import type { BootTraces } from "./boot-traces.ts";
 import type { Images } from "./images.ts";
 import type { Jobs, JobView } from "./jobs.ts";
-import type { Sources } from "./sources.ts";
 import type { BlobView, CacheView, EvictRequest, ImageView, SourceRequest } from "./views.ts";
+import type { VolumeSources } from "./volume-sources.ts";
 
 export interface CacheControlParts {
-  sources: Sources;
+  sources: VolumeSources;
   images: Images;
   jobs: Jobs;
   traces: BootTraces;
@@ -20,7 +20,7 @@ export interface CacheControlParts {
 
 /** What people do with the cache: look at it, bound it, warm it, keep things in it and throw things out. */
 export class CacheControl {
-  readonly #sources: Sources;
+  readonly #sources: VolumeSources;
   readonly #images: Images;
   readonly #jobs: Jobs;
   readonly #traces: BootTraces;
@@ -103,7 +103,7 @@ export class CacheControl {
     const { signal } = controller;
     const begun = Promise.withResolvers<(done: number) => void>();
     const work = begun.promise.then(async (onProgress): Promise<ImageView> => {
-      const blob = await sources.blobOf(found, { signal, onProgress });
+      const blob = await found.blob({ signal, onProgress });
       try {
         if (found.size !== undefined) await fillBlob(blob, { signal, onProgress });
       } finally {

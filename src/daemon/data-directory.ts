@@ -1,5 +1,6 @@
+import { existsSync } from "node:fs";
 import { hostname } from "node:os";
-import { basename, dirname, join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { readFile, stat, writeFile } from "node:fs/promises";
 import { IoError, UllageError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
@@ -15,6 +16,9 @@ import { flushWarnings, lockWeakness, mountPointOf } from "./mount-point.ts";
  * them is read (durability rule 20); the blob cache locks blobs/. The file `lock` only says who; removing it unlocks
  * nothing.
  */
+
+/** A file that says that the caches of all volumes are a blob manager's, and where that listens. */
+export const cacheElsewhere = "blobs-elsewhere";
 
 const subdirectories = ["blobs", "volumes", "maps", "layers", "orphans"] as const;
 /** What a directory must hold, at least one of them, to be taken for ours when it is not empty. */
@@ -56,7 +60,7 @@ export class DataDirectory {
     try {
       await makeRoot(fs, root, options.create);
       locks.push(await lock(fs, root, root));
-      await refuseForeign(fs, root);
+      await refuseForeign(fs, root, options.create);
       const mount = await mountPointOf(root);
       const weakness = mount === undefined ? undefined : lockWeakness(mount);
       if (weakness !== undefined && options.unsafeFileSystem !== true) {
@@ -86,16 +90,21 @@ export class DataDirectory {
   }
 }
 
+const startedWith = "name the directory that `ullage serve` or `ullage run` was given with --data";
+
 async function makeRoot(fs: FileSystem, root: string, create: boolean): Promise<void> {
   const found = await stat(root).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw new IoError(error.code ?? "EIO", `stat ${root} failed: ${error.code}`, error);
   });
   if (found?.isDirectory() === true) return;
-  if (found !== undefined) throw new UllageError("data-foreign", `${root} is not a directory`);
+  if (found !== undefined)
+    throw new UllageError("data-foreign", `${root} is not a directory`, {
+      hint: "name the directory that the data is to be in",
+    });
   if (!create) {
     throw new UllageError("data-missing", `there is no data directory ${root}`, {
-      hint: "name the directory that `ullage serve` or `ullage run` was given with --data",
+      hint: startedWith,
     });
   }
   await makeRoot(fs, dirname(root), true);
@@ -103,12 +112,12 @@ async function makeRoot(fs: FileSystem, root: string, create: boolean): Promise<
   await fs.syncDirectory(dirname(root));
 }
 
-async function refuseForeign(fs: FileSystem, root: string): Promise<void> {
+async function refuseForeign(fs: FileSystem, root: string, create: boolean): Promise<void> {
   const names = (await fs.readdir(root)).filter((name) => !ignored.has(name));
   if (names.length === 0 || marks.some((mark) => names.includes(mark))) return;
   const some = names.sort().slice(0, 3).join(", ");
   throw new UllageError("data-foreign", `${root} is not a data directory of Ullage: it holds ${some}`, {
-    hint: "name an empty or a new directory",
+    hint: create ? "name an empty or a new directory" : startedWith,
   });
 }
 
@@ -164,7 +173,14 @@ function explain(error: unknown, root: string): unknown {
     case "EPERM":
       return new UllageError("data-unwritable", `${root} can't be written by user ${process.getuid?.()}`, {
         ...options,
-        hint: `run as its owner, or give it away: chown -R ${process.getuid?.()} ${basename(root)}`,
+        hint: existsSync(root)
+          ? `run as its owner, or give it away: chown -R ${process.getuid?.()} ${root}`
+          : "name a directory that this user may make, with --data",
+      });
+    case "ENOENT":
+      return new UllageError("data-unwritable", `${root} can't be made`, {
+        ...options,
+        hint: "name another directory with --data",
       });
     case "ENOSPC":
     case "EDQUOT":

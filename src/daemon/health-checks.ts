@@ -1,10 +1,9 @@
-import type { CachedBlob } from "../blob/cached-blob.ts";
-import type { BlobCache } from "../blob/cache.ts";
 import type { MetadataStore } from "../catalog/metadata-store.ts";
 import type { DataProbe } from "./data-probe.ts";
 import type { EventLoopDelay } from "./event-loop-delay.ts";
 import { type Finding, type Warning, warnOf } from "./health.ts";
 import type { VolumeView } from "./views.ts";
+import type { SharedBlob, VolumeCache } from "./volume-sources.ts";
 
 /** Timers that are late by so much in one case of a hundred: clients wait for each other. */
 const lateMs = 100;
@@ -15,7 +14,7 @@ export interface HealthParts {
   start: readonly Warning[];
   listeners: readonly Warning[];
   store: Pick<MetadataStore, "readOnlyReason">;
-  cache: BlobCache;
+  cache: VolumeCache;
   probe: DataProbe;
   delay: EventLoopDelay;
   /** As far as is known without opening them. */
@@ -57,7 +56,7 @@ function volumeFindings({ name, state, reason }: VolumeView): Finding[] {
 }
 
 /** A blob that is complete, and has the right bytes, needs its source no more. */
-function sourceFindings({ sourceTrouble, readyBytes, size, check }: CachedBlob): Finding[] {
+function sourceFindings({ sourceTrouble, readyBytes, size, check }: SharedBlob): Finding[] {
   const trouble = check?.trouble ?? (readyBytes === size ? undefined : sourceTrouble);
   if (trouble === undefined) return [];
   const { error, at } = trouble;

@@ -4,20 +4,20 @@ import { shownSource } from "../base/without-secrets.ts";
 import type { BlobLook } from "../blob/blob-look.ts";
 import { keptByUser } from "../blob/blob.ts";
 import type { BlobMeta } from "../blob/blob-meta.ts";
-import type { BlobCache } from "../blob/cache.ts";
 import type { VolumeRecord } from "../catalog/metadata-store.ts";
 import type { BlobView, ImageView, SourceStateView } from "./views.ts";
+import type { VolumeCache } from "./volume-sources.ts";
 
 /**
  * What is in the cache, by what it was fetched from. An image is a source with a format; every version of it that some volume
  * was made from is a blob. Nothing is kept here: images are there as long as they have a blob.
  */
 export class Images {
-  readonly #cache: BlobCache;
+  readonly #cache: VolumeCache;
   readonly #volumes: () => VolumeRecord[];
 
   /** @param volumes all that there are, ordered by name */
-  constructor(cache: BlobCache, volumes: () => VolumeRecord[]) {
+  constructor(cache: VolumeCache, volumes: () => VolumeRecord[]) {
     this.#cache = cache;
     this.#volumes = volumes;
   }

@@ -2,14 +2,12 @@ import { isDeepStrictEqual } from "node:util";
 import { UllageError, describeError } from "../base/errors.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import type { TracedRead } from "../blob/boot-trace.ts";
-import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { MetadataStore, Origin, Settings, Standing, VolumeRecord } from "../catalog/metadata-store.ts";
 import { Hydration } from "../volume/hydration.ts";
 import type { HydrationSlots } from "../volume/hydration-slots.ts";
 import { baseOf, cleanCheckpoint, lastCheckpoint } from "../volume/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { unflushedLost, Volume } from "../volume/volume.ts";
-import type { Sources } from "./sources.ts";
 import { TraceRecording } from "./trace-recording.ts";
 import { Turns } from "./turns.ts";
 import { renameDescription } from "./volume-files.ts";
@@ -18,6 +16,7 @@ import type { Events } from "./events.ts";
 import { applyWish, closedHydrationView, hydrationView } from "./hydration-view.ts";
 import { VolumeNews } from "./volume-news.ts";
 import type { HydrationChange, HydrationView, OriginView, VolumeView, VolumeViewState } from "./views.ts";
+import type { SharedBlob, VolumeSources } from "./volume-sources.ts";
 
 /** How long connections that were asked to end may take. */
 const disconnectMs = 6000;
@@ -27,7 +26,7 @@ const disconnectPollMs = 20;
 export interface VolumeHost {
   env: VolumeEnvironment;
   store: MetadataStore;
-  sources: Sources;
+  sources: VolumeSources;
   /** Requests to sources that all hydrations share. */
   slots: HydrationSlots;
   /** Makes sure that a frozen map, which a clone begins with, is in its file. */
@@ -48,7 +47,7 @@ export interface VolumeHost {
 
 interface Opened {
   volume: Volume;
-  blobs: CachedBlob[];
+  blobs: SharedBlob[];
   hydration: Hydration | undefined;
   /** Ends the listening to its blobs. */
   deafen: readonly (() => void)[];
@@ -110,7 +109,7 @@ export class ManagedVolume {
     if (this.#opened !== undefined) return this.#opened;
     const { env, sources } = this.#host;
     const { id, name, settings } = this.record;
-    const blobs: CachedBlob[] = [];
+    const blobs: SharedBlob[] = [];
     const deafen: (() => void)[] = [];
     let volume: Volume | undefined;
     try {
@@ -152,7 +151,7 @@ export class ManagedVolume {
     }
   }
 
-  async #openHydration(volume: Volume, blobs: readonly CachedBlob[]): Promise<Hydration> {
+  async #openHydration(volume: Volume, blobs: readonly SharedBlob[]): Promise<Hydration> {
     const { env, slots, traces } = this.#host;
     const known = new Map<string, readonly TracedRead[]>();
     for (const { id, meta } of blobs) known.set(id, (await traces.of(meta))?.reads ?? []);
@@ -501,7 +500,7 @@ export class ManagedVolume {
   }
 
   /** Its blob, if this or another volume has it open. */
-  #openBlob(): CachedBlob | undefined {
+  #openBlob(): SharedBlob | undefined {
     const { blobId } = this.record;
     return blobId === null ? undefined : (this.#opened?.blobs[0] ?? this.#host.sources.cache.ifOpen(blobId));
   }

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { cacheElsewhere } from "./data-directory.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { checkBlob } from "../blob/check-blob.ts";
 import { defaultSettings, type Settings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
@@ -94,8 +95,9 @@ async function catalogSteps(data: OfflineData, hopeless: string[]): Promise<Repa
       },
     });
   }
+  const elsewhere = await env.fs.exists(join(env.dataDir, cacheElsewhere));
   for (const { id, name, state, blobId } of rows) {
-    if (state === "ready" && blobId !== null && !data.blobIds.includes(blobId)) {
+    if (state === "ready" && blobId !== null && !elsewhere && !data.blobIds.includes(blobId)) {
       hopeless.push(`volume '${name}' needs blobs/${blobId}, which is missing: restore it, or remove the volume`);
     }
     if (state !== "ready" || volumeIds.includes(id)) continue;
@@ -206,8 +208,10 @@ async function blobSteps({ env, rows, blobIds }: OfflineData, hopeless: string[]
     for (const { message, severity, repair } of await checkBlob(env.fs, join(env.dataDir, "blobs", id))) {
       if (repair === undefined && severity === "error" && used.has(id)) hopeless.push(`${message}: restore it`);
       if (repair === undefined) continue;
-      const losses = severity === "error" ? [repair.description] : [];
-      steps.push({ action: `${message}: ${repair.description}`, losses, run: () => repair.run() });
+      const { description, loss } = repair;
+      const losses = severity === "error" && loss !== null ? [loss] : [];
+      const calm = losses.length > 0 ? "" : `; ${loss ?? "nothing is lost"}`;
+      steps.push({ action: `${message}: ${description}${calm}`, losses, run: () => repair.run() });
     }
   }
   return steps;

@@ -1,10 +1,10 @@
 import { join } from "node:path";
-import type { Backend, Identity, Sink } from "../backend/backend.ts";
+import type { Backend, Sink } from "../backend/backend.ts";
 import type { Backends } from "../backend/backends.ts";
 import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
-import type { BlobMeta } from "../blob/blob-meta.ts";
+import type { BackingMeta, BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
 import { fillBlob } from "../blob/fill-blob.ts";
@@ -12,38 +12,25 @@ import { detectHeadBytes } from "../image/detect.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { objectReader } from "../image/object-reader.ts";
 import { findImage, findStreamedImage, openImage, type PackedImage } from "../image/open-image.ts";
+import { BackingChain, LayeredBackend } from "./backing-chain.ts";
 import { Turns } from "./turns.ts";
 import type { SourceRequest } from "./views.ts";
+import type { FillOptions, FindOptions, FoundImage, VolumeSources } from "./volume-sources.ts";
 
-/** A source that was looked at and found good: one round trip. */
-export interface FoundSource {
-  /** canonical, without credentials */
-  url: string;
-  /** of the image: a chain, see `OpenedImage` */
-  format: string;
-  identity: Identity;
-  /** of the disk, in bytes; undefined: known when it is unpacked */
-  size: number | undefined;
-  backend: Backend;
+/** What was found, and how it is read. */
+export interface FoundSource extends FoundImage {
+  /** What it lies on. */
+  readonly backing: readonly BackingMeta[];
+  readonly backend: LayeredBackend;
   /** Reads the disk, or what has to be unpacked before there is one. */
-  image: ImageReader | PackedImage;
-  ranges: boolean;
-  download: boolean;
+  readonly image: ImageReader | PackedImage;
+  readonly ranges: boolean;
   /** Nothing of it is kept on disk. */
-  uncached: boolean;
+  readonly uncached: boolean;
   /** Named over the network: bound by the policy for as long as it is read. */
-  guarded: boolean;
-  /** Its blob, once there is one. */
+  readonly guarded: boolean;
   blobId?: string;
-}
-
-/** How `download` fetches. */
-export interface FillOptions {
-  /** Called before the first byte is streamed: what a killed process leaves can be found by this id. */
-  onBlob?: (id: string) => Promise<unknown>;
-  signal?: AbortSignal;
-  /** called with the bytes received so far, and those that will come in all; with 0 before the first ones are asked for */
-  onProgress?: (bytes: number, total: number) => void;
+  blob(options?: FillOptions): Promise<CachedBlob>;
 }
 
 type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
@@ -52,18 +39,19 @@ type Place = Pick<BlobCacheOptions, "fs" | "dataDir">;
  * Turns sources as users write them into blobs of the local cache. One backend per blob stays open while it is used.
  * A blob is guarded when who made it was; who finds it there shares it, after the policy let him look at the source.
  */
-export class Sources {
+export class Sources implements VolumeSources {
+  readonly elsewhere: undefined;
   readonly cache: BlobCache;
   readonly backends: Backends;
   readonly #place: Place;
   /** Of blobs, by id. */
-  readonly #opened: Map<string, Backend>;
+  readonly #opened: Map<string, LayeredBackend>;
   /** Finding, making and removing blobs: two volumes made from one image at once share a blob. */
   readonly #turns = new Turns();
   /** Images that are being unpacked. */
   readonly #unpacking = new Map<string, Promise<unknown>>();
 
-  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, Backend>) {
+  private constructor(place: Place, backends: Backends, cache: BlobCache, opened: Map<string, LayeredBackend>) {
     this.#place = place;
     this.backends = backends;
     this.cache = cache;
@@ -72,7 +60,7 @@ export class Sources {
 
   /** @param backends closed with this */
   static async open(options: Omit<BlobCacheOptions, "openSource">, backends: Backends): Promise<Sources> {
-    const opened = new Map<string, Backend>();
+    const opened = new Map<string, LayeredBackend>();
     const cache = await BlobCache.open({
       ...options,
       openSource: (meta, signal) => reopenSource(meta, signal, backends, opened),
@@ -84,34 +72,39 @@ export class Sources {
     return new Sources(options, backends, cache, opened);
   }
 
-  /**
-   * Looks at a source: what it is now, and in which format.
-   * @param options.guarded the policy decides whether it may be looked at, and later read
-   * @param options.uncached nothing of it is to be kept on disk
-   * @throws SourceError, UllageError `format-unknown`, `format-unsupported`, `source-no-ranges`, `source-unpinned`,
-   *   `not-cached`
-   */
   async find(
     request: SourceRequest,
     signal?: AbortSignal,
-    { guarded = false, uncached = false }: { guarded?: boolean; uncached?: boolean } = {},
+    { guarded = false, uncached = false }: FindOptions = {},
   ): Promise<FoundSource> {
-    const { source, format: wanted = "auto", download = false, unpinned = false } = request;
+    const { source, format: wanted = "auto", download = false, unpinned = false, allowBacking = false } = request;
     const url = canonicalSource(source);
     if (uncached && download) throw needsCache("`--download` fetches all of the image");
-    const backend = this.backends.open(source, guarded);
+    const chain = new BackingChain({ open: (below) => this.backends.open(below, guarded), unpinned });
+    const backend = new LayeredBackend(this.backends.open(source, guarded), chain);
     try {
       const { identity, head, ranges } = await backend.probe(detectHeadBytes, signal);
       if (!ranges && !download) throw noRanges(url);
       if (!identity.strong && !unpinned) throw notPinned(url);
-      const context = { name: url, ...(signal === undefined ? {} : { signal }) };
+      const context = allowBacking ? chain.context(url, signal) : { name: url, ...(signal && { signal }) };
       const object = objectReader(backend, identity);
       const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
-      const about = { url, format: found.format, identity, backend, ranges, download, guarded, uncached };
+      const backing = chain.found;
+      const about = { url, backing, format: found.format, identity, backend, ranges, download, guarded, uncached };
+      const toFound = (size: number | undefined, image: FoundSource["image"]): FoundSource => {
+        const complete: FoundSource = {
+          ...about,
+          size,
+          image,
+          blob: (options) => this.blobOf(complete, options),
+          close: () => backend.close(),
+        };
+        return complete;
+      };
       if ("packed" in found && uncached) throw needsCache(`an image of format ${found.format} has to be unpacked`);
-      if ("packed" in found) return { ...about, size: undefined, image: found };
+      if ("packed" in found) return toFound(undefined, found);
       if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
-      return { ...about, size: found.reader.size, image: found.reader };
+      return toFound(found.reader.size, found.reader);
     } catch (error) {
       await backend.close();
       throw error;
@@ -153,16 +146,20 @@ export class Sources {
   }
 
   async #findOrMake(found: FoundSource, reader: ImageReader): Promise<CachedBlob> {
-    const { url, format, identity, backend, guarded, uncached } = found;
-    const known = this.cache.find(url, format, identity, uncached);
-    if (known === undefined && format === "raw" && !uncached && backend.cloneTo !== undefined) {
+    const { url, format, identity, backing, backend, guarded, uncached } = found;
+    const known = this.cache.find(url, format, identity, uncached, backing);
+    if (known === undefined && url.startsWith("/") && format === "raw" && !uncached) {
       const about = { url, identity, guarded };
-      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo!(identity, path));
+      const clone = async (path: string): Promise<boolean> => (await backend.top.cloneTo?.(identity, path)) === true;
+      const cloned = await this.cache.createCloned(about, clone);
       if (cloned !== undefined) return cloned;
     }
     const blob =
       known === undefined
-        ? await this.cache.create({ url, imageFormat: format, identity, size: reader.size, guarded, uncached }, reader)
+        ? await this.cache.create(
+            { url, imageFormat: format, identity, backing, size: reader.size, guarded, uncached },
+            reader,
+          )
         : await this.cache.open(known.id);
     if (!this.#opened.has(blob.id)) {
       this.#opened.set(blob.id, backend);
@@ -248,6 +245,15 @@ export class Sources {
     return fs.exists(join(dataDir, "blobs", blobId, "pins", volumeId));
   }
 
+  /** Volumes of this process are known without it. */
+  claim(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async forget(volumeId: string, blobId: string | null): Promise<void> {
+    if (blobId !== null) await this.unpin(blobId, volumeId);
+  }
+
   /** Ends a detached volume's claim on a blob. */
   async unpin(blobId: string, volumeId: string): Promise<void> {
     await this.#turns.run(async () => {
@@ -317,14 +323,16 @@ async function reopenSource(
   meta: BlobMeta,
   signal: AbortSignal,
   backends: Backends,
-  opened: Map<string, Backend>,
+  opened: Map<string, LayeredBackend>,
 ): Promise<ImageReader> {
   let backend = opened.get(meta.id);
   if (backend === undefined) {
-    backend = backends.open(meta.url, meta.guarded === true);
+    const open = (url: string): Backend => backends.open(url, meta.guarded === true);
+    backend = new LayeredBackend(open(meta.url), new BackingChain({ open, pinned: meta.backing ?? [] }));
     opened.set(meta.id, backend);
   }
-  const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, { signal });
+  const context = meta.backing === undefined ? { signal } : backend.chain.context(meta.url, signal);
+  const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, context);
   return reader;
 }
 

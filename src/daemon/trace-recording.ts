@@ -1,9 +1,9 @@
 import { describeError } from "../base/errors.ts";
 import { TraceRecorder } from "../blob/boot-trace.ts";
-import type { CachedBlob } from "../blob/cached-blob.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
 import type { Volume } from "../volume/volume.ts";
 import type { BootTraces } from "./boot-traces.ts";
+import type { SharedBlob } from "./volume-sources.ts";
 
 /** Of a recording that nobody asked for: fewer reads than these tell nothing. */
 const leastReads = 16;
@@ -22,7 +22,7 @@ export class TraceRecording {
     env: VolumeEnvironment,
     traces: BootTraces,
     device: Volume,
-    blob: CachedBlob,
+    blob: SharedBlob,
     options: { ms: number; least: number },
   ) {
     this.#env = env;
@@ -36,7 +36,7 @@ export class TraceRecording {
     env: VolumeEnvironment,
     traces: BootTraces,
     device: Volume,
-    blob: CachedBlob,
+    blob: SharedBlob,
     ms: number,
   ): TraceRecording {
     return new TraceRecording(env, traces, device, blob, { ms, least: 1 });
@@ -47,7 +47,7 @@ export class TraceRecording {
     env: VolumeEnvironment,
     traces: BootTraces,
     device: Volume,
-    blob: CachedBlob,
+    blob: SharedBlob,
   ): Promise<TraceRecording | undefined> {
     if ((await traces.of(blob.meta)) !== undefined) return undefined;
     return new TraceRecording(env, traces, device, blob, { ms: automaticMs, least: leastReads });
@@ -56,7 +56,7 @@ export class TraceRecording {
   async #run(
     traces: BootTraces,
     device: Volume,
-    { meta, size }: CachedBlob,
+    { meta, size }: SharedBlob,
     { ms, least }: { ms: number; least: number },
   ): Promise<void> {
     const { clock } = this.#env;

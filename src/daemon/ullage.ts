@@ -1,3 +1,5 @@
+import { join } from "node:path";
+import { replaceFile } from "../blob/durable-file.ts";
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Backends } from "../backend/backends.ts";
@@ -22,7 +24,7 @@ import { BlobListener } from "./blob-listener.ts";
 import { BootTraces } from "./boot-traces.ts";
 import { CacheControl } from "./cache-control.ts";
 import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
-import { DataDirectory } from "./data-directory.ts";
+import { cacheElsewhere, DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
@@ -38,6 +40,7 @@ import { processFigures, type Measured, type MeasuredVolume } from "./measured.t
 import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
 import type { Reclaimed } from "./reclaim.ts";
 import { runtimeDirectory } from "./runtime-directory.ts";
+import { RemoteSources } from "./remote-sources.ts";
 import { Sources } from "./sources.ts";
 import { sweepAtStart } from "./start-sweep.ts";
 import { packageVersion } from "./version.ts";
@@ -67,6 +70,7 @@ import type {
 } from "./views.ts";
 import type { ImportContent } from "./volume-import.ts";
 import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
+import type { VolumeSources } from "./volume-sources.ts";
 import { Volumes, type CreateOptions } from "./volumes.ts";
 
 /** How a data directory is opened. */
@@ -81,6 +85,11 @@ export interface UllageOptions {
   readOnly?: boolean;
   /** What sources may be named over the network (backend/source-guard.ts). Default: public addresses. */
   allowSources?: readonly string[];
+  /**
+   * The socket of a blob manager (`ullage blobd`) whose cache the volumes use instead of one below `dataDir`; it reads the
+   * sources, and what else is said here of the cache and sources is not used.
+   */
+  blobs?: string;
   /** How much space the cache may take; default: what the file system has, less 5 %. */
   cacheLimits?: CacheLimits;
   /** How sources are reached, by prefix (backend/source-settings.ts). */
@@ -97,6 +106,24 @@ export interface UllageOptions {
 }
 
 const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadataStore.open(path);
+
+/** @throws UllageError `cache-elsewhere` when the volumes of a directory have their caches in another place */
+async function demandSameCache(fs: FileSystem, dataDir: string, blobs: string | undefined): Promise<void> {
+  const elsewhere = await fs.exists(join(dataDir, cacheElsewhere));
+  if (blobs === undefined && elsewhere) {
+    const where = (await fs.readFile(join(dataDir, cacheElsewhere))).toString("utf8").trim();
+    throw new UllageError("cache-elsewhere", `volumes in ${dataDir} use the cache of the blob manager at ${where}`, {
+      hint: `give --blobs unix:${where}`,
+    });
+  }
+  if (blobs === undefined) return;
+  if (!elsewhere && (await fs.readdir(join(dataDir, "blobs"))).length > 0) {
+    throw new UllageError("cache-elsewhere", `volumes in ${dataDir} have their caches in it`, {
+      hint: "leave --blobs out, or use another --data",
+    });
+  }
+  await replaceFile(fs, dataDir, cacheElsewhere, Buffer.from(`${blobs}\n`));
+}
 
 /** Looked at in one turn of the event loop, for metrics: less than a millisecond. */
 const volumesPerTurn = 50;
@@ -117,7 +144,7 @@ export class Ullage {
   readonly #volumeJobs: VolumeJobs;
   readonly #directory: DataDirectory;
   readonly #store: MetadataStore;
-  readonly #sources: Sources;
+  readonly #sources: VolumeSources;
   readonly #volumes: Volumes;
   readonly #contents: Contents;
   readonly #images: Images;
@@ -139,7 +166,7 @@ export class Ullage {
   private constructor(parts: {
     directory: DataDirectory;
     store: MetadataStore;
-    sources: Sources;
+    sources: VolumeSources;
     traces: BootTraces;
     volumes: Volumes;
     events: Events;
@@ -215,7 +242,11 @@ export class Ullage {
         settings: options.sourceSettings ?? [],
         bytesPerSecond: options.sourceBytesPerSecond ?? null,
       });
-      const sources = await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, backends);
+      await demandSameCache(fs, directory.path, options.blobs);
+      const sources =
+        options.blobs === undefined
+          ? await Sources.open({ fs, clock, dataDir: directory.path, randomBytes, log, ...limits }, backends)
+          : new RemoteSources({ path: options.blobs, clock, backends, log });
       undo.push(() => sources.close());
       const traces = new BootTraces(fs, directory.path, log);
       const volumes = new Volumes(
@@ -260,6 +291,11 @@ export class Ullage {
   sourceLimits(change: Partial<SourceLimitsView> = {}): SourceLimitsView {
     const { rateLimit } = this.#sources.backends;
     if (change.bytesPerSecond !== undefined) {
+      if (this.#sources.elsewhere !== undefined) {
+        throw new UllageError("cache-elsewhere", `sources are read by the blob manager at ${this.#sources.elsewhere}`, {
+          hint: "limit them there: `sources.limit` in the configuration of `ullage blobd`",
+        });
+      }
       rateLimit.bytesPerSecond = change.bytesPerSecond;
       this.#log("info", `sources may deliver ${change.bytesPerSecond ?? "any number of"} bytes per second`);
     }
@@ -632,6 +668,7 @@ export class Ullage {
    * @throws UllageError `listen-in-use`, `listen`
    */
   async serveBlobs(access: SocketAccess): Promise<void> {
+    if (!(this.#sources instanceof Sources)) return; // it is not here
     this.#blobs = await BlobListener.open({
       path: this.#directory.below("blobd.sock"),
       dataDir: this.#directory.path,

@@ -351,4 +351,6 @@ export interface SourceRequest {
   download?: boolean;
   /** Accept a source that offers nothing to notice a change by. */
   unpinned?: boolean;
+  /** Read what the image says that it lies on (qcow2's backing files), too. */
+  allowBacking?: boolean;
 }

@@ -19,7 +19,7 @@ import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
 import type { ReclaimVolume } from "./reclaim.ts";
 import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
-import type { FoundSource } from "./sources.ts";
+import type { FoundImage } from "./volume-sources.ts";
 import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { fillDisk, type ImportContent } from "./volume-import.ts";
@@ -201,7 +201,7 @@ export class Volumes implements VolumeNames {
       const image = { source: found?.url ?? null, format: found?.format ?? null, blobId: null };
       volume = this.#reserve(request, size, { ...image, origin: null }, requestKey);
     } catch (error) {
-      await found?.backend.close();
+      await found?.close();
       throw error;
     }
     try {
@@ -281,6 +281,7 @@ export class Volumes implements VolumeNames {
       try {
         await store.insertVolume(volume.record);
         const { id, name, settings, createdAt } = volume.record;
+        if (blobId !== null) await this.#host.sources.claim(blobId, id);
         await Volume.create(env, {
           id,
           name,
@@ -442,7 +443,7 @@ export class Volumes implements VolumeNames {
   async #makeFiles(
     volume: ManagedVolume,
     wanted: number | undefined,
-    found: FoundSource | undefined,
+    found: FoundImage | undefined,
     { signal, onDownload }: CreateOptions & { signal: AbortSignal },
   ): Promise<void> {
     const { env, store, sources } = this.#host;
@@ -452,8 +453,9 @@ export class Volumes implements VolumeNames {
     const blob =
       found === undefined
         ? undefined
-        : await sources.blobOf(found, {
+        : await found.blob({
             signal,
+            volumeId: id,
             onBlob: (blobId) => store.updateVolume(id, { blobId }),
             onProgress: (bytes, total) => {
               volume.download = { bytes, total };
@@ -570,9 +572,9 @@ export class Volumes implements VolumeNames {
 
   /** A volume is gone: its blob is given up, unless another volume was made from it. */
   async dropBlob(volumeId: string, blobId: string | null): Promise<void> {
-    if (blobId === null) return;
     const { sources } = this.#host;
-    await sources.unpin(blobId, volumeId);
+    await sources.forget(volumeId, blobId);
+    if (blobId === null) return;
     if (!this.all().some(({ record }) => record.blobId === blobId)) await sources.giveUp(blobId);
   }
 

@@ -150,11 +150,17 @@ function newSocket(family: number, address: ListenAddress): number {
   return fd;
 }
 
+const hints: Partial<Record<string, string>> = {
+  EACCES: "ports below 1024 and other users' directories need privileges",
+  EADDRNOTAVAIL: "no interface of this machine has that address: `ip address` lists those that there are",
+  ENOENT: "the socket's directory has to be there",
+};
+
 function failed(fd: number, address: ListenAddress, code: number): UllageError {
   if (fd >= 0) closeSync(fd);
   const name = errnoName(code);
   if (name === "EADDRINUSE") return inUse(address);
-  const hint = name === "EACCES" ? "ports below 1024 and other users' directories need privileges" : undefined;
+  const hint = hints[name];
   const message = `can't listen on ${formatListenAddress(address)}: ${name}`;
   return new UllageError("listen", message, hint === undefined ? {} : { hint });
 }

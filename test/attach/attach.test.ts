@@ -91,6 +91,21 @@ void test("a busy disk is not taken apart: who uses it is named, and everything 
   succeeded(await daemon.cli(["detach", "v"]));
 });
 
+void test("a mount that an attached file system only covers is no user of it, and is there again afterwards", async (t) => {
+  if (!requireTool(t, ...devices)) return;
+  const { daemon, mount } = await attachWorld(t);
+  await daemon.json(["volume", "create", "v", "--size", "64M"]);
+  const covered = join(mount, "covered");
+  mkdirSync(covered);
+  await succeed("mount", ["-t", "tmpfs", "-o", "size=64k", "none", covered]);
+  atEnd(t, () => succeed("umount", [covered]));
+  writeFileSync(join(covered, "file"), "there");
+  await daemon.json(["attach", "v", "--mkfs", "ext4", "--mount", mount]);
+  assert.ok(!existsSync(covered));
+  assert.match(succeeded(await daemon.cli(["detach", "v"])), /v is detached/);
+  assert.ok(existsSync(join(covered, "file")));
+});
+
 void test("read-only means that nobody on this host writes", async (t) => {
   if (!requireTool(t, ...devices)) return;
   const { daemon, mount } = await attachWorld(t);

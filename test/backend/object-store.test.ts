@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { canonicalSource } from "../../src/backend/source-address.ts";
 import type { SourceSettings } from "../../src/backend/source-settings.ts";
 import { sourcePolicy } from "../../src/backend/source-guard.ts";
-import { SourceError } from "../../src/base/errors.ts";
+import { describeError, SourceError } from "../../src/base/errors.ts";
 import { startFakeServer } from "../support/fake-server.ts";
 import { type FakeStore, startFakeStore } from "../support/store-fake.ts";
 import { collect, failsWith, openBackend, pattern, readBytes } from "./support.ts";
@@ -439,6 +439,81 @@ void test("s3: credentials of an instance's metadata service and of a container'
   } finally {
     for (const name of Object.keys(process.env)) if (!(name in saved)) delete process.env[name];
     Object.assign(process.env, saved);
+  }
+});
+
+void test("s3: a web identity is traded at STS; the token's file is read again, and an STS that is away or refuses is no silence", async () => {
+  await using w = await world("s3");
+  const directory = await mkdtemp(join(tmpdir(), "ullage-sts-"));
+  const saved = { ...process.env };
+  const tokenFile = join(directory, "token");
+  let lifeMs = 1500;
+  let given = 0;
+  let refuse = false;
+  await using sts = await startFakeServer(({ method, body }) => {
+    const form = new URLSearchParams(body);
+    const asked = [method, form.get("Action"), form.get("RoleArn"), form.get("RoleSessionName")];
+    if (asked.join() !== "POST,AssumeRoleWithWebIdentity,arn:aws:iam::123456789012:role/disks,ullage-test")
+      return { status: 400 };
+    if (refuse || form.get("WebIdentityToken") !== `web-token-${given + 1}`) {
+      const error = "<Code>InvalidIdentityToken</Code><Message>The token has expired</Message>";
+      return { status: 400, body: `<ErrorResponse><Error><Type>Sender</Type>${error}</Error></ErrorResponse>` };
+    }
+    given++;
+    // Each session makes the one before it worthless.
+    w.store.keys.set(id, { secret, token: `session-${given}` });
+    const expires = new Date(Date.now() + lifeMs).toISOString();
+    const keys = `<AccessKeyId>${id}</AccessKeyId><SecretAccessKey>${secret}</SecretAccessKey><SessionToken>session-${given}</SessionToken>`;
+    const result = `<Credentials>${keys}<Expiration>${expires}</Expiration></Credentials>`;
+    return {
+      status: 200,
+      headers: { "content-type": "text/xml" },
+      body: `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult>${result}</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`,
+    };
+  });
+  const settings = [{ prefix: "s3://", endpoint: w.store.origin, region: "us-east-1" }];
+  try {
+    for (const name of Object.keys(process.env).filter((each) => each.startsWith("AWS_"))) delete process.env[name];
+    Object.assign(process.env, {
+      AWS_SHARED_CREDENTIALS_FILE: "/nonexistent",
+      AWS_CONFIG_FILE: "/nonexistent",
+      AWS_EC2_METADATA_DISABLED: "true",
+      AWS_WEB_IDENTITY_TOKEN_FILE: tokenFile,
+      AWS_ROLE_ARN: "arn:aws:iam::123456789012:role/disks",
+      AWS_ROLE_SESSION_NAME: "ullage-test",
+      AWS_ENDPOINT_URL_STS: sts.origin,
+      AWS_REGION: "eu-central-1",
+    });
+    await writeFile(tokenFile, "web-token-1");
+    const backend = openBackend(w.source, { env: process.env, settings, retry: { probe: once } });
+    const { identity } = await backend.probe(10);
+    assert.deepEqual(await readBytes(backend, identity, 5, 100), content.subarray(5, 105));
+    assert.equal(given, 1);
+    await writeFile(tokenFile, "web-token-2");
+    lifeMs = 3600_000;
+    for (const deadline = Date.now() + 30_000; sts.requests.length < 2 && Date.now() < deadline;) {
+      assert.equal((await readBytes(backend, identity, 0, 10)).length, 10);
+    }
+    assert.deepEqual(await readBytes(backend, identity, 5, 100), content.subarray(5, 105));
+    assert.equal(given, 2);
+    await backend.close();
+
+    refuse = true;
+    const refused = openBackend(w.source, { env: process.env, settings, retry: { probe: once } });
+    const failure = await failsWith("source-credentials", refused.probe(10));
+    assert.equal(failure.transient, true);
+    assert.match(describeError(failure), /^no credentials from the standard AWS chain: .*The token has expired/);
+    assert.doesNotMatch(describeError(failure), /web-token/);
+    await refused.close();
+    await sts.pause();
+    const alone = openBackend(w.source, { env: process.env, settings, retry: { probe: once } });
+    await failsWith("source-credentials", alone.probe(10));
+    await alone.close();
+    await sts.resume();
+  } finally {
+    for (const name of Object.keys(process.env)) if (!(name in saved)) delete process.env[name];
+    Object.assign(process.env, saved);
+    await rm(directory, { recursive: true });
   }
 });
 

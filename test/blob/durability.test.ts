@@ -222,7 +222,7 @@ void test("repair says what an unbelievable map costs, and puts it aside", async
   damages["a damaged map"].damage(dir);
   const [problem] = await checkBlob(realFileSystem, dir);
   assert.equal(problem.severity, "error", "a detached volume relies on it");
-  assert.match(problem.repair!.description, new RegExp(`fetched again from http://example.test/image.raw.*${VOLUME}`));
+  assert.match(problem.repair!.loss ?? "", new RegExp(`fetched again from http://example.test/image.raw.*${VOLUME}`));
   await problem.repair!.run();
   assert.equal(existsSync(join(dir, "map")), false);
   const [left] = await checkBlob(realFileSystem, dir);

@@ -115,7 +115,7 @@ void test("every command of docs/SECURITY.md works, behind a TLS proxy as well",
   assert.match(stdout, /^\{"status":"ok",/m);
   assert.match(stdout, /^web1 is ready: 1G/m);
   assert.match(stdout, /^NAME +SIZE .*\nweb1 +1G /m);
-  assert.match(stdout, /^grafana is void$/m);
+  assert.match(stdout, /^token grafana is gone/m);
 
   const through = ["--resolve", `${name}:${port}:127.0.0.1`, "--cacert", join(folder, "cert.pem")];
   const secret = (await readFile(join(folder, "grafana.token"), "utf8")).trim();

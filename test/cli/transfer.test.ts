@@ -229,7 +229,14 @@ void test("nothing is overwritten unless --force, and what is used wrongly is sa
     await fails(1, /no file\n/, "volume", "export", "v", join(directory, name), "--force");
   await fails(1, /there is no volume 'w'/, "volume", "export", "w", join(directory, "x"));
   await fails(1, /has no snapshot 's'/, "volume", "export", "v@s", join(directory, "x"));
-  await fails(1, /can't write .*ENOENT/, "volume", "export", "v", join(directory, "none/x"));
+  await fails(
+    1,
+    /can't write .*: there is no directory .*none\n +mkdir -p/,
+    "volume",
+    "export",
+    "v",
+    join(directory, "none/x"),
+  );
   await fails(2, /names no snapshot/, "volume", "export", "v@", join(directory, "x"));
   await fails(2, /no room for --json/, "volume", "export", "v", "-", "--json");
   await fails(2, /Allowed choices are raw, qcow2/, "volume", "export", "v", "x", "--format", "vmdk");
@@ -277,7 +284,8 @@ void test("Ctrl-C in the middle of an import is obeyed when nothing is left", pa
   const early = await daemon.cli(["volume", "export", "v", "-"]);
   assert.match(early.stderr, /still creating/);
   child.kill("SIGINT");
-  assert.deepEqual(await result, { code: 1, stdout: "", stderr: "ullage: cancelled: nothing is left of 'v'\n" });
+  const { code, stderr } = await result; // how far it was may be told before
+  assert.deepEqual({ code, stderr }, { code: 1, stderr: "ullage: cancelled: nothing is left of 'v'\n" });
   assert.deepEqual((await daemon.json<{ volumes: object[] }>(["volume", "ls"])).volumes, []);
   assert.deepEqual(await readdir(join(daemon.dataDir, "layers")), []);
 });
@@ -326,7 +334,9 @@ void test(
     await succeed(daemon, "volume", "create", "v", "--from", source.url, "--hydrate", "off");
     const { result } = begin(t, daemon, ["volume", "export", "v", join(directory, "file"), "--format", "qcow2"]);
     await until("it is read", async () => (await readdir(directory)).length === 1);
-    await until("it is frozen", async () => (await leftOvers(daemon.dataDir)).length > 0);
+    const frozen = async (): Promise<boolean> =>
+      (await leftOvers(daemon.dataDir)).some((name) => !name.endsWith(".tmp"));
+    await until("it is frozen", frozen); // half a description goes with the next opening
     await daemon.stop("SIGKILL");
     const { code, stderr } = await result;
     assert.equal(code, 1);

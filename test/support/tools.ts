@@ -77,11 +77,11 @@ const tools = {
 export type ToolName = keyof typeof tools;
 
 /** Only the tests with guests need these; they are large. */
-const vmTools = new Set<ToolName>(["mmdebstrap", "qemu-system-x86_64"]);
-/** Only the tests with real stores and registries need these, those with guests that boot from there included. */
+const vmTools = new Set<ToolName>(["qemu-system-x86_64"]);
+/** Only the tests with real stores, registries and images need these, those with guests that boot from there included. */
 const sourceTools = new Set<ToolName>([
   ...(["ceph-mon", "ceph-mgr", "ceph-osd", "radosgw", "ceph"] as const),
-  ...(["docker-registry", "skopeo", "htpasswd"] as const),
+  ...(["docker-registry", "skopeo", "htpasswd", "mmdebstrap"] as const),
 ]);
 
 /** Every tool that a group of tests may ask for. */

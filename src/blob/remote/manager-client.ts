@@ -3,7 +3,9 @@ import type { Clock } from "../../base/clock.ts";
 import { type MessageSocket, MessageSockets } from "../../base/message-sockets.ts";
 import { AF_UNIX, closeDescriptor, connect, errno, errnoName, streamSocket } from "../../base/posix.ts";
 import { unixSocketAddress } from "../../base/socket-address.ts";
-import { encode, framing, headerBytes, readHeader, Request, type RequestCode } from "./wire.ts";
+import { decodeProblem } from "./problem.ts";
+import type { QuestionName, Questions } from "./questions.ts";
+import { encode, framing, headerBytes, maxBodyBytes, readHeader, Request, type RequestCode, Result } from "./wire.ts";
 
 /** See `MessageLimits`: what comes unasked is bounded by the manager. */
 const LIMITS = { unanswered: 4096, queued: 4096 };
@@ -114,6 +116,26 @@ export class ManagerClient {
     } finally {
       signal?.removeEventListener("abort", onAbort);
     }
+  }
+
+  /** @throws as `request`; what the manager answers that it failed with; UllageError `too-long` */
+  async ask<Name extends QuestionName>(
+    name: Name,
+    asked: Questions[Name]["asked"],
+    signal?: AbortSignal,
+  ): Promise<Questions[Name]["answer"]> {
+    const question = Buffer.from(JSON.stringify({ name, asked }));
+    if (question.length > maxBodyBytes) {
+      throw new UllageError("too-long", `a request to the blob manager has ${maxBodyBytes} bytes at most`, {
+        hint: "the address of the source is too long",
+      });
+    }
+    const { body, descriptors } = await this.request(Request.ask, () => question, signal);
+    descriptors.forEach(closeDescriptor);
+    if (body.length < 4 || body.readUInt32LE(0) !== Result.success) {
+      throw decodeProblem(body.subarray(4), `the blob manager could not answer '${name}'`);
+    }
+    return JSON.parse(body.toString("utf8", 4)) as Questions[Name]["answer"];
   }
 
   /** What could not be sent before can be now. */

@@ -6,8 +6,9 @@ import type { CachedBlob } from "../cached-blob.ts";
 import { isBlobId } from "../blob-meta.ts";
 import { encodeProblem } from "./problem.ts";
 import { ReadyNews } from "./ready-news.ts";
-import { Body, bodyBytes, encode, headerBytes, type Header, Lane, readHeader, readLength } from "./wire.ts";
-import { readText, Request, type RequestCode, Result } from "./wire.ts";
+import type { Answerer } from "./questions.ts";
+import { Body, bodyBytes, encode, headerBytes, type Header, Lane, maxBodyBytes, readHeader } from "./wire.ts";
+import { readLength, readText, Request, type RequestCode, Result } from "./wire.ts";
 
 /** Blobs that one connection may have at once. */
 const MAX_TOKENS = 1024;
@@ -25,6 +26,10 @@ export interface ManagerHost {
   store: BlobStore;
   /** Makes sure that version-1 clients find the blob's range map. */
   legacyMap(blob: CachedBlob): { release(): void };
+  /** Absent: blobs are neither found nor made for anybody. */
+  answerer?: Answerer;
+  /** The peer may name any source: it could read it by itself. */
+  trusted: boolean;
   /** The peer broke the protocol. */
   refused(reason: string): void;
 }
@@ -74,7 +79,7 @@ export class ManagerConnection {
     const body = bytes.subarray(headerBytes);
     if (typeof header === "string") return this.#refuse(header);
     if (header.reply || header.request === Request.ready) return this.#refuse("a reply that nobody asked for");
-    if (body.length !== bodyBytes[header.request]) {
+    if (body.length !== (bodyBytes[header.request] ?? body.length)) {
       return this.#refuse(`request ${header.request} with a body of ${body.length} bytes`);
     }
     void this.#serve(header, body);
@@ -107,6 +112,7 @@ export class ManagerConnection {
     if (request === Request.noop) return { body: Buffer.alloc(0) };
     if (request === Request.getBlob) return this.#getBlob(header, body);
     if (request === Request.cancel) return this.#cancel(body);
+    if (request === Request.ask) return this.#ask(header, body);
     if (request === Request.fetchRange || request === Request.prefetch) return this.#fetch(header, body);
     return this.#ofBlob(request, body);
   }
@@ -196,6 +202,28 @@ export class ManagerConnection {
     }
   }
 
+  /** See questions.ts. Nothing of it is logged: sources may come with credentials. */
+  async #ask(header: Header, body: Buffer): Promise<Answer> {
+    const { answerer, trusted } = this.#host;
+    if (answerer === undefined) {
+      throw new UllageError("not-supported", "this blob manager makes no blobs for others", {
+        hint: "use the socket of `ullage blobd`",
+      });
+    }
+    const { name, asked } = readQuestion(body);
+    if (this.#running.has(header.tag)) throw new UllageError("bad-tag", `tag ${header.tag} is in use`);
+    const controller = new AbortController();
+    this.#running.set(header.tag, controller);
+    try {
+      const answer = await answerer.answer(name, asked, { trusted, signal: controller.signal });
+      const json = Buffer.from(JSON.stringify(answer));
+      if (json.length > maxBodyBytes - 4) throw new UllageError("too-long", "the answer does not fit into a message");
+      return { body: Buffer.concat([new Body().u32(Result.success).done(), json]) };
+    } finally {
+      this.#running.delete(header.tag);
+    }
+  }
+
   /** The request that is cancelled is answered on its own. */
   async #cancel(body: Buffer): Promise<Answer> {
     const tag = body.readBigUInt64LE(0);
@@ -231,6 +259,18 @@ export class ManagerConnection {
     this.#held.clear();
     await Promise.all(held.map((each) => this.#letGo(each)));
   }
+}
+
+function readQuestion(body: Buffer): { name: string; asked: unknown } {
+  let raw: unknown;
+  try {
+    raw = JSON.parse(body.toString("utf8"));
+  } catch {
+    raw = undefined; // its text may have credentials in it
+  }
+  const { name, asked } = (raw ?? {}) as { name?: unknown; asked?: unknown };
+  if (typeof name === "string" && typeof asked === "object" && asked !== null) return { name, asked };
+  throw new UllageError("bad-question", "the question is no JSON object with a name and what is asked");
 }
 
 function stat(token: bigint, blob: CachedBlob): Answer {
@@ -273,6 +313,7 @@ function failure(header: Header, body: Buffer, error: unknown): Answer {
 }
 
 function failed(header: Header, body: Buffer, error: unknown): Answer {
+  if (header.request === Request.ask) return { body: new Body().u32(Result.failure).done() };
   if (header.request === Request.getBlob) return blobRefused(errnoOf(error));
   const token = body.length >= 8 ? body.readBigUInt64LE(0) : 0n;
   const ranged = header.request === Request.fetchRange || header.request === Request.prefetch;

@@ -6,6 +6,7 @@ import { closeDescriptor, peerCredentials } from "../../base/posix.ts";
 import type { CachedBlob } from "../cached-blob.ts";
 import { LegacyRangeMap, legacySuffix } from "./legacy-range-map.ts";
 import { type BlobStore, ManagerConnection } from "./manager-connection.ts";
+import type { Answerer } from "./questions.ts";
 import { framing } from "./wire.ts";
 
 /** Connections at once; each costs a thread's attention and a few buffers. */
@@ -19,6 +20,8 @@ export interface BlobManagerOptions {
   /** Who may connect besides root and this process's own user. */
   allowedUsers?: readonly number[];
   allowedGroup?: number;
+  /** Finds and makes blobs for daemons whose cache this is. */
+  answerer?: Answerer;
   log(level: "info" | "warn", message: string): void;
 }
 
@@ -45,7 +48,7 @@ export class BlobManager {
 
   /** Serves a connection of a unix socket, or closes it at once when its peer may not be here. */
   adopt(fd: number): void {
-    const { store } = this.#options;
+    const { store, answerer } = this.#options;
     const warn = (message: string): void => this.#options.log("warn", `blob manager: ${message}`);
     const peer = peerCredentials(fd);
     if (peer === undefined || !this.#isAllowed(peer)) {
@@ -60,6 +63,8 @@ export class BlobManager {
     }
     const connection = new ManagerConnection({
       store,
+      ...(answerer === undefined ? {} : { answerer }),
+      trusted: peer.uid === 0 || peer.uid === process.geteuid?.(),
       legacyMap: (blob) => this.#legacyMap(blob),
       refused: (reason) => warn(`process ${peer.pid} loses its connection: ${reason}`),
     });

@@ -4,6 +4,8 @@ import type { Clock } from "../../base/clock.ts";
 import { closeDescriptor } from "../../base/posix.ts";
 import { fileOfDescriptor } from "../../base/real-file-system.ts";
 import type { Blob, BlobStats, FetchOptions } from "../blob.ts";
+import type { SourceTrouble } from "../cached-blob.ts";
+import type { ContentCheck } from "../content-check.ts";
 import { RangeMap } from "../range-map.ts";
 import { ReadaheadFetcher } from "../readahead-fetcher.ts";
 import { SharedReadiness } from "../shared-readiness.ts";
@@ -34,7 +36,7 @@ export interface RemoteBlobOptions {
   client: ManagerClient;
   clock: Clock;
   id: string;
-  log(level: "info" | "warn", message: string): void;
+  log(this: void, level: "info" | "warn", message: string): void;
 }
 
 /**
@@ -68,6 +70,10 @@ export class RemoteBlob implements Blob {
   /** Undefined while there is none of this connection. */
   #token: bigint | undefined;
   #reopening: Promise<void> | undefined;
+  #sourceTrouble: SourceTrouble | undefined;
+  readonly #troubleListeners = new Set<() => void>();
+  /** What the last check came to. */
+  #wrong: ContentCheck["trouble"];
   /** Why the last attempt to open it again failed. */
   #failure: Error | undefined;
   #closed = false;
@@ -133,6 +139,31 @@ export class RemoteBlob implements Blob {
     return this.#look() && this.#durable.isReady(offset, length);
   }
 
+  get check(): ContentCheck | undefined {
+    const { check: state } = this.#readiness;
+    if (state === undefined) return undefined;
+    if (state === "verified") this.#wrong = undefined;
+    return { state, trouble: this.#wrong, run: (signal) => this.#runCheck(signal), forgive: () => this.#forgive() };
+  }
+
+  async #runCheck(signal?: AbortSignal): Promise<boolean> {
+    const { client, clock } = this.#options;
+    try {
+      return (await client.ask("check", { blob: this.id }, signal)).complete;
+    } catch (error) {
+      if (error instanceof SourceError) this.#wrong = { error, at: clock.wallTime() };
+      throw error;
+    }
+  }
+
+  #forgive(): void {
+    if (this.#readiness.check !== "givenUp") return;
+    const { client, log } = this.#options;
+    client.ask("forgive", { blob: this.id }).catch((error: unknown) => {
+      log("warn", `blob ${this.id} stays given up: ${describeError(error)}`);
+    });
+  }
+
   noteRead(offset: number, length: number): void {
     this.#readahead.note(offset, length);
   }
@@ -178,10 +209,32 @@ export class RemoteBlob implements Blob {
         signal,
       );
     } catch (error) {
-      if (signal?.aborted !== true) this.stats.errors++;
+      if (signal?.aborted !== true) {
+        this.stats.errors++;
+        if (error instanceof SourceError) this.#note({ error, final: true, at: this.#options.clock.wallTime() });
+      }
       throw error;
     }
+    this.#note(undefined);
     this.stats[laneBytes(lane)] += Math.max(0, this.readyBytes - before);
+  }
+
+  /** See `CachedBlob`: of what this process asked for. */
+  get sourceTrouble(): SourceTrouble | undefined {
+    return this.#sourceTrouble;
+  }
+
+  /** `listener` hears when the source failed somebody, and when it does not any more. @returns what ends it */
+  onTrouble(listener: () => void): () => void {
+    this.#troubleListeners.add(listener);
+    return () => this.#troubleListeners.delete(listener);
+  }
+
+  #note(trouble: SourceTrouble | undefined): void {
+    const before = this.#sourceTrouble;
+    this.#sourceTrouble = trouble;
+    if (before === undefined && trouble === undefined) return;
+    for (const listener of this.#troubleListeners) listener();
   }
 
   async sync(): Promise<void> {
@@ -282,7 +335,8 @@ export class RemoteBlob implements Blob {
     this.#forget();
     await this.file.close();
     if (token === undefined) return;
-    await this.#options.client.request(Request.release, () => new Body().u64(token).done()).catch(() => undefined); // with the connection, it is released anyway
+    // Nobody waits for the answer: a manager that is gone has released it, too.
+    void this.#options.client.request(Request.release, () => new Body().u64(token).done()).catch(() => undefined);
   }
 }
 

@@ -35,10 +35,12 @@ export const Request = {
   pin: 10,
   unpin: 11,
   pins: 12,
+  /** JSON both ways: see questions.ts */
+  ask: 13,
 } as const;
 export type RequestCode = (typeof Request)[keyof typeof Request];
 
-const lastOfVersion: Record<1 | 2, number> = { 1: Request.fetchRange, 2: Request.pins };
+const lastOfVersion: Record<1 | 2, number> = { 1: Request.fetchRange, 2: Request.ask };
 
 /** Results of everything but GetBlob, which answers with an errno. */
 export const Result = { success: 0, failure: 1, generationMismatch: 2, cancelled: 3 } as const;
@@ -82,8 +84,8 @@ export function encode(header: Header, body: Uint8Array): Buffer {
   return bytes;
 }
 
-/** Bytes of a request's body, exactly. */
-export const bodyBytes: Record<RequestCode, number> = {
+/** Bytes of a request's body, exactly; undefined: as many as it has. */
+export const bodyBytes: Record<RequestCode, number | undefined> = {
   [Request.noop]: 0,
   [Request.getBlob]: 4 + blobIdBytes,
   [Request.fetchRange]: 24,
@@ -97,6 +99,7 @@ export const bodyBytes: Record<RequestCode, number> = {
   [Request.pin]: 24,
   [Request.unpin]: 24,
   [Request.pins]: 12,
+  [Request.ask]: undefined,
 };
 
 /** What prefetch does with the source: see blob/fetch-lanes.ts. */

@@ -46,6 +46,7 @@ interface PullOptions extends ClientOptions {
   format?: string;
   download?: boolean;
   unpinned?: boolean;
+  allowBacking?: boolean;
 }
 
 function addChanges(image: Command): void {
@@ -58,15 +59,17 @@ function addChanges(image: Command): void {
     .option("--format <format>", "the image's format; default: by its first bytes")
     .option("--download", "fetch it in one go, for servers that can't serve ranges")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .option("--allow-backing", "read the backing files that a qcow2 image lies on, too")
     .action(async (source: string, options: PullOptions) => {
       const daemon = await findDaemon(options);
       const { callAndFollow } = await import("../follow-job.ts");
-      const { format, download, unpinned } = options;
+      const { format, download, unpinned, allowBacking } = options;
       const body = {
         source: absoluteSource(source),
         ...(format === undefined ? {} : { format }),
         ...(download === undefined ? {} : { download }),
         ...(unpinned === undefined ? {} : { unpinned }),
+        ...(allowBacking === undefined ? {} : { allowBacking }),
       };
       const call = { method: "POST", body } as const;
       const pulled = await callAndFollow<ImageView>(daemon, "/v1/images", call, options.json === true);
@@ -93,6 +96,7 @@ async function show(given: string, options: ClientOptions): Promise<void> {
     printJson(image);
     return;
   }
+  const versions = await Promise.all(image.blobs.map((id) => daemon.call<BlobView>(`/v1/blobs/${id}`)));
   print(
     formatFields([
       ["id", image.id],
@@ -106,12 +110,10 @@ async function show(given: string, options: ClientOptions): Promise<void> {
       ["cached", `${formatSize(image.readyBytes)}, ${formatSize(image.diskBytes)} on disk`],
       ["volumes", image.volumes.join(", ") || "-"],
       ["first used", image.createdAt],
+      ...versions.map(({ id, size, readyBytes, identity }): [string, string] => [
+        "version",
+        `${id}: ${formatSize(readyBytes)} of ${formatSize(size)}${identity === null ? "" : `, ${identity}`}`,
+      ]),
     ]),
   );
-  for (const id of image.blobs) {
-    const { size, readyBytes, identity } = await daemon.call<BlobView>(`/v1/blobs/${id}`);
-    print(
-      `version      ${id}: ${formatSize(readyBytes)} of ${formatSize(size)}${identity === null ? "" : `, ${identity}`}`,
-    );
-  }
 }

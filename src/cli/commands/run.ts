@@ -7,6 +7,8 @@ import { formatSize } from "../../base/units.ts";
 import type { Settings } from "../../catalog/metadata-store.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { CreateVolumeRequest, VolumeView } from "../../daemon/views.ts";
+import type { SourceSettings } from "../../backend/source-settings.ts";
+import { addConfigOption, sourceOptions } from "../config-option.ts";
 import { addLogOptions, type LogOptions } from "../log-options.ts";
 import { print, printJson } from "../output.ts";
 import { absoluteSource, sizeOption } from "../parse.ts";
@@ -25,14 +27,23 @@ interface Options extends LogOptions {
   hydrate?: Settings["hydrate"];
   download?: boolean;
   unpinned?: boolean;
+  allowBacking?: boolean;
   unsafeFileSystem?: boolean;
+  /** What follows only the configuration file says. */
+  allowSources?: string[];
+  sourceSettings?: SourceSettings[];
+  sourceLimit?: number;
+  cacheCapacity?: number;
+  cacheReserve?: number;
   json?: boolean;
 }
 
 export function addRunCommand(program: Command): void {
   const command = program
     .command("run <source>")
-    .description("serve an image (a path or an http(s) address) as a writable disk, now, until Ctrl-C")
+    .description(
+      "serve an image (a path or an address, see `ullage help sources`) as a writable disk, now, until Ctrl-C",
+    )
     .option("--size <size>", "a larger disk than the image: 512, 64k, 10M, 1.5G, 2T", sizeOption)
     .option("--nbd <addr>", "HOST:PORT or unix:PATH; default: 127.0.0.1:10809, or a free port when that is taken")
     .option("--data <dir>", "keep the disk and its cache here; the same source goes on from there")
@@ -41,10 +52,11 @@ export function addRunCommand(program: Command): void {
     .addOption(new Option("--hydrate <when>", "fetch the image in the background").choices(["auto", "off"]))
     .option("--download", "fetch the whole image first, for servers that can't serve ranges")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .option("--allow-backing", "read the backing files that a qcow2 image lies on, too")
     .option("--unsafe-file-system", "use a data directory on which locks keep nobody out (9p, virtiofs, FUSE, NFS)")
     .option("--json", "print where the disk is as an object")
     .addHelpText("after", "\nExample:\n  $ ullage run https://example.org/debian.raw --size 20G");
-  addLogOptions(command, "warn").action(run);
+  addConfigOption(addLogOptions(command, "warn"), ["unsafeFileSystem", ...sourceOptions]).action(run);
 }
 
 async function run(source: string, options: Options): Promise<void> {
@@ -86,6 +98,7 @@ async function start(
   const { Server } = await import("../server.ts");
   const { chooseAddresses } = await import("../addresses.ts");
   const { stderrLog } = await import("../stderr-log.ts");
+  const { cacheLimitsOf } = await import("../cache-limits.ts");
   const log = stderrLog(options);
   const addresses = chooseAddresses(
     { nbd: options.nbd === undefined ? undefined : [options.nbd] },
@@ -96,6 +109,10 @@ async function start(
     command: "run",
     readOnly: options.readOnly === true,
     unsafeFileSystem: options.unsafeFileSystem === true,
+    ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
+    sourceSettings: options.sourceSettings ?? [],
+    sourceBytesPerSecond: options.sourceLimit ?? null,
+    cacheLimits: cacheLimitsOf(options),
     log,
   });
   let disk: VolumeView | undefined;
@@ -161,7 +178,7 @@ function demandSame(ullage: Ullage, disk: VolumeView, source: string, options: O
 }
 
 function requestFor(source: string, options: Options): CreateVolumeRequest {
-  const { size, format, download, unpinned, hydrate } = options;
+  const { size, format, download, unpinned, allowBacking, hydrate } = options;
   return {
     name: diskName,
     ...(size === undefined ? {} : { size }),
@@ -170,6 +187,7 @@ function requestFor(source: string, options: Options): CreateVolumeRequest {
       ...(format === undefined ? {} : { format }),
       ...(download === undefined ? {} : { download }),
       ...(unpinned === undefined ? {} : { unpinned }),
+      ...(allowBacking === undefined ? {} : { allowBacking }),
     },
     ...(hydrate === undefined ? {} : { settings: { hydrate } }),
   };

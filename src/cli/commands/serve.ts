@@ -3,9 +3,10 @@ import { Option, type Command } from "commander";
 import type { ApiAuth } from "../../api/connection-access.ts";
 import type { SourceSettings } from "../../backend/source-settings.ts";
 import { UllageError } from "../../base/errors.ts";
-import { defaultLimits } from "../../blob/cache-space.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { SocketOptions } from "../addresses.ts";
+import { parseListenAddress } from "../../export/listen-address.ts";
+import { cacheLimitsOf } from "../cache-limits.ts";
 import { addConfigOption } from "../config-option.ts";
 import { exportUri } from "../nbd-uri.ts";
 import { addLogOptions, type LogOptions } from "../log-options.ts";
@@ -23,6 +24,7 @@ interface Options extends LogOptions, TlsFlags, SocketOptions {
   sourceSettings?: SourceSettings[];
   sourceLimit?: number;
   nbd?: string[];
+  blobs?: string;
   unsafeFileSystem?: boolean;
   /** bytes */
   cacheCapacity?: number;
@@ -46,6 +48,10 @@ export function addServeCommand(program: Command): void {
     .option("--api-host <name...>", "further names that the API goes by on TCP, such as that of a proxy in front of it")
     .option("--nbd <addr...>", "HOST:PORT, [::1]:PORT or unix:PATH; default: 127.0.0.1:10809 and unix:<data>/nbd.sock")
     .option(
+      "--blobs <addr>",
+      "unix:PATH of a blob manager (ullage blobd): its cache is used, not one in the data directory",
+    )
+    .option(
       "--cache-capacity <size>",
       "what the cache may take on disk; default: the file system, less 5 %",
       sizeOption,
@@ -67,6 +73,7 @@ async function serve(options: Options): Promise<void> {
   const { chooseAddresses, socketAccess } = await import("../addresses.ts");
   const { stderrLog } = await import("../stderr-log.ts");
   const log = stderrLog(options);
+  const blobs = options.blobs === undefined ? undefined : unixPath(options.blobs);
   const dataDir = resolve(options.data ?? process.env["STATE_DIRECTORY"] ?? "ullage-data");
   const addresses = chooseAddresses(options, {
     api: ["127.0.0.1:7070", `unix:${dataDir}/api.sock`],
@@ -77,10 +84,8 @@ async function serve(options: Options): Promise<void> {
     command: "serve",
     unsafeFileSystem: options.unsafeFileSystem === true,
     ...(options.allowSources === undefined ? {} : { allowSources: options.allowSources }),
-    cacheLimits: {
-      capacityBytes: options.cacheCapacity ?? defaultLimits.capacityBytes,
-      reserve: options.cacheReserve === undefined ? defaultLimits.reserve : options.cacheReserve / 100,
-    },
+    ...(blobs === undefined ? {} : { blobs }),
+    cacheLimits: cacheLimitsOf(options),
     sourceSettings: options.sourceSettings ?? [],
     sourceBytesPerSecond: options.sourceLimit ?? null,
     log,
@@ -102,6 +107,13 @@ async function serve(options: Options): Promise<void> {
   log("info", "stopping: draining connections, flushing volumes");
   await server.stop();
   log("info", "stopped");
+}
+
+/** @throws UllageError `usage` */
+function unixPath(text: string): string {
+  const address = parseListenAddress(text);
+  if (address.kind === "unix") return resolve(address.path);
+  throw new UllageError("usage", `--blobs: '${text}' is no unix socket`, { hint: "give unix:/path/to/blobd.sock" });
 }
 
 function apiOptions({ apiAuth, apiHost = [] }: Options): { apiAuth?: ApiAuth; apiHosts: string[] } {

@@ -7,7 +7,7 @@ export function addTokenRmCommand(parent: Command): void {
     async (name: string, options: ClientOptions) => {
       await askDaemon(options, `/v1/tokens/${encodeURIComponent(name)}`, { method: "DELETE" });
       if (options.json === true) printJson({ name, removed: true });
-      else print(`${name} is void`);
+      else print(`token ${name} is gone: nobody gets in with it any more`);
     },
   );
 }

@@ -18,6 +18,7 @@ interface Options extends ClientOptions {
   set?: Partial<Settings>;
   download?: boolean;
   unpinned?: boolean;
+  allowBacking?: boolean;
 }
 
 export function addCreateCommand(parent: Command): void {
@@ -36,6 +37,7 @@ export function addCreateCommand(parent: Command): void {
     .option("--set <key=value>", "a setting, e.g. sync=always, cache=none; may be repeated", settingOption)
     .option("--download", "fetch the whole image first, for servers that can't serve ranges; Ctrl-C cancels it")
     .option("--unpinned", "accept a source that offers nothing to notice a change by")
+    .option("--allow-backing", "read the backing files that a qcow2 image lies on, too")
     .action(async (name: string, options: Options) => {
       const body = requestFor(name, options);
       const volume = await make(options, { method: "POST", body, once: true });
@@ -52,7 +54,7 @@ async function make(options: Options, call: Call): Promise<VolumeView> {
 }
 
 function requestFor(name: string, options: Options): CreateVolumeRequest {
-  const { from, snapshot, clone, size, format, download, unpinned } = options;
+  const { from, snapshot, clone, size, format, download, unpinned, allowBacking } = options;
   const origins = [from, snapshot, clone].filter((origin) => origin !== undefined).length;
   if (origins === 0 && size === undefined) {
     throw new UllageError("usage", "a volume needs an image or a size", {
@@ -64,8 +66,8 @@ function requestFor(name: string, options: Options): CreateVolumeRequest {
       hint: "give only one of --from, --snapshot and --clone",
     });
   }
-  if (from === undefined && (format ?? download ?? unpinned) !== undefined) {
-    throw new UllageError("usage", "--format, --download and --unpinned are about an image", {
+  if (from === undefined && (format ?? download ?? unpinned ?? allowBacking) !== undefined) {
+    throw new UllageError("usage", "--format, --download, --unpinned and --allow-backing are about an image", {
       hint: "give --from SOURCE as well",
     });
   }
@@ -83,6 +85,7 @@ function requestFor(name: string, options: Options): CreateVolumeRequest {
             ...(format === undefined ? {} : { format }),
             ...(download === undefined ? {} : { download }),
             ...(unpinned === undefined ? {} : { unpinned }),
+            ...(allowBacking === undefined ? {} : { allowBacking }),
           },
         }),
     ...(Object.keys(settings).length === 0 ? {} : { settings }),

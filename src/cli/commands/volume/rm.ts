@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { UllageError } from "../../../base/errors.ts";
 import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
 import { print, printJson } from "../../output.ts";
 
@@ -12,6 +13,9 @@ export function addRmCommand(parent: Command): void {
     .option("--snapshots", "remove its snapshots too; clones live on")
     .option("--force", "close its connections first")
     .action(async (name: string, options: Options) => {
+      if (name.includes("@")) {
+        throw new UllageError("usage", `'${name}' is the name of a snapshot`, { hint: `ullage snapshot rm ${name}` });
+      }
       const query = new URLSearchParams();
       if (options.force === true) query.set("force", "true");
       if (options.snapshots === true) query.set("snapshots", "true");
