@@ -19,14 +19,18 @@ export function RemoveDialog({ volume, onClose, onRemoved }) {
   const force = useSignal(false);
   const snapshots = useSignal(false);
   const space = useSignal(/** @type {Space | null | undefined} */ (undefined));
+  const asking = useSignal(new AbortController());
   useEffect(() => {
+    const { signal } = asking.value;
     if (canTellSpace()) {
-      readSpace(volume.name)
+      readSpace(volume.name, signal)
         .then((found) => (space.value = found))
         .catch(() => (space.value = null)); // it can be removed without
     } else space.value = null;
+    return () => asking.value.abort();
   }, []);
   const remove = async () => {
+    asking.value.abort(); // what is being removed has no answer
     const query = [...(force.value ? ["force=true"] : []), ...(snapshots.value ? ["snapshots=true"] : [])].join("&");
     try {
       await call(`${volumePath(volume.name)}${query && `?${query}`}`, { method: "DELETE" });

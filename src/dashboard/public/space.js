@@ -10,6 +10,7 @@ export const canTellSpace = () => can("GET", "/v1/volumes/{name}/space");
 /**
  * The server reads many files to tell: it is asked seldom.
  * @param {string} name
+ * @param {AbortSignal} [signal]
  * @returns {Promise<Space>}
  */
-export const readSpace = (name) => call(`${volumePath(name)}/space`);
+export const readSpace = (name, signal) => call(`${volumePath(name)}/space`, signal === undefined ? {} : { signal });
