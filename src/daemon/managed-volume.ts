@@ -37,6 +37,8 @@ export interface VolumeHost {
   originNow(origin: Origin): OriginView;
   /** A volume has given up layers: they go, unless somebody else needs them. */
   layersUnused(layers: string[]): void;
+  /** A volume's last life did not end as it should: layers of it that nothing refers to go, in the background. */
+  endedBadly(volumeId: string): void;
   /** Something that referred to these layers is gone: blocks that nobody needs any more are freed, in the background. */
   reclaimSoon(layers: Iterable<string>): void;
   /** What was read first of images. */
@@ -138,6 +140,7 @@ export class ManagedVolume {
       const hydration = blobs.length === 0 ? undefined : await this.#openHydration(volume, blobs);
       this.#opened = { volume, blobs, hydration, deafen };
       this.#failure = undefined;
+      if (!volume.endedClean) this.#host.endedBadly(id);
       this.news.changed();
       return this.#opened;
     } catch (error) {

@@ -3,15 +3,15 @@ import { CorruptionError, errnoOf, IoError } from "../base/errors.ts";
 import type { VolumeRecord } from "../catalog/metadata-store.ts";
 import { readMapTable } from "../volume/map-file.ts";
 import { layersDir, mapPath, mapsDir, numbered, volumeDir } from "../volume/paths.ts";
-import { frozenReferences, volumeReferences } from "../volume/references.ts";
+import { cleanCheckpoint, frozenReferences, volumeReferences } from "../volume/references.ts";
 import { describedSnapshots } from "../volume/snapshot-files.ts";
 import type { OfflineData } from "./offline-data.ts";
-import { layerCreator } from "./volume-files.ts";
+import { isEmptyLayer, layerCreator } from "./volume-files.ts";
 
 /*
  * What lies in the folders of a data directory and belongs to nothing. Three kinds:
  *
- *     remains   of something that a crash interrupted: the next start removes them, or moves them away
+ *     remains   of something that a crash interrupted: the next start, or opening, removes them or moves them away
  *     orphans   nothing refers to them and no start looks at them: `repair` moves them to orphans/
  *     unsure    may belong to what is damaged
  *
@@ -85,8 +85,9 @@ async function strayLayers({ env, rows, volumeIds }: OfflineData, layers: string
     } else if (row === undefined && creator !== undefined && volumeIds.includes(creator)) {
       strays.push(remains(path, `is a layer of volumes/${creator}, whose creation was interrupted`));
     } else if (creator === undefined || !(await hasDamagedFiles(env, creator))) {
-      const why = row === undefined ? "" : ", as an interrupted snapshot may leave it";
-      strays.push(orphan(path, `is a layer${ofVolume(row, creator)} that no map and no log refers to${why}`));
+      const what = `is a layer${ofVolume(row, creator)} that no map and no log refers to`;
+      const goes = row !== undefined && (await isEmptyLayer(env, id)) && !(await cleanCheckpoint(env, row.id));
+      strays.push(goes ? remains(path, `${what}, as an interrupted snapshot leaves it`) : orphan(path, what));
     }
   }
   return strays;
@@ -169,7 +170,7 @@ async function entriesOf({ fs, dataDir }: OfflineData["env"], folder: string): P
 const remains = (path: string, what: string): Stray => ({
   kind: "remains",
   path,
-  message: `${path} ${what}: the next start clears it away`,
+  message: `${path} ${what}: the next start, or opening, clears it away`,
 });
 
 const orphan = (path: string, what: string): Stray => ({ kind: "orphan", path, message: `${path} ${what}` });

@@ -17,10 +17,12 @@ import {
 } from "../volume/snapshot-files.ts";
 import { SnapshotView } from "../volume/snapshot-view.ts";
 import { dropLayers } from "./layer-files.ts";
+import { LeftoverLayers } from "./leftover-layers.ts";
 import type { ManagedVolume, VolumeHost } from "./managed-volume.ts";
 import { type AllLayerSpace, allLayerSpace, type LayerSpace, type SpaceHost, volumeSpace } from "./space.ts";
 import { MadeOnce, type RequestKey } from "./request-key.ts";
 import { Turns } from "./turns.ts";
+import { isEmptyLayer } from "./volume-files.ts";
 
 /** So many, the newest, are looked through for a name that was probably meant: that takes time on the event loop. */
 const suggestible = 500;
@@ -70,10 +72,18 @@ export class Snapshots {
   readonly moves = { given: 0, removed: 0 };
   /** Whoever makes or takes away a reference to a frozen map or a layer of somebody else. */
   readonly references = new Turns();
+  readonly #leftovers: LeftoverLayers;
   #dropping: Promise<void> = Promise.resolve();
 
-  constructor(host: VolumeHost, rows: SnapshotRecord[], volume: (id: string) => ManagedVolume | undefined) {
+  /** @param layers that were there before anything was made in this process */
+  constructor(
+    host: VolumeHost,
+    rows: SnapshotRecord[],
+    layers: readonly string[],
+    volume: (id: string) => ManagedVolume | undefined,
+  ) {
     this.#host = host;
+    this.#leftovers = new LeftoverLayers(host.env, layers);
     this.#volume = volume;
     for (const row of rows) this.#rows.set(row.id, row);
   }
@@ -265,8 +275,27 @@ export class Snapshots {
 
   /** The same beside everything else. */
   layersUnused(layers: string[]): void {
+    this.#dropSoon(() => Promise.resolve(new Set(layers)));
+  }
+
+  /**
+   * A crash in the middle of a snapshot leaves its layer, empty, when no record names it yet. It goes when the volume is
+   * opened again; a crash before that leaves it to the next opening.
+   */
+  endedBadly(volumeId: string): void {
+    this.#dropSoon(async () => {
+      const left = new Set<string>();
+      for (const id of await this.#leftovers.takeOf(volumeId)) {
+        if (this.#openLayers(volumeId)?.has(id) === true) continue;
+        if (await isEmptyLayer(this.#host.env, id)) left.add(id);
+      }
+      return left;
+    });
+  }
+
+  #dropSoon(find: () => Promise<Set<string>>): void {
     this.#dropping = this.references
-      .run(() => this.dropLayers(new Set(layers)))
+      .run(async () => this.dropLayers(await find()))
       .catch((error: unknown) => this.#host.env.log("warn", `layers stay, though unused: ${describeError(error)}`));
   }
 

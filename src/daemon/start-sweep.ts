@@ -25,6 +25,8 @@ export interface Swept {
   snapshots: { ready: SnapshotRecord[]; deleting: SnapshotRecord[] };
   /** of what is complete */
   exports: ExportRecord[];
+  /** names in layers/ */
+  layers: string[];
   warnings: Warning[];
 }
 
@@ -49,6 +51,7 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
     ready,
     removed: unfinished,
     exports: await sweepExports(store, ready, readySnapshots),
+    layers: (await env.fs.readdir(layersDir(env.dataDir))).filter((name) => /^[0-9a-f]{32}$/.test(name)),
     snapshots: {
       ready: readySnapshots,
       deleting: snapshots.filter(({ state }) => state === "deleting"),

@@ -251,7 +251,7 @@ export class Ullage {
       const traces = new BootTraces(fs, directory.path, log);
       const volumes = new Volumes(
         { env, store, sources, slots: new HydrationSlots(), traces, events },
-        { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports },
+        { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports, layers: swept.layers },
       );
       sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
       for (const { id, name, state, blobId } of swept.removed) {

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import type { FileSystem } from "../base/file-system.ts";
-import { describeError, errnoOf, UllageError } from "../base/errors.ts";
+import { CorruptionError, describeError, errnoOf, UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import type { Origin } from "../catalog/metadata-store.ts";
 import { Layer } from "../volume/layer.ts";
@@ -108,5 +108,19 @@ export async function layerCreator(env: VolumeEnvironment, name: string): Promis
     return await Layer.creator(file);
   } finally {
     await file.close();
+  }
+}
+
+/** Whether a layer is there and nothing was ever written to it, as far as the file system can tell. */
+export async function isEmptyLayer(env: VolumeEnvironment, id: string): Promise<boolean> {
+  const layer = await Layer.open(env, id, "read").catch((error: unknown) => {
+    if (error instanceof CorruptionError) return undefined;
+    throw error;
+  });
+  if (layer === undefined) return false;
+  try {
+    return layer.nextData(0) === undefined;
+  } finally {
+    await layer.file.close();
   }
 }

@@ -73,18 +73,19 @@ export class Volumes implements VolumeNames {
 
   /** @param records of what is complete, as the catalog has them after the sweep at start */
   constructor(
-    host: Omit<VolumeHost, "materialise" | "layersUnused" | "reclaimSoon" | "targetGone" | "originNow">,
-    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[]; exports: ExportRecord[] },
+    host: Omit<VolumeHost, "materialise" | "layersUnused" | "endedBadly" | "reclaimSoon" | "targetGone" | "originNow">,
+    records: { volumes: VolumeRecord[]; snapshots: SnapshotRecord[]; exports: ExportRecord[]; layers: string[] },
   ) {
     this.#host = {
       ...host,
       materialise: (id) => this.snapshots.materialise(id),
       layersUnused: (layers) => this.snapshots.layersUnused(layers),
+      endedBadly: (id) => this.snapshots.endedBadly(id),
       reclaimSoon: (layers) => this.reclaimer.soon(layers),
       targetGone: (id) => this.exports.targetGone(id),
       originNow: (origin) => this.#originNow(origin),
     };
-    this.snapshots = new Snapshots(this.#host, records.snapshots, (id) => this.byId(id));
+    this.snapshots = new Snapshots(this.#host, records.snapshots, records.layers, (id) => this.byId(id));
     this.reclaimer = new Reclaimer({
       env: this.#host.env,
       references: this.snapshots.references,

@@ -50,6 +50,8 @@ export interface OpenedVolume {
   earlierBytes: number;
   /** The last life was killed: it may have written blocks without claiming them. */
   strays: boolean;
+  /** The last life ended as it should, with nothing begun and not done. */
+  endedClean: boolean;
   /**
    * Without this life's log everything is as a life that ended clean has left it. Not so in a volume's first life: that a
    * second log was there says that it has been in use (rule 17).
@@ -261,6 +263,7 @@ async function begin(
     mapBytes: recovered.fileBytes,
     earlierBytes: recovered.logBytes,
     strays,
+    endedClean: recovered.clean,
     untouched: closedClean && checkpoint.number > 1,
   };
   opened.log.begin(recovered.lastLsn);

@@ -46,6 +46,8 @@ export class Volume implements BlockDevice {
   readonly readOnly = false;
   readonly state = "serving";
   readonly lineage: string;
+  /** Its last life ended as it should: no crash has left anything. */
+  readonly endedClean: boolean;
   readonly #env: VolumeEnvironment;
   readonly #map: OwnerMap;
   readonly #reader: OwnerReader;
@@ -86,6 +88,7 @@ export class Volume implements BlockDevice {
     this.id = options.id;
     this.#size = opened.size;
     this.lineage = opened.lineage;
+    this.endedClean = opened.endedClean;
     this.#map = opened.map;
     this.#head = opened.head;
     this.#layers = new SealedLayers(env, opened.table);

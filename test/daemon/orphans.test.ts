@@ -189,6 +189,8 @@ void test("what a kill leaves is reported as what it is: cleared away by the nex
       const later = await check(dataDir);
       const wrong = later.filter((line) => line.startsWith("damage") || line.includes("the next start"));
       assert.deepEqual(wrong, [], `${what}, step ${step} (${world.died})`);
+      const layers = later.filter((line) => line.includes("layers/"));
+      assert.deepEqual(layers, [], `${what}, step ${step} (${world.died})`);
       await rm(dataDir, { recursive: true });
     }
   }
