@@ -38,13 +38,16 @@ export function addBenchCommand(program: Command): void {
     .command("bench")
     .description("measure this Ullage, in a checkout; with --peers beside nbdkit and qemu-nbd")
     .option("--peers", "beside the peers installed on this machine")
-    .option("--only <table...>", "steady, cold, lazy, hydration, scale, snapshots or control")
+    .option("--only <table...>", "steady, cold, lazy, hydration, sources, scale, snapshots or control")
     .option("--servers <name...>", "only servers whose names begin like this, e.g. Ullage nbdkit")
     .option("--rounds <n>", "rounds of which the median counts; default 3", positive)
     .option("--seconds <n>", "length of one measurement; default 3", positive)
     .option("--quick", "one short round on small files: shows that it runs, its figures mean nothing")
     .option("--output <file>", "write the tables there instead of to standard output")
-    .addHelpText("after", "\nExample:\n  $ ullage bench --peers --only steady")
+    .addHelpText(
+      "after",
+      "\nExample:\n  $ ullage bench --peers --only steady\n\nDebian packages that it needs: curl, fio, fuse3, libnbd-bin, nbdkit, qemu-utils, qemu-block-extra,\nqemu-system-common.",
+    )
     .action(async (options: Options) => {
       if (!existsSync(main)) {
         throw new UllageError("no-benchmarks", "the benchmarks are not part of the installed package", {
