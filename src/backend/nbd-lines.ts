@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { allOf } from "../base/all-of.ts";
 import type { Clock } from "../base/clock.ts";
 import { Info } from "../nbd/protocol.ts";
 import type { Identity } from "./backend.ts";
@@ -136,7 +137,8 @@ async function identify(line: NbdLine): Promise<Identity> {
   const aligned = [...spread, 1024 * 1024, last].map((at) => Math.floor(at / SAMPLE_ALIGNMENT) * SAMPLE_ALIGNMENT);
   const offsets = [...new Set(aligned)].filter((at) => at < size).toSorted((a, b) => a - b);
   const hash = createHash("sha256");
-  const samples = await Promise.all(
+  // Also when one fails, the others are awaited: servers have been seen to abort when a client leaves in the middle.
+  const samples = await allOf(
     offsets.map(async (at) => {
       const length = Math.min(Math.max(SAMPLE_BYTES, blocks.min), size - at);
       const bytes = Buffer.allocUnsafe(length);
