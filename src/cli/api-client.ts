@@ -81,7 +81,9 @@ export class ApiClient {
    * @returns the answer's object @throws UllageError as `call`, and whatever `body` throws
    */
   async upload<T>(path: string, type: string, body: AsyncIterable<Buffer>): Promise<T> {
-    const headers = { "content-type": type, "transfer-encoding": "chunked", expect: "100-continue" };
+    // Kept alive, because a connection that closes behind the answer could break what is still being sent, and lose it.
+    const kept = { connection: "keep-alive", expect: "100-continue" };
+    const headers = { "content-type": type, "transfer-encoding": "chunked", ...kept };
     const outgoing = this.#request(path, { method: "PUT", headers });
     let answered = false;
     const answer = new Promise<IncomingMessage>((resolve, reject) => {

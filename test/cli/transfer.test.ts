@@ -131,6 +131,17 @@ void test(
   },
 );
 
+void test("a refusal is heard, however much is still on its way", patience, async (t) => {
+  const daemon = await launchDaemon(t);
+  const file = join(await temporaryDirectory(t), "disk");
+  await writeFile(file, Buffer.concat([Buffer.from("QFI\xfb\0\0\0\x03", "latin1"), randomBytes(24 * MiB)]));
+  for (let attempt = 0; attempt < 6; attempt++) {
+    const { code, stderr } = await daemon.cli(["volume", "import", "v", file]);
+    assert.equal(code, 1);
+    assert.match(stderr, /qcow2.*\n +make it raw first/);
+  }
+});
+
 void test("a disk of a terabyte with little in it goes there and back without its zeros", patience, async (t) => {
   if (!requireTool(t, "qemu-img")) return;
   const daemon = await launchDaemon(t);
