@@ -94,7 +94,9 @@ export class ApiClient {
     outgoing.flushHeaders();
     try {
       // Something in between may keep the permission to itself.
-      await Promise.race([once(outgoing, "continue"), answer, systemClock.sleep(continueMs)]);
+      const waiting = new AbortController();
+      const patience = systemClock.sleep(continueMs, waiting.signal).catch(() => undefined);
+      await Promise.race([once(outgoing, "continue"), answer, patience]).finally(() => waiting.abort());
       for await (const chunk of body) {
         if (answered) break;
         if (!outgoing.write(chunk)) await Promise.race([once(outgoing, "drain"), answer]);
