@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
@@ -9,6 +9,7 @@ import { OfflineData } from "../../src/daemon/offline-data.ts";
 import { findStrays } from "../../src/daemon/offline-orphans.ts";
 import { planRepair } from "../../src/daemon/offline-repair.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
+import { layerCreator } from "../../src/daemon/volume-files.ts";
 import { CrashingWorld } from "./crashing-world.ts";
 import { temporaryDirectory } from "./support.ts";
 
@@ -196,3 +197,46 @@ void test("what a kill leaves is reported as what it is: cleared away by the nex
   }
   assert.ok(seen.has("remains"));
 });
+
+void test("of the layers that a volume which was killed may have left only empty ones go: what has data is for people", async (t) => {
+  const dataDir = await prepare(t);
+  const world = new CrashingWorld(Infinity);
+  const ullage = await Ullage.open({ dataDir, fs: world.fs, openStore: world.openStore });
+  await put(ullage, "web", 4);
+  world.crashAt = world.steps + 1;
+  await Promise.race([put(ullage, "web", 5), world.crashed]);
+  world.crashAt = Infinity;
+  await world.bury();
+  const [empty, written] = [id, "f".repeat(32)];
+  for (const name of [empty, written]) {
+    const layer = await open(join(dataDir, "layers", name), "wx");
+    await layer.write(await headerOf(dataDir, "web"), 0, block, 0);
+    if (name === written) await layer.write(Buffer.alloc(block, 1), 0, block, block);
+    await layer.truncate(1 << 20);
+    await layer.close();
+  }
+  const next = await Ullage.open({ dataDir });
+  await next.getDevice("web");
+  await next.close();
+  assert.equal(existsSync(join(dataDir, "layers", empty)), false);
+  assert.equal(existsSync(join(dataDir, "layers", written)), true);
+  const told = (await check(dataDir)).filter((line) => line.includes("layers/"));
+  assert.equal(told.length, 1);
+  assert.ok(told[0].startsWith(`note: layers/${written} is a layer of volume 'web' that no map and no log refers to`));
+  assert.ok(told[0].endsWith("moves it to orphans/"));
+});
+
+/** Of a layer that was made for a volume. */
+async function headerOf(dataDir: string, volume: string): Promise<Buffer> {
+  const data = await OfflineData.open(dataDir, "check");
+  try {
+    const { id: creator } = data.rows.find(({ name }) => name === volume)!;
+    for (const name of await readdir(join(dataDir, "layers"))) {
+      if ((await layerCreator(data.env, name)) !== creator) continue;
+      return (await readFile(join(dataDir, "layers", name))).subarray(0, block);
+    }
+  } finally {
+    await data.close();
+  }
+  throw new Error(`there is no layer of ${volume}`);
+}
