@@ -1,6 +1,7 @@
 import { addAbortSignal, type Readable } from "node:stream";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { describeError, UllageError } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import { contentFormats, type ContentFormat, type VolumeContent } from "../daemon/contents.ts";
 import type { ImportContent } from "../daemon/volume-import.ts";
 import { readSparse, sparseContentType, type Piece } from "../image/sparse-stream.ts";
@@ -241,7 +242,7 @@ async function* watched(
       const timer = setTimeout(() => {
         body.destroy(new UllageError("client-stalled", `the client sent nothing for ${stallMs / 1000} seconds`));
       }, stallMs);
-      const next = await unless(revoked, chunks.next()).finally(() => clearTimeout(timer));
+      const next = await orAborted(chunks.next(), revoked).finally(() => clearTimeout(timer));
       if (next.done === true) return;
       yield next.value as Buffer;
     }
@@ -252,17 +253,6 @@ async function* watched(
     const closed = chunks.return?.().catch(() => undefined); // waits for what has been asked of the client
     if (revoked?.aborted !== true) await closed;
   }
-}
-
-/** @throws the signal's reason as soon as it is aborted */
-async function unless<T>(signal: AbortSignal | undefined, waiting: Promise<T>): Promise<T> {
-  if (signal === undefined) return waiting;
-  return new Promise((resolve, reject) => {
-    const stop = (): void => reject(signal.reason as Error);
-    if (signal.aborted) stop();
-    signal.addEventListener("abort", stop);
-    waiting.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
-  });
 }
 
 function announce(reply: FastifyReply, { name: tag, format }: VolumeContent, what: string): void {

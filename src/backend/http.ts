@@ -19,6 +19,7 @@ import {
 import type { BodyPlan } from "./http-exchange.ts";
 import type { HttpObject, Refusal } from "./http-object.ts";
 import { type Target, redirectedTarget, shown } from "./http-target.ts";
+import { demandInside } from "./object-range.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
 
 const redirectLimit = 10;
@@ -100,9 +101,7 @@ export class HttpBackend implements Backend {
   }
 
   async read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
-    if (offset < 0 || length < 0 || offset + length > identity.size) {
-      throw new RangeError(`${offset}+${length} is outside of the object's ${identity.size} bytes`);
-    }
+    demandInside(identity, offset, length);
     if (length === 0) return;
     await this.#send(rangeRequest(identity, offset, length, options), (answer, where) => {
       demandRange(where, answer, identity, offset, length);

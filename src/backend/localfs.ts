@@ -3,6 +3,7 @@ import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:
 import { SourceError } from "../base/errors.ts";
 import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
+import { demandInside, readHead } from "./object-range.ts";
 import type { SourcePolicy } from "./source-guard.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
 
@@ -51,20 +52,11 @@ export class LocalFileBackend implements Backend {
 
   async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
     const identity = await this.#identifyAnew();
-    const head = Buffer.alloc(Math.min(headBytes, identity.size));
-    let at = 0;
-    const sink = (chunk: Uint8Array): void => {
-      head.set(chunk, at);
-      at += chunk.length;
-    };
-    await this.read(identity, 0, head.length, sink, signal ? { signal } : {});
-    return { identity, head, ranges: true };
+    return { identity, head: await readHead(this, identity, headBytes, signal), ranges: true };
   }
 
   async read(identity: Identity, offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
-    if (offset < 0 || length < 0 || offset + length > identity.size) {
-      throw new RangeError(`${offset}+${length} is outside of the object's ${identity.size} bytes`);
-    }
+    demandInside(identity, offset, length);
     const { signal = this.#closing.signal, background = false } = options;
     await this.#withFile(identity, async (file) => {
       let buffer: Buffer | undefined;

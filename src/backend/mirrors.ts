@@ -2,6 +2,7 @@ import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { countingSink } from "./retry.ts";
+import { WrappedBackend } from "./wrapped-backend.ts";
 
 /*
  * A source with mirrors. Reads go to the first mirror that is well, and on behind the last byte that arrived to the next
@@ -72,23 +73,20 @@ const otherObject = new Set([
   "source-wrong-bytes",
 ]);
 
-export class MirroredBackend implements Backend {
-  readonly url: string;
-  readonly #source: Backend;
+export class MirroredBackend extends WrappedBackend {
   /** Those that have this object, as far as is known. */
   readonly #mirrors: Set<Mirror>;
   readonly #all: readonly Mirror[];
 
   constructor(source: Backend, mirrors: readonly Mirror[]) {
-    this.url = source.url;
-    this.#source = source;
+    super(source);
     this.#all = mirrors;
     this.#mirrors = new Set(mirrors);
   }
 
-  async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
+  override async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
     try {
-      return await this.#source.probe(headBytes, signal);
+      return await this.inner.probe(headBytes, signal);
     } catch (error) {
       if (!(error instanceof SourceError) || !error.transient) throw error;
       for (const { backend } of this.#all) {
@@ -100,7 +98,7 @@ export class MirroredBackend implements Backend {
     }
   }
 
-  read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
+  override read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     const from = (backend: Backend): Promise<void> =>
       backend.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options);
@@ -112,11 +110,7 @@ export class MirroredBackend implements Backend {
     );
   }
 
-  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
-    return this.#source.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
-  }
-
-  stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
+  override stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     return this.#failOver(
       identity,
@@ -126,8 +120,8 @@ export class MirroredBackend implements Backend {
     );
   }
 
-  async close(): Promise<void> {
-    await Promise.all([this.#source, ...this.#all.map(({ backend }) => backend)].map((backend) => backend.close()));
+  override async close(): Promise<void> {
+    await Promise.all([this.inner, ...this.#all.map(({ backend }) => backend)].map((backend) => backend.close()));
   }
 
   async #failOver(
@@ -153,6 +147,6 @@ export class MirroredBackend implements Backend {
         options?.onRetry?.(error);
       }
     }
-    return from(this.#source);
+    return from(this.inner);
   }
 }

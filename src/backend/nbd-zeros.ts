@@ -1,4 +1,5 @@
 import { SharedWork } from "../base/shared-work.ts";
+import { firstIndex } from "../base/first-index.ts";
 
 /** The whole of it is asked about at once: few questions, however large the export is. */
 const REGION_BYTES = 1024 * 1024 * 1024;
@@ -132,12 +133,6 @@ export class NbdZeros {
 
 function runAt(runs: Runs, offset: number, regionEnd: number): { zero: boolean; end: number } {
   // The number of begins and ends up to `offset`: odd within zeros.
-  let low = 0;
-  let high = runs.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (runs[middle] <= offset) low = middle + 1;
-    else high = middle;
-  }
-  return { zero: low % 2 === 1, end: low < runs.length ? runs[low] : regionEnd };
+  const passed = firstIndex(runs.length, (index) => runs[index] > offset);
+  return { zero: passed % 2 === 1, end: passed < runs.length ? runs[passed] : regionEnd };
 }

@@ -1,5 +1,6 @@
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import type { BlockSizes } from "../nbd/export-info.ts";
 import { AllocationFlag } from "../nbd/protocol.ts";
 import { Admission } from "./admission.ts";
@@ -7,6 +8,7 @@ import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import type { NbdAddress } from "./nbd-address.ts";
 import { NbdLines, type Reached } from "./nbd-lines.ts";
 import { type ExtentQuestion, NbdZeros } from "./nbd-zeros.ts";
+import { demandInside, readHead } from "./object-range.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
 import type { SourcePolicy } from "./source-guard.ts";
 
@@ -84,27 +86,18 @@ export class NbdBackend implements Backend {
   }
 
   async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    const { identity } = await unless(signal, this.#lines.reach(false));
-    const head = Buffer.alloc(Math.min(headBytes, identity.size));
-    let at = 0;
-    const sink: Sink = (chunk) => {
-      head.set(chunk, at);
-      at += chunk.length;
-    };
-    await this.read(identity, 0, head.length, sink, signal ? { signal } : {});
-    return { identity, head, ranges: true };
+    const { identity } = await orAborted(this.#lines.reach(false), signal);
+    return { identity, head: await readHead(this, identity, headBytes, signal), ranges: true };
   }
 
   async read(identity: Identity, offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
-    if (offset < 0 || length < 0 || offset + length > identity.size) {
-      throw new RangeError(`${offset}+${length} is outside of the object's ${identity.size} bytes`);
-    }
+    demandInside(identity, offset, length);
     if (length === 0) return;
     const background = options.background === true;
     const stopped = new AbortController();
     const signals = [stopped.signal, this.#closing.signal, ...(options.signal ? [options.signal] : [])];
     const signal = AbortSignal.any(signals);
-    const { line } = await unless(signal, this.#lines.reach(background));
+    const { line } = await orAborted(this.#lines.reach(background), signal);
     const parts = this.#parts(identity, offset, offset + length, pieceBytes(line.info.blocks));
     const underWay: Promise<Piece>[] = [];
     const start = (): void => {
@@ -117,7 +110,7 @@ export class NbdBackend implements Backend {
     try {
       for (let count = 0; count < READ_PIECES; count++) start();
       for (let next = underWay[0]; next !== undefined; next = underWay[0]) {
-        const piece = await unless(signal, next);
+        const piece = await orAborted(next, signal);
         void underWay.shift();
         try {
           await send(piece, sink);
@@ -269,19 +262,4 @@ function demandSame(where: string, pinned: Identity, now: Identity): void {
     throw sourceChanged(`${where} has changed: it had ${pinned.size} bytes and now has ${now.size}`);
   }
   throw sourceChanged(`${where} has changed: a sample of its content is another one than when it was pinned`);
-}
-
-/** What comes first: the work, or the signal's reason. */
-async function unless<T>(signal: AbortSignal | undefined, work: Promise<T>): Promise<T> {
-  if (signal === undefined) return work;
-  work.catch(() => undefined); // nobody may be left who hears of it
-  signal.throwIfAborted();
-  const left = Promise.withResolvers<never>();
-  const onAbort = (): void => left.reject(signal.reason as Error);
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await Promise.race([work, left.promise]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
 }

@@ -1,5 +1,6 @@
 import type { Clock } from "../base/clock.ts";
-import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
+import type { Backend, Identity, ReadOptions, Sink } from "./backend.ts";
+import { WrappedBackend } from "./wrapped-backend.ts";
 
 /** What came in at once may be so much ahead of the rate, in seconds of it. */
 const burstSeconds = 0.25;
@@ -84,38 +85,25 @@ export class HostRateLimit {
   }
 }
 
-/** A backend whose bytes are counted by a rate limit, retried ones included: each chunk waits until it is paid for. */
-export class RateLimitedBackend implements Backend {
-  readonly url: string;
-  readonly #inner: Backend;
+/**
+ * A backend whose bytes are counted by a rate limit, retried ones included: each chunk waits until it is paid for. A probe
+ * does not: it is one small answer that somebody waits for.
+ */
+export class RateLimitedBackend extends WrappedBackend {
   readonly #limit: HostRateLimit;
 
   constructor(inner: Backend, limit: HostRateLimit) {
-    this.url = inner.url;
-    this.#inner = inner;
+    super(inner);
     this.#limit = limit;
   }
 
-  /** Not limited: it is one small answer that somebody waits for. */
-  probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    return this.#inner.probe(headBytes, signal);
+  override read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
+    return this.inner.read(identity, offset, length, this.#limited(sink, options), options);
   }
 
-  read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
-    return this.#inner.read(identity, offset, length, this.#limited(sink, options), options);
-  }
-
-  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
-    return this.#inner.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
-  }
-
-  stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
+  override stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     // Whole objects are fetched while nobody reads them yet: all else goes first.
-    return this.#inner.stream(identity, this.#limited(sink, { ...options, background: true }), options);
-  }
-
-  close(): Promise<void> {
-    return this.#inner.close();
+    return this.inner.stream(identity, this.#limited(sink, { ...options, background: true }), options);
   }
 
   #limited(sink: Sink, options: ReadOptions | undefined): Sink {

@@ -1,4 +1,5 @@
 import { SourceError } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import type { Connections, Document } from "./connections.ts";
 import type { CredentialSource, Credentials } from "./credentials.ts";
 import { statusError } from "./http-answer.ts";
@@ -64,7 +65,7 @@ export class RegistryAuth {
     if (opening.isBasic) return this.#basic();
     const { token } = opening;
     const now = Date.now();
-    if (token === undefined || now >= token.expiresAt) await waitFor(this.#ask(opening), signal);
+    if (token === undefined || now >= token.expiresAt) await orAborted(this.#ask(opening), signal);
     else if (now >= token.renewAt) this.#ask(opening).catch(() => undefined); // the reads still have one that is valid
     return opening.token === undefined ? {} : { authorization: `Bearer ${opening.token.value}` };
   }
@@ -89,7 +90,7 @@ export class RegistryAuth {
       opening.isBasic = false;
       opening.token = undefined;
       this.#remember(repository, opening);
-      await waitFor(this.#ask(opening), signal);
+      await orAborted(this.#ask(opening), signal);
       return opening.token !== undefined && (opening.token as Token).value !== refused?.value;
     }
     if (challenges.some(({ scheme }) => scheme === "basic")) {
@@ -186,13 +187,4 @@ function tokenOf(where: string, answer: Document): Token {
   const now = Date.now();
   const expiresAt = now + Math.max(lifeMs - marginMs, lifeMs / 2);
   return { value, renewAt: now + Math.min(lifeMs * 0.75, Math.max(lifeMs - 60_000, lifeMs / 2)), expiresAt };
-}
-
-function waitFor<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const onAbort = (): void => reject(signal.reason as Error);
-    if (signal.aborted) onAbort();
-    signal.addEventListener("abort", onAbort, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
 }

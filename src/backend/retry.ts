@@ -3,6 +3,7 @@ import { SourceError } from "../base/errors.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { RetryBudget } from "./retry-budget.ts";
 import { SourceBusyError, backendClosed } from "./source-errors.ts";
+import { WrappedBackend } from "./wrapped-backend.ts";
 
 export interface RetryPolicy {
   /** Attempts in all, the first one included. */
@@ -41,9 +42,7 @@ const defaults: Required<Omit<RetryOptions, "budget">> = {
  * sink sees every byte once and in order. A failure that casts doubt on bytes already delivered (`source-bad-answer`)
  * is not retried once there are any, and neither is a stream, which has no ranges to go on with.
  */
-export class RetryBackend implements Backend {
-  readonly url: string;
-  readonly #inner: Backend;
+export class RetryBackend extends WrappedBackend {
   readonly #clock: Clock;
   readonly #random: () => number;
   readonly #policies: Required<Omit<RetryOptions, "budget">>;
@@ -52,53 +51,42 @@ export class RetryBackend implements Backend {
 
   constructor(inner: Backend, options: RetryOptions & { clock: Clock; random: () => number }) {
     const { clock, random, budget = new RetryBudget(clock), ...policies } = options;
-    this.url = inner.url;
-    this.#inner = inner;
+    super(inner);
     this.#clock = clock;
     this.#random = random;
     this.#policies = { ...defaults, ...policies };
     this.#budget = budget;
   }
 
-  probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    const attempt = (): Promise<Probe> => this.#inner.probe(headBytes, signal);
+  override probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
+    const attempt = (): Promise<Probe> => this.inner.probe(headBytes, signal);
     const policy = this.#policies.probe;
     return this.#retry({ policy, signal, background: false, mayRetry: () => true, onRetry: undefined }, attempt);
   }
 
-  read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
+  override read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     const background = options?.background === true;
     const policy = background ? this.#policies.background : this.#policies.foreground;
     const mayRetry = (error: SourceError): boolean => counting.bytes === 0 || error.code !== "source-bad-answer";
     return this.#retry({ policy, background, signal: options?.signal, mayRetry, onRetry: options?.onRetry }, () =>
-      this.#inner.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options),
+      this.inner.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options),
     );
   }
 
-  /** Not tried again: what is not known is read. */
-  /** Once: without it the object is read. */
-  cloneTo(identity: Identity, path: string): Promise<boolean> {
-    return this.#inner.cloneTo?.(identity, path) ?? Promise.resolve(false);
-  }
-
-  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
-    return this.#inner.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
-  }
-
-  stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
+  override stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     const policy = this.#policies.background;
     const mayRetry = (): boolean => counting.bytes === 0;
     const { signal, onRetry } = options ?? {};
     return this.#retry({ policy, background: true, signal, mayRetry, onRetry }, () =>
-      this.#inner.stream(identity, counting.sink, options),
+      this.inner.stream(identity, counting.sink, options),
     );
   }
 
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     this.#closing.abort(backendClosed());
-    await this.#inner.close();
+    await this.inner.close();
   }
 
   async #retry<T>(operation: Operation, attempt: () => Promise<T>): Promise<T> {

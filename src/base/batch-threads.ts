@@ -113,8 +113,3 @@ export class BatchThreads<Request, Reply> {
     }, IDLE_MS).unref();
   }
 }
-
-/** A file beside the one that asks, as it is called in a checkout and in the package. */
-export function threadFile(name: string, from: string): URL {
-  return new URL(`./${name}${from.endsWith(".ts") ? ".ts" : ".js"}`, from);
-}

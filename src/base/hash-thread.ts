@@ -1,4 +1,5 @@
 import { Worker } from "node:worker_threads";
+import { threadFile } from "./thread-file.ts";
 
 /** To the thread: bytes to add, or null for the digest; from it: done with them, or the digest. */
 export type HashReply = { kind: "more" } | { kind: "digest"; hex: string };
@@ -21,8 +22,7 @@ export class HashThread implements Hashing {
 
   /** @param algorithm as node:crypto names it */
   constructor(algorithm: string) {
-    const file = import.meta.url.endsWith(".ts") ? "./hash-worker.ts" : "./hash-worker.js";
-    this.#worker = new Worker(new URL(file, import.meta.url), { workerData: algorithm });
+    this.#worker = new Worker(threadFile("hash-worker", import.meta.url), { workerData: algorithm });
     this.#worker.on("message", (reply: HashReply) => {
       this.#waiting?.resolve(reply);
       this.#waiting = undefined;

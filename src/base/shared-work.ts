@@ -1,3 +1,5 @@
+import { orAborted } from "./or-aborted.ts";
+
 /**
  * One piece of work that several wait for. Each may leave when its signal says so; when nobody waits any more, the work
  * itself is aborted.
@@ -24,13 +26,9 @@ export class SharedWork<T> {
   async join(signal?: AbortSignal): Promise<T> {
     signal?.throwIfAborted();
     this.#waiters++;
-    const left = Promise.withResolvers<never>();
-    const onAbort = (): void => left.reject(signal!.reason as Error);
-    signal?.addEventListener("abort", onAbort, { once: true });
     try {
-      return await (signal === undefined ? this.#result : Promise.race([this.#result, left.promise]));
+      return await orAborted(this.#result, signal);
     } finally {
-      signal?.removeEventListener("abort", onAbort);
       this.#waiters--;
       if (this.#waiters === 0 && !this.#settled) this.#controller.abort(signal?.reason);
     }

@@ -5,7 +5,7 @@ import type { IndexedBlob } from "./blob-index.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { BlobStats } from "./blob.ts";
 import { contentDigest, readMark } from "./content-check.ts";
-import type { SourceTrouble } from "./cached-blob.ts";
+import type { SourceTrouble } from "./source-trouble.ts";
 import { RangeMap } from "./range-map.ts";
 
 /** A blob for those who want to see it, and not its bytes. */

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Identity } from "../backend/backend.ts";
 import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 
 /**
  * What a blob is: the content of <data>/blobs/<id>/meta.json. Written once, durably, as the last step of the blob's
@@ -70,7 +71,7 @@ export function blobMetaOf(raw: unknown, path: string): BlobMeta {
     {}) as Record<string, unknown>;
   const valid =
     typeof id === "string" &&
-    isBlobId(id) &&
+    isId(id) &&
     typeof url === "string" &&
     typeof imageFormat === "string" &&
     isIdentity(identity) &&
@@ -90,8 +91,6 @@ export function blobMetaOf(raw: unknown, path: string): BlobMeta {
   };
   return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
 }
-
-export const isBlobId = (text: string): boolean => /^[0-9a-f]{32}$/.test(text);
 
 export function isUnit(value: unknown): value is number {
   return isLength(value) && value >= MIN_UNIT_BYTES && value <= MAX_UNIT_BYTES && Number.isInteger(Math.log2(value));

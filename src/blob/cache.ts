@@ -5,6 +5,7 @@ import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
 import { type Hashing, HashThread } from "../base/hash-thread.ts";
+import { isId } from "../base/ids.ts";
 import { Slots } from "../base/pool-slots.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import {
@@ -17,7 +18,7 @@ import {
 } from "./blob-index.ts";
 import { lookAtFiles, type BlobLook } from "./blob-look.ts";
 import { diskBytesOf, readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
-import { isBlobId, isUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
+import { isUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
 import { type CacheLimits, CacheSpace } from "./cache-space.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
@@ -161,7 +162,7 @@ export class BlobCache {
       const index = await readBlobIndex(fs, join(dataDir, indexName), (level, message) => options.log(level, message));
       for (const id of await fs.readdir(dir)) {
         if (id.endsWith(TOMBSTONE) || id.endsWith(MAKING)) await removeBlobDirectory(fs, join(dir, id));
-        if (!isBlobId(id)) continue;
+        if (!isId(id)) continue;
         const indexed = index.get(id);
         if (indexed !== undefined) {
           known.set(id, indexed);

@@ -7,11 +7,10 @@ import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
 import type { BlobMeta } from "./blob-meta.ts";
-import type { Blob, BlobStats, FetchOptions } from "./blob.ts";
+import { type Blob, type BlobStats, type FetchOptions, keptByUser } from "./blob.ts";
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
 import { ColdUnits, type UnitRun } from "./cold-units.ts";
 import { DigestContentCheck, type CheckState, type CheckSurroundings } from "./content-check.ts";
-import { keptByUser } from "./blob.ts";
 import { replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
@@ -20,6 +19,7 @@ import { encodeRangeMap } from "./range-map-file.ts";
 import { ReadaheadFetcher } from "./readahead-fetcher.ts";
 import { SharedReadiness } from "./shared-readiness.ts";
 import type { SourceTraffic, SourceTraffics } from "./source-traffic.ts";
+import { type SourceTrouble, SourceTroubles } from "./source-trouble.ts";
 
 /*
  * A blob in a directory of its own: `data` (sparse, full size), `map` (which units are durably ready), `meta.json`
@@ -59,15 +59,6 @@ export interface BlobEnvironment extends CheckSurroundings {
   openSource(meta: BlobMeta, signal: AbortSignal): Promise<ImageReader>;
 }
 
-/** The last thing that the source did was to fail. */
-export interface SourceTrouble {
-  error: SourceError;
-  /** Somebody who asked got the error; false: it is being tried again. */
-  final: boolean;
-  /** RFC 3339 */
-  at: string;
-}
-
 /** Hears what becomes of a blob's units. */
 export interface ReadinessWatcher {
   /** Units [first, end) are ready now. */
@@ -81,8 +72,7 @@ export class CachedBlob implements Blob {
   readonly file: File;
   readonly stats: BlobStats;
   readonly check: DigestContentCheck | undefined;
-  #sourceTrouble: SourceTrouble | undefined;
-  readonly #troubleListeners = new Set<() => void>();
+  readonly #troubles = new SourceTroubles();
   readonly #environment: BlobEnvironment;
   readonly #traffic: SourceTraffic;
   readonly #dir: string;
@@ -364,7 +354,7 @@ export class CachedBlob implements Blob {
     }
     lane.latency.observe(clock.now() - began);
     this.#environment.traffic.took(request.lane, clock.now() - began);
-    this.#note(undefined);
+    this.#troubles.note(undefined);
     if (failedSyncs !== this.#failedSyncs) return false;
     this.#becameReady(request.first, request.end);
     this.#noteUnsynced(writer.received);
@@ -375,20 +365,13 @@ export class CachedBlob implements Blob {
   #retried(error: SourceError): void {
     this.#traffic.retries++;
     if (error instanceof SourceBusyError) this.#environment.traffic.throttled();
-    this.#note({ error, final: false, at: this.#environment.clock.wallTime() });
+    this.#troubles.note({ error, final: false, at: this.#environment.clock.wallTime() });
   }
 
   #noteFailure(error: unknown): void {
     if (!(error instanceof SourceError)) return;
     this.#traffic.failed(error);
-    this.#note({ error, final: true, at: this.#environment.clock.wallTime() });
-  }
-
-  #note(trouble: SourceTrouble | undefined): void {
-    const wasFinal = this.#sourceTrouble?.final === true;
-    this.#sourceTrouble = trouble;
-    if (!wasFinal && trouble?.final !== true) return;
-    for (const listener of this.#troubleListeners) listener();
+    this.#troubles.note({ error, final: true, at: this.#environment.clock.wallTime() });
   }
 
   #source(): Promise<ImageReader> {
@@ -440,13 +423,12 @@ export class CachedBlob implements Blob {
 
   /** Undefined: the last request was answered well, or none was made yet. */
   get sourceTrouble(): SourceTrouble | undefined {
-    return this.#sourceTrouble;
+    return this.#troubles.last;
   }
 
-  /** `listener` hears when the source failed somebody, and when it does not any more. @returns what ends it */
+  /** See `SourceTroubles.listen`. */
   onTrouble(listener: () => void): () => void {
-    this.#troubleListeners.add(listener);
-    return () => this.#troubleListeners.delete(listener);
+    return this.#troubles.listen(listener);
   }
 
   /** @returns what ends it */

@@ -1,13 +1,14 @@
-import type { BlobMeta } from "./blob-meta.ts";
+import { join } from "node:path";
 import { digestOf } from "../backend/http-answer.ts";
 import type { Clock } from "../base/clock.ts";
 import { CorruptionError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { FileSystem, ReadableFile } from "../base/file-system.ts";
 import type { Hashing } from "../base/hash-thread.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import type { Slots } from "../base/pool-slots.ts";
 import { shownSource } from "../base/without-secrets.ts";
-import { join } from "node:path";
+import type { BlobMeta } from "./blob-meta.ts";
 import { replaceFile } from "./durable-file.ts";
 
 /*
@@ -178,15 +179,7 @@ export class DigestContentCheck implements ContentCheck {
     if (this.#state === "verified") return true;
     this.demandTrust();
     this.#running ??= this.#run().finally(() => (this.#running = undefined));
-    if (signal === undefined) return this.#running;
-    const { promise, reject } = Promise.withResolvers<never>();
-    const onAbort = (): void => reject(signal.reason as Error);
-    signal.addEventListener("abort", onAbort, { once: true });
-    try {
-      return await Promise.race([this.#running, promise]);
-    } finally {
-      signal.removeEventListener("abort", onAbort);
-    }
+    return orAborted(this.#running, signal);
   }
 
   async #run(): Promise<boolean> {

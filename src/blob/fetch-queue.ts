@@ -1,4 +1,5 @@
 import { IoError, UllageError } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import type { FetchLanes, FetchTraffic, Job, Lane } from "./fetch-lanes.ts";
 import type { RangeMap } from "./range-map.ts";
 
@@ -187,7 +188,7 @@ export class FetchQueue {
     const all = Promise.all(flights.map((flight) => flight.done));
     if (lane === "foreground") this.#options.traffic.started();
     try {
-      return signal === undefined ? await all : await orAborted(all, signal);
+      return await orAborted(all, signal);
     } finally {
       if (lane === "foreground") this.#options.traffic.ended();
       for (const flight of flights) {
@@ -301,17 +302,5 @@ export class FetchQueue {
     for (const flight of flights) this.#abandon(flight);
     await Promise.all([...flights].map((flight) => flight.done));
     this.#options.lanes.close();
-  }
-}
-
-/** `work`, unless the signal comes first. */
-async function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  const { promise, reject } = Promise.withResolvers<never>();
-  const onAbort = (): void => reject(signal.reason as Error);
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await Promise.race([work, promise]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
   }
 }

@@ -1,5 +1,6 @@
 import { Worker } from "node:worker_threads";
 import { UllageError } from "../base/errors.ts";
+import { threadFile } from "../base/thread-file.ts";
 import type { CatalogDatabase } from "./catalog-database.ts";
 import type { CatalogCall, CatalogReply, CatalogStart } from "./catalog-protocol.ts";
 import type {
@@ -37,8 +38,9 @@ export class SqliteMetadataStore implements MetadataStore {
 
   /** Opens `path`, creating it when missing. @throws UllageError `catalog-version`, `catalog-foreign`, `catalog-damaged` */
   static async open(path: string): Promise<SqliteMetadataStore> {
-    const file = import.meta.url.endsWith(".ts") ? "./catalog-worker.ts" : "./catalog-worker.js";
-    const worker = new Worker(new URL(file, import.meta.url), { workerData: { path } satisfies CatalogStart });
+    const worker = new Worker(threadFile("catalog-worker", import.meta.url), {
+      workerData: { path } satisfies CatalogStart,
+    });
     const store = new SqliteMetadataStore(worker);
     await store.#expect(0);
     return store;

@@ -1,5 +1,6 @@
-import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend/backend.ts";
+import type { Backend, Identity } from "../backend/backend.ts";
 import { backingSource } from "../backend/backing-name.ts";
+import { WrappedBackend } from "../backend/wrapped-backend.ts";
 import { SourceError } from "../base/errors.ts";
 import type { BackingMeta } from "../blob/blob-meta.ts";
 import type { ImageReader, OpenContext } from "../image/image-format.ts";
@@ -106,37 +107,16 @@ export class BackingChain {
 }
 
 /** An image's backend with those of the images that it lies on. */
-export class LayeredBackend implements Backend {
+export class LayeredBackend extends WrappedBackend {
   readonly chain: BackingChain;
-  readonly top: Backend;
 
   constructor(top: Backend, chain: BackingChain) {
-    this.top = top;
+    super(top);
     this.chain = chain;
   }
 
-  get url(): string {
-    return this.top.url;
-  }
-
-  probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    return this.top.probe(headBytes, signal);
-  }
-
-  read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
-    return this.top.read(identity, offset, length, sink, options);
-  }
-
-  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
-    return this.top.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
-  }
-
-  stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
-    return this.top.stream(identity, sink, options);
-  }
-
-  async close(): Promise<void> {
-    await Promise.all([this.top.close(), this.chain.close()]);
+  override async close(): Promise<void> {
+    await Promise.all([super.close(), this.chain.close()]);
   }
 }
 

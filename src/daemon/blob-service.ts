@@ -1,5 +1,5 @@
 import { SourceError, UllageError } from "../base/errors.ts";
-import { isBlobId } from "../blob/blob-meta.ts";
+import { isId } from "../base/ids.ts";
 import type { Answerer, QuestionName, Questions } from "../blob/remote/questions.ts";
 import type { BlobClaims } from "./blob-claims.ts";
 import type { Sources } from "./sources.ts";
@@ -44,8 +44,7 @@ export class BlobService implements Answerer {
       return { url, format, identity, size };
     },
     make: async ({ request, guarded, identity, volume }, { trusted, signal }) => {
-      if (volume !== undefined && !isBlobId(volume))
-        throw new UllageError("not-found", "a volume's id has 32 hex digits");
+      if (volume !== undefined) demandVolumeId(volume);
       const found = await this.#sources.find(request, signal, { guarded: guarded || !trusted });
       const { version, size } = found.identity;
       if (version !== identity.version || size !== identity.size) {
@@ -64,21 +63,21 @@ export class BlobService implements Answerer {
       }
     },
     about: async ({ blob }) => {
-      const look = isBlobId(blob) ? await this.#sources.cache.look(blob) : undefined;
+      const look = isId(blob) ? await this.#sources.cache.look(blob) : undefined;
       if (look === undefined) throw missing(blob);
       const { meta, readyBytes, diskBytes, usedAt, verified } = look;
       return { meta, readyBytes, diskBytes, usedAt, verified };
     },
     claim: async ({ blob, volume }) => {
       await this.#turns.run(async () => {
-        if (!isBlobId(volume)) throw new UllageError("not-found", "a volume's id has 32 hex digits");
+        demandVolumeId(volume);
         if (!this.#sources.cache.list().some(({ id }) => id === blob)) throw missing(blob);
         await this.#claims.add(blob, volume);
       });
       return {};
     },
     forget: async ({ volume, blob }) => {
-      if (!isBlobId(volume)) throw new UllageError("not-found", "a volume's id has 32 hex digits");
+      demandVolumeId(volume);
       if (blob !== null) await this.#sources.unpin(blob, volume);
       await this.#turns.run(() => this.#claims.remove(volume));
       return {};
@@ -92,7 +91,7 @@ export class BlobService implements Answerer {
       return {};
     },
     isPinned: async ({ blob, volume }) => {
-      if (!isBlobId(blob) || !isBlobId(volume)) throw missing(blob);
+      if (!isId(blob) || !isId(volume)) throw missing(blob);
       return { pinned: await this.#sources.isPinned(blob, volume) };
     },
     check: async ({ blob: id }, { signal }) => {
@@ -108,6 +107,10 @@ export class BlobService implements Answerer {
       return Promise.resolve({});
     },
   };
+}
+
+function demandVolumeId(volume: string): void {
+  if (!isId(volume)) throw new UllageError("not-found", "a volume's id has 32 hex digits");
 }
 
 function missing(blob: string): UllageError {

@@ -17,9 +17,6 @@ import { flushWarnings, lockWeakness, mountPointOf } from "./mount-point.ts";
  * nothing.
  */
 
-/** A file that says that the caches of all volumes are a blob manager's, and where that listens. */
-export const cacheElsewhere = "blobs-elsewhere";
-
 const subdirectories = ["blobs", "volumes", "maps", "layers", "orphans"] as const;
 /** What a directory must hold, at least one of them, to be taken for ours when it is not empty. */
 const marks = ["catalog.db", "volumes"];

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { CorruptionError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import { layerPath, layersDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
@@ -36,7 +37,7 @@ async function dropUnused(env: VolumeEnvironment, candidates: Set<string>, leavi
   // Volumes first: what they hold in memory only moves into files, from a pending snapshot into its frozen map.
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
     if (left.size === 0) return;
-    if (id === leaving.withoutVolume || !/^[0-9a-f]{32}$/.test(id)) continue;
+    if (id === leaving.withoutVolume || !isId(id)) continue;
     // An open volume knows of every layer that its files name, and changes them meanwhile.
     keep(leaving.openLayers(id) ?? (await volumeReferences(env, id)));
   }

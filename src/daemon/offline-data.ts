@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { systemClock } from "../base/clock.ts";
 import { UllageError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
 import { SqliteMetadataStore } from "../catalog/sqlite-metadata-store.ts";
@@ -86,8 +87,6 @@ export class OfflineData {
     await this.directory.close();
   }
 }
-
-const isId = (name: string): boolean => /^[0-9a-f]{32}$/.test(name);
 
 interface FoundCatalog {
   store: SqliteMetadataStore | undefined;

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { CorruptionError, errnoOf, IoError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import type { VolumeRecord } from "../catalog/metadata-store.ts";
 import { readMapTable } from "../volume/map-file.ts";
 import { layersDir, mapPath, mapsDir, numbered, volumeDir } from "../volume/paths.ts";
@@ -27,8 +28,6 @@ export interface Stray {
   /** What it is, and what becomes of it. */
   message: string;
 }
-
-const isId = (name: string): boolean => /^[0-9a-f]{32}$/.test(name);
 
 /** What may lie beside each other in a folder whose entries are not asked for by name. */
 const blobNames = /^[0-9a-f]{32}(\.range_map(\.new)?)?$/;

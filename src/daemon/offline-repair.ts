@@ -1,11 +1,11 @@
 import { join } from "node:path";
-import { cacheElsewhere } from "./data-directory.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { checkBlob } from "../blob/check-blob.ts";
 import { defaultSettings, type Settings, type SnapshotRecord, type VolumeRecord } from "../catalog/metadata-store.ts";
 import { checkVolume, repairVolume } from "../volume/check-volume.ts";
 import { volumeDir } from "../volume/paths.ts";
 import { describeSnapshot, readSnapshot, type SnapshotDescription } from "../volume/snapshot-files.ts";
+import { isCacheElsewhere } from "./cache-place.ts";
 import { findStrays } from "./offline-orphans.ts";
 import type { OfflineData } from "./offline-data.ts";
 import { moveToOrphans } from "./orphans.ts";
@@ -95,7 +95,7 @@ async function catalogSteps(data: OfflineData, hopeless: string[]): Promise<Repa
       },
     });
   }
-  const elsewhere = await env.fs.exists(join(env.dataDir, cacheElsewhere));
+  const elsewhere = await isCacheElsewhere(env.fs, env.dataDir);
   for (const { id, name, state, blobId } of rows) {
     if (state === "ready" && blobId !== null && !elsewhere && !data.blobIds.includes(blobId)) {
       hopeless.push(`volume '${name}' needs blobs/${blobId}, which is missing: restore it, or remove the volume`);

@@ -1,4 +1,5 @@
 import { CorruptionError, describeError, errnoOf, UllageError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import { visitFrozenMap } from "../volume/frozen-map.ts";
 import { Layer } from "../volume/layer.ts";
 import { MapClaims } from "../volume/map-claims.ts";
@@ -117,7 +118,7 @@ class Run {
     const { env } = this.#host;
     const names = this.#options.layers ?? (await env.fs.readdir(layersDir(env.dataDir)));
     const unsealed = this.#host.unsealedLayers();
-    const ids = [...names].filter((name) => /^[0-9a-f]{32}$/.test(name) && !unsealed.has(name)).sort();
+    const ids = [...names].filter((name) => isId(name) && !unsealed.has(name)).sort();
     for (let next = 0; next < ids.length && this.#canPunch;) {
       const end = await this.#batch(ids, next);
       next = end;

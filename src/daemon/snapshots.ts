@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import { didYouMean } from "../base/similar.ts";
 import type { Blob } from "../blob/blob.ts";
 import { checkName } from "../catalog/names.ts";
@@ -247,30 +248,15 @@ export class Snapshots {
 
   /** Whether a checkpoint names the frozen map, or may do so: one that is damaged may name any. */
   async #isBase(id: string): Promise<boolean> {
-    for (const volumeId of await this.#volumeIds()) if (await this.#mayBegin(volumeId, id)) return true;
-    return false;
-  }
-
-  async #volumeIds(): Promise<string[]> {
-    const { env } = this.#host;
-    const entries = await env.fs.readdir(join(env.dataDir, "volumes"));
-    return entries.filter((entry) => /^[0-9a-f]{32}$/.test(entry));
-  }
-
-  async #mayBegin(volumeId: string, id: string): Promise<boolean> {
-    try {
-      return (await baseOf(this.#host.env, volumeId)) === id;
-    } catch (error) {
-      if (error instanceof CorruptionError) return true;
-      throw error;
-    }
+    const bases = await this.#bases();
+    return bases === undefined || bases.has(id);
   }
 
   /** Frozen maps that only the volume's own log could rebuild get their files: the volume is about to go. */
   async settle(volume: ManagedVolume): Promise<void> {
-    for (const row of this.#rows.values()) {
-      if (row.volumeId === volume.record.id && (await this.#isBase(row.id))) await this.materialise(row.id);
-    }
+    const own = [...this.#rows.values()].filter((row) => row.volumeId === volume.record.id);
+    const bases = own.length === 0 ? undefined : await this.#bases();
+    for (const { id } of own) if (bases === undefined || bases.has(id)) await this.materialise(id);
   }
 
   /** The same beside everything else. */
@@ -344,8 +330,9 @@ export class Snapshots {
   async #bases(): Promise<Set<string> | undefined> {
     const bases = new Set<string>();
     try {
-      for (const volumeId of await this.#volumeIds()) {
-        const base = await baseOf(this.#host.env, volumeId);
+      const { env } = this.#host;
+      for (const volumeId of (await env.fs.readdir(join(env.dataDir, "volumes"))).filter(isId)) {
+        const base = await baseOf(env, volumeId);
         if (base !== undefined) bases.add(base);
       }
     } catch (error) {

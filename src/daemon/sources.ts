@@ -4,6 +4,7 @@ import type { Backends } from "../backend/backends.ts";
 import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
 import { SourceError, UllageError } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import type { BackingMeta, BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
@@ -150,8 +151,7 @@ export class Sources implements VolumeSources {
     const known = this.cache.find(url, format, identity, uncached, backing);
     if (known === undefined && url.startsWith("/") && format === "raw" && !uncached) {
       const about = { url, identity, guarded };
-      const clone = async (path: string): Promise<boolean> => (await backend.top.cloneTo?.(identity, path)) === true;
-      const cloned = await this.cache.createCloned(about, clone);
+      const cloned = await this.cache.createCloned(about, (path) => backend.cloneTo(identity, path));
       if (cloned !== undefined) return cloned;
     }
     const blob =
@@ -303,20 +303,6 @@ export class Sources implements VolumeSources {
 
 /** What is unpacked is fetched in pieces, each with retries of its own. */
 const pieceBytes = 8 * 1024 * 1024;
-
-/** Resolves with the work, or rejects with the signal's reason when that comes first. */
-async function orAborted(work: Promise<unknown>, signal: AbortSignal | undefined): Promise<void> {
-  if (signal === undefined) return void (await work);
-  const { promise, reject } = Promise.withResolvers<never>();
-  const onAbort = (): void => reject(signal.reason as Error);
-  if (signal.aborted) onAbort();
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    await Promise.race([work, promise]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
-}
 
 /** Costs no probe: every read is bound to the identity by itself. */
 async function reopenSource(

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { errnoOf } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import { layerPath, layersDir } from "../volume/paths.ts";
 import { baseOf, frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
 import type { VolumeEnvironment } from "../volume/types.ts";
@@ -45,7 +46,7 @@ async function users(host: SpaceHost): Promise<Map<string, Set<string>>> {
   const begun = new Map<string, string[]>();
   // Volumes first: see dropLayers.
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-    if (!/^[0-9a-f]{32}$/.test(id)) continue;
+    if (!isId(id)) continue;
     const open = host.openLayers(id);
     note(open ?? (await volumeReferences(env, id)), [id]);
     const base = open === undefined ? await baseOf(env, id) : undefined;

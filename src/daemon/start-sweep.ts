@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { CorruptionError, UllageError } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import type { ExportRecord, MetadataStore, SnapshotRecord, VolumeRecord } from "../catalog/metadata-store.ts";
 import { layersDir, mapsDir } from "../volume/paths.ts";
 import { frozenMaps, frozenReferences, volumeReferences } from "../volume/references.ts";
@@ -25,7 +26,7 @@ export interface Swept {
   snapshots: { ready: SnapshotRecord[]; deleting: SnapshotRecord[] };
   /** of what is complete */
   exports: ExportRecord[];
-  /** names in layers/ */
+  /** ids of all layers that were there; some may be gone by now */
   layers: string[];
   warnings: Warning[];
 }
@@ -38,7 +39,7 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
   await refuseLostCatalog(env, strangers);
   const unfinished = rows.filter(({ state }) => state !== "ready");
   await refuseOldCatalog(env, unfinished);
-  await removeHalfWritten(env);
+  const layers = await removeHalfWritten(env);
   for (const { id } of unfinished) await removeVolumeFiles(env, id);
   const orphans = strangers.map((id) => join("volumes", id));
   // Only an interrupted start or end of a volume leaves layers behind: otherwise they need not be looked at.
@@ -51,7 +52,7 @@ export async function sweepAtStart(env: VolumeEnvironment, store: MetadataStore)
     ready,
     removed: unfinished,
     exports: await sweepExports(store, ready, readySnapshots),
-    layers: (await env.fs.readdir(layersDir(env.dataDir))).filter((name) => /^[0-9a-f]{32}$/.test(name)),
+    layers,
     snapshots: {
       ready: readySnapshots,
       deleting: snapshots.filter(({ state }) => state === "deleting"),
@@ -101,7 +102,7 @@ async function everyPage<T extends { id: string }>(page: (after: string) => Prom
 async function refuseLostCatalog(env: VolumeEnvironment, strangers: string[]): Promise<void> {
   const names: string[] = [];
   for (const id of strangers) {
-    if (!/^[0-9a-f]{32}$/.test(id) || !(await isComplete(env.fs, env.dataDir, id))) continue;
+    if (!isId(id) || !(await isComplete(env.fs, env.dataDir, id))) continue;
     const description = await readDescription(env.fs, env.dataDir, id).catch(() => undefined);
     names.push(description?.name ?? id);
   }
@@ -135,11 +136,18 @@ async function refuseOldCatalog(env: VolumeEnvironment, unfinished: VolumeRecord
   }
 }
 
-/** What was being written when the last process ended, under a name that nothing refers to. */
-async function removeHalfWritten(env: VolumeEnvironment): Promise<void> {
-  for (const dir of [layersDir(env.dataDir), mapsDir(env.dataDir)]) {
-    for (const name of await env.fs.readdir(dir)) if (name.endsWith(".tmp")) await env.fs.unlink(join(dir, name));
-  }
+/** What was being written when the last process ended, under a name that nothing refers to. @returns the layers beside it */
+async function removeHalfWritten(env: VolumeEnvironment): Promise<string[]> {
+  const layers = await removeTemporary(env, layersDir(env.dataDir));
+  await removeTemporary(env, mapsDir(env.dataDir));
+  return layers.filter(isId);
+}
+
+/** @returns what the directory has */
+async function removeTemporary({ fs }: VolumeEnvironment, dir: string): Promise<string[]> {
+  const names = await fs.readdir(dir);
+  for (const name of names) if (name.endsWith(".tmp")) await fs.unlink(join(dir, name));
+  return names;
 }
 
 /** Layers of volumes that nobody knows. */
@@ -164,7 +172,7 @@ async function unreferenced(env: VolumeEnvironment, layers: string[]): Promise<s
   const used = new Set<string>();
   for (const id of await frozenMaps(env)) for (const layer of await frozenReferences(env, id)) used.add(layer);
   for (const id of await env.fs.readdir(join(env.dataDir, "volumes"))) {
-    if (!/^[0-9a-f]{32}$/.test(id)) continue;
+    if (!isId(id)) continue;
     for (const layer of await volumeReferences(env, id)) used.add(layer);
   }
   return layers.filter((layer) => !used.has(layer));

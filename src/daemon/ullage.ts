@@ -1,5 +1,3 @@
-import { join } from "node:path";
-import { replaceFile } from "../blob/durable-file.ts";
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Backends } from "../backend/backends.ts";
@@ -23,8 +21,9 @@ import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./blob-listener.ts";
 import { BootTraces } from "./boot-traces.ts";
 import { CacheControl } from "./cache-control.ts";
+import { demandSameCache } from "./cache-place.ts";
 import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
-import { cacheElsewhere, DataDirectory } from "./data-directory.ts";
+import { DataDirectory } from "./data-directory.ts";
 import { DataProbe } from "./data-probe.ts";
 import { EventLoopDelay } from "./event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
@@ -106,24 +105,6 @@ export interface UllageOptions {
 }
 
 const openSqliteStore = (path: string): Promise<MetadataStore> => SqliteMetadataStore.open(path);
-
-/** @throws UllageError `cache-elsewhere` when the volumes of a directory have their caches in another place */
-async function demandSameCache(fs: FileSystem, dataDir: string, blobs: string | undefined): Promise<void> {
-  const elsewhere = await fs.exists(join(dataDir, cacheElsewhere));
-  if (blobs === undefined && elsewhere) {
-    const where = (await fs.readFile(join(dataDir, cacheElsewhere))).toString("utf8").trim();
-    throw new UllageError("cache-elsewhere", `volumes in ${dataDir} use the cache of the blob manager at ${where}`, {
-      hint: `give --blobs unix:${where}`,
-    });
-  }
-  if (blobs === undefined) return;
-  if (!elsewhere && (await fs.readdir(join(dataDir, "blobs"))).length > 0) {
-    throw new UllageError("cache-elsewhere", `volumes in ${dataDir} have their caches in it`, {
-      hint: "leave --blobs out, or use another --data",
-    });
-  }
-  await replaceFile(fs, dataDir, cacheElsewhere, Buffer.from(`${blobs}\n`));
-}
 
 /** Looked at in one turn of the event loop, for metrics: less than a millisecond. */
 const volumesPerTurn = 50;

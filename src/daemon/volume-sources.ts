@@ -5,7 +5,7 @@ import type { BlobMeta } from "../blob/blob-meta.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { BlobNeeds } from "../blob/cache.ts";
 import type { CacheSpace } from "../blob/cache-space.ts";
-import type { SourceTrouble } from "../blob/cached-blob.ts";
+import type { SourceTrouble } from "../blob/source-trouble.ts";
 import type { SourceTraffics } from "../blob/source-traffic.ts";
 import type { SourceRequest } from "./views.ts";
 

@@ -1,4 +1,5 @@
 import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { firstIndex } from "../base/first-index.ts";
 import type { ImageReader } from "./image-format.ts";
 import { sendZeros } from "./read-bytes.ts";
 
@@ -65,14 +66,7 @@ export class PatchedReader implements ImageReader {
 
   /** The first patch that ends behind an offset. */
   #firstBehind(offset: number): number {
-    let low = 0;
-    let high = this.#patches.length;
-    while (low < high) {
-      const middle = Math.floor((low + high) / 2);
-      if (endOf(this.#patches[middle]) <= offset) low = middle + 1;
-      else high = middle;
-    }
-    return low;
+    return firstIndex(this.#patches.length, (index) => endOf(this.#patches[index]) > offset);
   }
 }
 

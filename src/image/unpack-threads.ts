@@ -1,5 +1,6 @@
 import { availableParallelism } from "node:os";
-import { BatchThreads, threadFile } from "../base/batch-threads.ts";
+import { BatchThreads } from "../base/batch-threads.ts";
+import { threadFile } from "../base/thread-file.ts";
 import type { Expected } from "./unpack.ts";
 
 /*

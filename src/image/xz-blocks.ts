@@ -1,4 +1,6 @@
-import { BatchThreads, threadFile } from "../base/batch-threads.ts";
+import { BatchThreads } from "../base/batch-threads.ts";
+import { firstIndex } from "../base/first-index.ts";
+import { threadFile } from "../base/thread-file.ts";
 import type { BlockMap, Extent, Packed } from "./mapped-reader.ts";
 import { XZ_FORMAT, xzFileOf, type XzBlocks } from "./xz-index.ts";
 
@@ -57,7 +59,8 @@ export class XzMap implements BlockMap {
 
   /** A file of its own. */
   trim(packed: Buffer, { at, bytes }: Packed): Buffer {
-    const block = firstAtOrBehind(this.#blocks.packed, at);
+    const { packed: starts } = this.#blocks;
+    const block = firstIndex(starts.length, (index) => starts[index] >= at);
     return xzFileOf(packed, this.#blocks.unpadded[block], bytes, this.#blocks.flags);
   }
 
@@ -68,18 +71,7 @@ export class XzMap implements BlockMap {
 
   /** The block that holds a byte of the disk. */
   #blockOf(offset: number): number {
-    return firstAtOrBehind(this.#blocks.unpacked, offset + 1) - 1;
+    const { unpacked } = this.#blocks;
+    return firstIndex(unpacked.length, (index) => unpacked[index] > offset) - 1;
   }
-}
-
-/** The first index of an ascending array whose value is not less. */
-function firstAtOrBehind(values: Float64Array, value: number): number {
-  let low = 0;
-  let high = values.length;
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    if (values[middle] < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }

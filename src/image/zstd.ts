@@ -1,4 +1,5 @@
 import type { ReadOptions } from "../backend/backend.ts";
+import { firstIndex } from "../base/first-index.ts";
 import { damagedImage, type ImageFormat, type ImageReader } from "./image-format.ts";
 import { MappedReader, type BlockMap, type Extent } from "./mapped-reader.ts";
 import { readBytes } from "./read-bytes.ts";
@@ -96,13 +97,7 @@ class SeekTable implements BlockMap {
 
   /** The last frame that begins at or before `offset`. */
   #frameOf(offset: number): number {
-    let low = 0;
-    let high = this.#unpacked.length - 2;
-    while (low < high) {
-      const middle = Math.ceil((low + high) / 2);
-      if (this.#unpacked[middle] <= offset) low = middle;
-      else high = middle - 1;
-    }
-    return low;
+    const last = this.#unpacked.length - 2;
+    return firstIndex(last, (frame) => this.#unpacked[frame + 1] > offset);
   }
 }

@@ -28,7 +28,10 @@ export interface Need {
 const STEP_BYTES = 64 * 1024 * 1024;
 const STEPS_PER_SLICE = 128;
 
-/** Walks over the units that the volume needs, or all when they have to be checked as a whole, run by run: [offset, end) in bytes, on unit boundaries or the blob's end. */
+/**
+ * Walks over the units that the volume needs, or all when they have to be checked as a whole, run by run: [offset, end) in
+ * bytes, on unit boundaries or the blob's end.
+ */
 async function* neededUnits(
   target: HydrationTarget,
   blob: Blob,

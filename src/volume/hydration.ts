@@ -1,5 +1,6 @@
 import type { Clock } from "../base/clock.ts";
 import { IoError, UllageError, describeError, errnoOf } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { TracedRead } from "../blob/boot-trace.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
@@ -195,17 +196,14 @@ export class Hydration {
     const ended = AbortSignal.any([this.#closing.signal, ...(signal === undefined ? [] : [signal])]);
     ended.throwIfAborted();
     if (this.#state === "detached") return;
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const { promise, resolve } = Promise.withResolvers<void>();
     const forget = this.onChange((status) => {
       if (status.state === "detached") resolve();
     });
-    const onAbort = (): void => reject(ended.reason as Error);
-    ended.addEventListener("abort", onAbort, { once: true });
     try {
-      await promise;
+      await orAborted(promise, ended);
     } finally {
       forget();
-      ended.removeEventListener("abort", onAbort);
     }
   }
 

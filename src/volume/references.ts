@@ -1,4 +1,5 @@
 import { errnoOf } from "../base/errors.ts";
+import { isId } from "../base/ids.ts";
 import { readFrozenTable } from "./frozen-map.ts";
 import { ownersInLog, readLogHeader } from "./log-reader.ts";
 import { readMapTable } from "./map-file.ts";
@@ -54,7 +55,7 @@ async function readReferences(env: VolumeEnvironment, id: string): Promise<Set<s
 /** Frozen maps that are in files. */
 export async function frozenMaps(env: VolumeEnvironment): Promise<string[]> {
   const names = await env.fs.readdir(mapsDir(env.dataDir));
-  return names.filter((name) => /^[0-9a-f]{32}$/.test(name));
+  return names.filter(isId);
 }
 
 /** The layers that a frozen map refers to. @throws CorruptionError, IoError */

@@ -1,9 +1,9 @@
 import { closeSync, openSync } from "node:fs";
 import { constants } from "node:os";
 import { IoError, UllageError } from "../../base/errors.ts";
+import { isId } from "../../base/ids.ts";
 import type { MessageSocket } from "../../base/message-sockets.ts";
 import type { CachedBlob } from "../cached-blob.ts";
-import { isBlobId } from "../blob-meta.ts";
 import { encodeProblem } from "./problem.ts";
 import { ReadyNews } from "./ready-news.ts";
 import type { Answerer } from "./questions.ts";
@@ -123,7 +123,7 @@ export class ManagerConnection {
     const generation = body.readUInt32LE(0);
     const id = readText(body.subarray(4));
     if (this.#held.size >= MAX_TOKENS) return blobRefused(constants.errno.EMFILE);
-    if (!isBlobId(id)) return blobRefused(constants.errno.ENOENT);
+    if (!isId(id)) return blobRefused(constants.errno.ENOENT);
     const blob = await this.#host.store.open(id);
     const ends: (() => void)[] = [];
     try {

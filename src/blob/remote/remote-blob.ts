@@ -4,7 +4,7 @@ import type { Clock } from "../../base/clock.ts";
 import { closeDescriptor } from "../../base/posix.ts";
 import { fileOfDescriptor } from "../../base/real-file-system.ts";
 import type { Blob, BlobStats, FetchOptions } from "../blob.ts";
-import type { SourceTrouble } from "../cached-blob.ts";
+import { type SourceTrouble, SourceTroubles } from "../source-trouble.ts";
 import type { ContentCheck } from "../content-check.ts";
 import { RangeMap } from "../range-map.ts";
 import { ReadaheadFetcher } from "../readahead-fetcher.ts";
@@ -70,8 +70,7 @@ export class RemoteBlob implements Blob {
   /** Undefined while there is none of this connection. */
   #token: bigint | undefined;
   #reopening: Promise<void> | undefined;
-  #sourceTrouble: SourceTrouble | undefined;
-  readonly #troubleListeners = new Set<() => void>();
+  readonly #troubles = new SourceTroubles();
   /** What the last check came to. */
   #wrong: ContentCheck["trouble"];
   /** Why the last attempt to open it again failed. */
@@ -211,30 +210,23 @@ export class RemoteBlob implements Blob {
     } catch (error) {
       if (signal?.aborted !== true) {
         this.stats.errors++;
-        if (error instanceof SourceError) this.#note({ error, final: true, at: this.#options.clock.wallTime() });
+        if (error instanceof SourceError)
+          this.#troubles.note({ error, final: true, at: this.#options.clock.wallTime() });
       }
       throw error;
     }
-    this.#note(undefined);
+    this.#troubles.note(undefined);
     this.stats[laneBytes(lane)] += Math.max(0, this.readyBytes - before);
   }
 
   /** See `CachedBlob`: of what this process asked for. */
   get sourceTrouble(): SourceTrouble | undefined {
-    return this.#sourceTrouble;
+    return this.#troubles.last;
   }
 
-  /** `listener` hears when the source failed somebody, and when it does not any more. @returns what ends it */
+  /** See `SourceTroubles.listen`. */
   onTrouble(listener: () => void): () => void {
-    this.#troubleListeners.add(listener);
-    return () => this.#troubleListeners.delete(listener);
-  }
-
-  #note(trouble: SourceTrouble | undefined): void {
-    const before = this.#sourceTrouble;
-    this.#sourceTrouble = trouble;
-    if (before === undefined && trouble === undefined) return;
-    for (const listener of this.#troubleListeners) listener();
+    return this.#troubles.listen(listener);
   }
 
   async sync(): Promise<void> {
