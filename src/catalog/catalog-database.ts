@@ -94,6 +94,7 @@ const columns: Record<keyof VolumeChange, string> = {
   blobId: "blob_id",
   settings: "settings",
   hydration: "hydration",
+  standing: "standing",
 };
 
 export class CatalogDatabase {

@@ -127,7 +127,7 @@ export interface VolumeRecord {
 }
 
 export type VolumeChange = Partial<
-  Pick<VolumeRecord, "name" | "state" | "size" | "format" | "blobId" | "settings" | "hydration">
+  Pick<VolumeRecord, "name" | "state" | "size" | "format" | "blobId" | "settings" | "hydration" | "standing">
 >;
 
 /**

@@ -454,13 +454,6 @@ export class ManagedVolume {
     return (await this.device()).mapRuns(offset, length, limit);
   }
 
-  /** Opens the volume if that is possible, since only then its state is known. */
-  async currentView(): Promise<VolumeView> {
-    const unknown = this.record.state === "ready" && this.#opened === undefined && this.#failure === undefined;
-    if (unknown) await this.device().catch(() => undefined); // the view tells of the failure
-    return this.view();
-  }
-
   /** As far as it is known without a wait. */
   view(): VolumeView {
     const { id, name, size, source, blobId, format, origin, settings, createdAt } = this.record;

@@ -364,9 +364,11 @@ export class Ullage {
     return page.map((volume) => volume.view());
   }
 
-  /** @throws UllageError `not-found` */
+  /** As `listVolumes` tells of it. @throws UllageError `not-found` */
   async showVolume(name: string): Promise<VolumeView> {
-    return this.#volumes.get(name).currentView();
+    const volume = this.#volumes.get(name);
+    await volume.ascertain();
+    return volume.view();
   }
 
   /** Whether a volume was made from this source, its secret parts included. @throws UllageError `not-found`, SourceError */

@@ -298,8 +298,7 @@ export class Volumes implements VolumeNames {
           detached: false,
           writtenBytes: 0,
         };
-        await store.noteStanding(id, standing);
-        await store.updateVolume(id, { state: "ready" });
+        await store.updateVolume(id, { state: "ready", standing });
         volume.record = { ...volume.record, state: "ready", standing };
         volume.news.changed();
       } catch (error) {
@@ -477,9 +476,9 @@ export class Volumes implements VolumeNames {
       });
       // An empty volume is opened on first use, like a clone.
       const standing = blob === undefined ? { ...volume.standing(), checkpoint: 1 } : null;
-      if (standing !== null) await store.noteStanding(id, standing);
-      await store.updateVolume(id, { state: "ready", size, format, blobId: blob?.id ?? null });
-      volume.record = { ...volume.record, state: "ready", blobId: blob?.id ?? null, standing };
+      const ready = { state: "ready", size, format, blobId: blob?.id ?? null, standing } as const;
+      await store.updateVolume(id, ready);
+      volume.record = { ...volume.record, ...ready };
       volume.download = undefined;
       // Hydration begins. It is complete and stays, whatever opening says: its state tells why it can't be opened.
       if (blob !== undefined) await volume.deviceForReader().catch(() => undefined);

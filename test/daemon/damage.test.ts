@@ -150,6 +150,7 @@ void test("a damaged volume keeps no other from being removed, can be removed it
   const { dataDir } = world;
   await damageMap(world, "v");
   const first = await openUllage(t, { dataDir });
+  await assert.rejects(firstByte(first, "v"));
   assert.equal((await first.showVolume("v")).state, "failed");
   await first.removeVolume("w", { force: false, snapshots: true });
   await first.close();
