@@ -90,6 +90,11 @@ export class Backends {
     return this.#retrying(all, budget, settings);
   }
 
+  /** What is configured for a source as a user writes it. @throws SourceError as `open` */
+  settingsFor(source: string): SourceSettings | undefined {
+    return settingsFor(canonicalSource(source), this.#settings);
+  }
+
   #retrying(backend: Backend, budget: RetryBudget, settings?: SourceSettings): RetryBackend {
     const { random = Math.random, retry = {} } = this.#options;
     return new RetryBackend(backend, { clock: this.#clock, random, budget, ...patience(settings), ...retry });

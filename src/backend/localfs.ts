@@ -222,7 +222,10 @@ function readInPool(fd: number, buffer: Buffer, length: number, position: number
 
 function notAFile(path: string, directory: boolean): SourceError {
   const what = directory ? "a directory" : "neither a file nor a block device";
-  return new SourceError("source-not-a-file", `${path} is ${what}`, { transient: false, hint: "name an image file" });
+  return new SourceError("source-not-a-file", `${path} is ${what}`, {
+    transient: false,
+    hint: directory ? "name the image in it" : "name an image file",
+  });
 }
 
 function translate(path: string, cause: NodeJS.ErrnoException): SourceError {

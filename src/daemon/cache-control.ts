@@ -98,6 +98,12 @@ export class CacheControl {
    */
   async pull(request: SourceRequest, guarded: boolean): Promise<JobView> {
     const sources = this.#sources;
+    const configured = sources.backends.settingsFor(request.source);
+    if (configured?.cache === "none") {
+      throw new UllageError("not-cached", `the configuration has cache=none for ${configured.prefix}`, {
+        hint: "make a volume with cache=shared instead, or take `cache` out of that table",
+      });
+    }
     const found = await sources.find(request, undefined, { guarded });
     const controller = new AbortController();
     const { signal } = controller;
