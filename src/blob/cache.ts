@@ -24,6 +24,7 @@ import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { memoryFiles } from "./memory-files.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
+import { MISS_BYTES } from "./neighbours.ts";
 import { SourceTraffics } from "./source-traffic.ts";
 import { MAKING, makeClonedFiles, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
 
@@ -33,7 +34,7 @@ import { MAKING, makeClonedFiles, makeUnpackedFiles, type UnpackOptions } from "
  */
 
 /** Small enough that a first read waits for little more than itself, large enough for few requests and a small map. */
-export const DEFAULT_UNIT_BYTES = 256 * 1024;
+export const DEFAULT_UNIT_BYTES = 64 * 1024;
 
 /** What a blob's directory is called while it is being removed, and after that was interrupted. */
 const TOMBSTONE = ".removed";
@@ -49,6 +50,8 @@ export interface BlobCacheOptions {
   startHash?: (algorithm: string) => Hashing;
   /** A blob is gone, by whomever. */
   onRemoved?(id: string): void;
+  /** What a read that misses brings, bytes: see neighbours.ts, whose `MISS_BYTES` is the default. 0: the units that it needs. */
+  missBytes?: number;
   /** How much space all blobs may take; default: see cache-space.ts. */
   cacheLimits?: CacheLimits;
   /** See `BlobEnvironment.openSource`. */
@@ -138,6 +141,7 @@ export class BlobCache {
       openSource: (meta, signal) => options.openSource(meta, signal),
       traffic: new FetchTraffic(clock),
       buffers: new StagingBuffers(),
+      missBytes: options.missBytes ?? MISS_BYTES,
       sources: this.sources,
       totalOf: (id) => this.#historyOf(id).total,
       evicts: () => this.#needs !== undefined,
