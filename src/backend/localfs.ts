@@ -1,34 +1,41 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
 import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../base/errors.ts";
-import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
+import { callsFor, type CallOptions, type MountCalls } from "./mount-calls.ts";
 import { demandInside, readHead } from "./object-range.ts";
 import type { SourcePolicy } from "./source-guard.ts";
 import { backendClosed, badAnswer, sourceChanged } from "./source-errors.ts";
 
 /** One call to the thread pool reads this much: long enough to be cheap, short enough to let others in between. */
 const chunkBytes = 1024 * 1024;
-/** Calls in the thread pool at a time: reads of a slow disk must not take all of its threads. */
-const poolReads = 4;
-const backgroundPoolReads = 2;
+/** A call may take so long, as an answer over a network may. */
+const defaultTimeoutMs = 15_000;
+/** A clone of many extents takes its time. */
+const cloneTimeouts = 10;
 /** Buffers kept for the next read. */
 const spareBuffers = 4;
 /** A descriptor is kept so long for the next read; it keeps a removed file's space, so not longer. */
 const lingerMs = 1000;
 
+export interface LocalFileOptions {
+  timeoutMs?: number;
+}
+
 /** A descriptor that reads of one identity share. */
 interface Opened {
   file: FileHandle;
+  calls: MountCalls;
   /** Of the identity that it was opened for, whether or not it is that. */
   version: string;
-  /** Reads that use it. Without any it is closed, unless it is `#kept`: then a while later. */
+  /** Reads that use it, and calls that have not returned. Without any it is closed, unless it is `#kept`: then a while later. */
   users: number;
   timer?: NodeJS.Timeout;
 }
 
 /**
- * A local file or block device. After the last byte of each read both the descriptor and the path must still be what was
+ * A local file or block device. Every call into its file system may hang, and goes by way of mount-calls.ts: it is given up
+ * after a while, and what it uses (descriptor, buffer) is left to it until it returns. After the last byte of each read both the descriptor and the path must still be what was
  * pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed. Reads that follow each
  * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew.
  * Writes to a block device need not show in its times: only a read-only one counts as pinned.
@@ -37,63 +44,72 @@ export class LocalFileBackend implements Backend {
   readonly url: string;
   readonly #path: string;
   readonly #policy: SourcePolicy | undefined;
-  readonly #admission = new Admission(poolReads, backgroundPoolReads);
+  readonly #timeoutMs: number;
   readonly #spare: Buffer[] = [];
   readonly #closing = new AbortController();
   /** For the next read. */
   #kept: Opened | undefined;
 
-  /** @param path absolute @param policy which files may be read; absent: any */
-  constructor(path: string, policy?: SourcePolicy) {
+  /** @param path absolute @param policy which files may be read; absent: any @param timeoutMs of a single call */
+  constructor(path: string, policy?: SourcePolicy, { timeoutMs = defaultTimeoutMs }: LocalFileOptions = {}) {
     this.url = path;
     this.#path = path;
     this.#policy = policy;
+    this.#timeoutMs = timeoutMs;
   }
 
   async probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    const identity = await this.#identifyAnew();
+    const identity = await this.#identifyAnew(this.#how({ ...(signal && { signal }) }));
     return { identity, head: await readHead(this, identity, headBytes, signal), ranges: true };
   }
 
   async read(identity: Identity, offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
     demandInside(identity, offset, length);
-    const { signal = this.#closing.signal, background = false } = options;
-    await this.#withFile(identity, async (file) => {
+    const how = this.#how(options);
+    await this.#withFile(identity, how, async (opened) => {
       let buffer: Buffer | undefined;
+      let reading = false;
       try {
         for (let done = 0; done < length;) {
           const size = Math.min(chunkBytes, length - done);
           const at = offset + done;
-          const work = (): Promise<number> => {
+          const work = async (): Promise<number> => {
             buffer ??= this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
-            return this.#own(readInPool(file.fd, buffer, size, at));
+            reading = true;
+            try {
+              return await readInPool(opened.file.fd, buffer, size, at);
+            } finally {
+              reading = false;
+            }
           };
-          this.#closing.signal.throwIfAborted();
-          const bytes = await this.#admission.run(background, signal, work);
+          const bytes = await this.#use(opened, how, work);
           if (bytes === 0) break;
           const drained = sink(buffer!.subarray(0, bytes));
           if (drained !== undefined) await drained;
           done += bytes;
-          if (done === length) return await this.#demandUnchanged(file, identity);
+          if (done === length) return await this.#demandUnchanged(opened, identity, how);
         }
-        await this.#demandUnchanged(file, identity);
+        await this.#demandUnchanged(opened, identity, how);
         if (length > 0) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
       } finally {
-        if (buffer !== undefined && this.#spare.length < spareBuffers) this.#spare.push(buffer);
+        if (buffer !== undefined && !reading && this.#spare.length < spareBuffers) this.#spare.push(buffer);
       }
     });
   }
 
   async cloneTo(identity: Identity, path: string): Promise<boolean> {
     let cloned = false;
-    await this.#withFile(identity, async (file) => {
+    const how = this.#how({});
+    await this.#withFile(identity, how, async (opened) => {
       // By the descriptor: what the policy has judged, whatever the path leads to by now.
-      const from = `/proc/self/fd/${file.fd}`;
-      cloned = await copyFile(from, path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE).then(
-        () => true,
-        () => false, // another file system, one that can't, a block device: it is read instead, and that may fail for a reason
-      );
-      if (cloned) await this.#demandUnchanged(file, identity);
+      const from = `/proc/self/fd/${opened.file.fd}`;
+      const clone = (): Promise<boolean> =>
+        copyFile(from, path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE).then(
+          () => true,
+          () => false, // another file system, one that can't, a block device: it is read instead, and that may fail for a reason
+        );
+      cloned = await this.#use(opened, { ...how, timeoutMs: how.timeoutMs * cloneTimeouts }, clone);
+      if (cloned) await this.#demandUnchanged(opened, identity, how);
     });
     return cloned;
   }
@@ -107,36 +123,60 @@ export class LocalFileBackend implements Backend {
     await this.#keep(undefined);
   }
 
-  async #identifyAnew(): Promise<Identity> {
-    const { file } = await this.#open("");
+  /** Whoever waits goes when this is closed, too. */
+  #how({ signal, background = false }: ReadOptions): CallOptions & { signal: AbortSignal } {
+    const closing = this.#closing.signal;
+    const stop = signal === undefined ? closing : AbortSignal.any([signal, closing]);
+    return { path: this.#path, timeoutMs: this.#timeoutMs, background, signal: stop };
+  }
+
+  async #identifyAnew(how: CallOptions): Promise<Identity> {
+    const opened = await this.#open("", how);
+    opened.users++;
     try {
-      return await this.#identify(file);
+      return await this.#identify(opened, how);
     } finally {
-      await file.close();
+      await this.#leave(opened);
     }
   }
 
   /** Runs `work` with the descriptor that reads of this identity share. */
-  async #withFile({ version }: Identity, work: (file: FileHandle) => Promise<void>): Promise<void> {
+  async #withFile({ version }: Identity, how: CallOptions, work: (opened: Opened) => Promise<void>): Promise<void> {
     this.#closing.signal.throwIfAborted();
     const kept = this.#kept?.version === version ? this.#kept : undefined;
-    const opened = kept ?? (await this.#open(version));
+    const opened = kept ?? (await this.#open(version, how));
     clearTimeout(opened.timer);
     opened.users++;
     try {
       // The policy judges what a path leads to now: for each read anew.
       if (kept === undefined && this.#policy === undefined) await this.#keep(opened);
-      await work(opened.file);
+      await work(opened);
     } catch (error) {
       if (this.#kept === opened) this.#kept = undefined;
       throw error;
     } finally {
-      opened.users--;
-      if (opened.users === 0) {
-        if (this.#kept === opened) opened.timer = setTimeout(() => void this.#keep(undefined), lingerMs).unref();
-        else await opened.file.close();
-      }
+      await this.#leave(opened);
     }
+  }
+
+  /** A call with the descriptor, which stays open until the call itself returns. */
+  #use<T>(opened: Opened, how: CallOptions, call: () => Promise<T>): Promise<T> {
+    const work = async (): Promise<T> => {
+      opened.users++;
+      try {
+        return await call();
+      } finally {
+        void this.#leave(opened);
+      }
+    };
+    return this.#own(opened.calls.run(work, how));
+  }
+
+  async #leave(opened: Opened): Promise<void> {
+    opened.users--;
+    if (opened.users > 0) return;
+    if (this.#kept === opened) opened.timer = setTimeout(() => void this.#keep(undefined), lingerMs).unref();
+    else await this.#release(opened);
   }
 
   /** Puts it in the place of the one that is kept. */
@@ -145,22 +185,30 @@ export class LocalFileBackend implements Backend {
     this.#kept = opened;
     if (before === undefined || before.users > 0) return;
     clearTimeout(before.timer);
-    await before.file.close();
+    await this.#release(before);
   }
 
-  async #open(version: string): Promise<Opened> {
+  #release({ file, calls }: Opened): Promise<void> {
+    return calls.release(() => file.close(), { path: this.#path, timeoutMs: this.#timeoutMs });
+  }
+
+  async #open(version: string, how: CallOptions): Promise<Opened> {
     this.#closing.signal.throwIfAborted();
     this.#policy?.checkFile(this.#path);
-    const info = await this.#own(stat(this.#path));
+    const calls = await callsFor(this.#path, how);
+    const info = await this.#own(calls.run(() => stat(this.#path), how));
     if (!info.isFile() && !info.isBlockDevice()) throw notAFile(this.#path, info.isDirectory());
     // O_NONBLOCK: what became a pipe since the line above must not hang a thread of the pool.
-    const file = await this.#own(open(this.#path, constants.O_RDONLY | constants.O_NONBLOCK));
+    const flags = constants.O_RDONLY | constants.O_NONBLOCK;
+    const discard = (late: FileHandle): void => void calls.release(() => late.close(), how);
+    const file = await this.#own(calls.run(() => open(this.#path, flags), how, discard));
+    const opened = { file, calls, version, users: 0 };
     try {
       // What was opened, behind all symbolic links.
       if (this.#policy !== undefined) this.#policy.checkFile(await this.#own(readlink(`/proc/self/fd/${file.fd}`)));
-      return { file, version, users: 0 };
+      return opened;
     } catch (error) {
-      await file.close();
+      await this.#release(opened);
       throw error;
     }
   }
@@ -170,12 +218,13 @@ export class LocalFileBackend implements Backend {
     try {
       return await call;
     } catch (error) {
-      throw translate(this.#path, error as NodeJS.ErrnoException);
+      if (error instanceof Error && "syscall" in error) throw translate(this.#path, error as NodeJS.ErrnoException);
+      throw error;
     }
   }
 
-  async #demandUnchanged(file: FileHandle, pinned: Identity): Promise<void> {
-    const now = await this.#identify(file);
+  async #demandUnchanged(opened: Opened, pinned: Identity, how: CallOptions): Promise<void> {
+    const now = await this.#identify(opened, how);
     if (now.version === pinned.version && now.size === pinned.size) return;
     throw sourceChanged(
       `${this.#path} has changed: it was ${pinned.version} with ${pinned.size} bytes, now it is ${now.version} with ${now.size} bytes`,
@@ -183,9 +232,11 @@ export class LocalFileBackend implements Backend {
   }
 
   /** What the descriptor and the path are now. @throws SourceError when they are not the same file */
-  async #identify(file: FileHandle): Promise<Identity> {
-    const both = Promise.all([file.stat({ bigint: true }), stat(this.#path, { bigint: true })]);
-    const [opened, named] = await this.#own(both);
+  async #identify(found: Opened, how: CallOptions): Promise<Identity> {
+    const [opened, named] = await Promise.all([
+      this.#use(found, how, () => found.file.stat({ bigint: true })),
+      this.#own(found.calls.run(() => stat(this.#path, { bigint: true }), how)),
+    ]);
     const version = versionOf(opened);
     if (versionOf(named) !== version) throw sourceChanged(`${this.#path} was replaced while it was read`);
     if (!opened.isBlockDevice()) return { size: Number(opened.size), version, strong: true };

@@ -41,6 +41,7 @@ const connectCall = libc.func("int connect(int, uintptr_t, uint32_t)");
 const memfdCreateCall = libc.func("int memfd_create(const char *, unsigned int)");
 const closeCall = libc.func("int close(int)");
 const umaskCall = libc.func("unsigned int umask(unsigned int)");
+const exitCall = libc.func("void _exit(int)");
 const prctlCall = libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)");
 
 /** errno of the last failed call on this thread; valid only right after it. */
@@ -285,6 +286,12 @@ export function setCloseOnExec(fd: number): void {
 /** fcntl(2) F_SETFL with O_NONBLOCK. */
 export function setNonBlocking(fd: number): void {
   fcntlCall(fd, 4, 0o4000);
+}
+
+/** _exit(2): ends the process now, whatever its threads are doing. */
+export function exitNow(code: number): never {
+  exitCall(code);
+  throw new Error("the process goes on after its end");
 }
 
 export function umask(mask: number): number {
