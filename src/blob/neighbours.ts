@@ -23,6 +23,8 @@ export class Neighbours {
   readonly #untouched = new Set<number>();
   #useful = 0.5;
   #misses = 0;
+  /** The half that was missed last; -1: none yet. */
+  #last = -1;
 
   /** @param half bytes; 0: nothing is fetched in this way */
   constructor(half: number) {
@@ -47,6 +49,10 @@ export class Neighbours {
     const first = Math.floor(offset / this.half);
     // What goes over the edge of a half is a matter for readahead.
     if (first !== Math.floor((offset + length - 1) / this.half)) return -1;
+    // One place alone, however many read it, says nothing of a reader who goes about.
+    const elsewhere = first !== this.#last && this.#last !== -1;
+    this.#last = first;
+    if (!elsewhere) return -1;
     const tried = ++this.#misses % TRIAL === 0;
     if (this.#useful < LEAST_USEFUL && !tried) return -1;
     return (first % 2 === 0 ? first + 1 : first - 1) * this.half;
