@@ -3,7 +3,7 @@ import { SourceError } from "../base/errors.ts";
 import type { Sink } from "./backend.ts";
 import type { ResponseHead } from "./http-answer.ts";
 import { type Target, shown } from "./http-target.ts";
-import { badAnswer, timedOut, unreachable } from "./source-errors.ts";
+import { badAnswer, timedOut, tlsFailed, unreachable } from "./source-errors.ts";
 
 /** The body of an unwanted answer is read up to here, so that its connection can be used again; then it is cut. */
 const discardLimitBytes = 64 * 1024;
@@ -235,11 +235,9 @@ class Exchange implements Dispatcher.DispatchHandler {
       return timedOut(`${this.#where}: no connection in time`, { cause: error });
     }
     if (/^(ERR_TLS|ERR_SSL|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO)/.test(code)) {
-      return new SourceError("source-tls", `${this.#where}: TLS failed`, {
-        transient: false,
-        hint: "check the address and the server's certificate; `ca` of [[sources.match]] names authorities of your own",
-        cause: error,
-      });
+      const hint =
+        "check the address and the server's certificate; `ca` of [[sources.match]] names authorities of your own";
+      return tlsFailed(`${this.#where}: TLS failed`, hint, error);
     }
     if (error.name === "HTTPParserError" || code === "UND_ERR_RES_CONTENT_LENGTH_MISMATCH") {
       return badAnswer(`${this.#where} sent a malformed answer`, error);

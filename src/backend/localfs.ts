@@ -289,5 +289,6 @@ function translate(path: string, cause: NodeJS.ErrnoException): SourceError {
     const hint = `make it readable for the user that ullage runs as (uid ${process.getuid?.()})`;
     return new SourceError("source-denied", `${path} may not be read`, { transient: false, hint, cause });
   }
-  return new SourceError("source-io", `${path} cannot be read (${code})`, { transient: true, cause });
+  const hint = "see the kernel's log for what is wrong with the disk, or the server, that it is on";
+  return new SourceError("source-io", `${path} cannot be read (${code})`, { transient: true, hint, cause });
 }

@@ -1,7 +1,8 @@
 import type { Clock } from "../base/clock.ts";
-import { SourceError } from "../base/errors.ts";
+import { describeError, SourceError } from "../base/errors.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { countingSink } from "./retry.ts";
+import { SourceBusyError } from "./source-errors.ts";
 import { WrappedBackend } from "./wrapped-backend.ts";
 
 /*
@@ -63,6 +64,13 @@ export interface Mirror {
   health: MirrorHealth;
 }
 
+/** What the source said, and below it what its mirrors did; a moment that it asked for is kept. */
+function withMirrors(error: SourceError, reasons: readonly string[]): SourceError {
+  if (error instanceof SourceBusyError) return error;
+  const hint = `${error.hint ?? "see what is wrong there"}; its mirrors: ${reasons.join("; ")}`;
+  return new SourceError(error.code, error.message, { transient: true, hint, cause: error.cause });
+}
+
 /** Errors that say that a mirror does not have this object; all others say that it is not well. */
 const otherObject = new Set([
   "source-changed",
@@ -89,12 +97,18 @@ export class MirroredBackend extends WrappedBackend {
       return await this.inner.probe(headBytes, signal);
     } catch (error) {
       if (!(error instanceof SourceError) || !error.transient) throw error;
+      const reasons: string[] = [];
       for (const { backend } of this.#all) {
         signal?.throwIfAborted();
-        const found = await backend.probe(headBytes, signal).catch(() => undefined);
-        if (found?.identity.strong === true) return found;
+        try {
+          const found = await backend.probe(headBytes, signal);
+          if (found.identity.strong) return found;
+          reasons.push(`${backend.url} offers nothing by which a change could be noticed`);
+        } catch (why) {
+          reasons.push(describeError(why));
+        }
       }
-      throw error;
+      throw withMirrors(error, reasons);
     }
   }
 

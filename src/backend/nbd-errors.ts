@@ -1,7 +1,7 @@
 import { SourceError, UllageError } from "../base/errors.ts";
 import { RefusedError } from "../nbd/client-handshake.ts";
 import { NbdError, OptionReply } from "../nbd/protocol.ts";
-import { badAnswer, timedOut, unreachable } from "./source-errors.ts";
+import { badAnswer, timedOut, tlsFailed, unreachable } from "./source-errors.ts";
 
 /** Why there is no connection. @param where the export, for people */
 export function connectError(where: string, error: unknown): Error {
@@ -11,19 +11,21 @@ export function connectError(where: string, error: unknown): Error {
   if (error instanceof RefusedError) return refusal(where, error);
   switch (error.code) {
     case "nbd-timeout":
-      return timedOut(`${where}: no connection in time`, { cause: error.cause });
-    case "nbd-tls":
-      return new SourceError("source-tls", `${where}: ${error.message}`, {
-        transient: false,
-        hint: error.hint ?? "check the host, the certificates or the key, and that the server uses the same kind",
+      return timedOut(`${where}: no connection in time`, {
+        hint: "check that an NBD server listens there, and whether this host reaches it",
         cause: error.cause,
       });
+    case "nbd-tls":
+      return tlsFailed(`${where}: ${error.message}`, error.hint ?? tlsHint, error.cause);
     case "nbd-handshake":
       return badAnswer(`${where}: ${error.message}`, error.cause);
     default:
       return unreachable(`${where} cannot be reached`, error.cause);
   }
 }
+
+const tlsHint =
+  "check the host, the certificates or the key, and that the server uses the same kind; ?tls-certificates=DIR names authorities of your own";
 
 function refusal(where: string, error: RefusedError): SourceError {
   const message = `${where} is refused: ${error.message}`;
@@ -59,7 +61,7 @@ export function replyError(where: string, what: string, error: number, message: 
     case NbdError.ENOTSUP:
       return badAnswer(text);
     default:
-      return new SourceError("source-io", text, { transient: true });
+      return new SourceError("source-io", text, { transient: true, hint: "see the server's log for the reason" });
   }
 }
 

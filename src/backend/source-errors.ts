@@ -35,7 +35,7 @@ export class SourceBusyError extends SourceError {
   readonly retryAfterMs: number | undefined;
 
   constructor(message: string, retryAfterMs: number | undefined) {
-    super("source-busy", message, { transient: true });
+    super("source-busy", message, { transient: true, hint: "it is there, but not now: try again later" });
     this.retryAfterMs = retryAfterMs;
   }
 }
@@ -50,7 +50,9 @@ export function sourceChanged(message: string): SourceError {
 
 /** The answer contradicts the request or itself. Bytes that came with it are not believed, not even as a beginning. */
 export function badAnswer(message: string, cause?: unknown): SourceError {
-  return new SourceError("source-bad-answer", message, { transient: true, cause });
+  const hint =
+    "see what answers there: this is nothing that such a server sends, unless something in between changes it";
+  return new SourceError("source-bad-answer", message, { transient: true, hint, cause });
 }
 
 /** The connection could not be made, or broke; bytes that came before are good. */
@@ -64,7 +66,22 @@ export function unreachable(message: string, cause?: unknown): SourceError {
 
 /** No byte for too long, or too few; bytes that came before are good. */
 export function timedOut(message: string, about: { cause?: unknown; hint?: string } = {}): SourceError {
-  return new SourceError("source-timeout", message, { transient: true, ...about });
+  const hint = "see whether what is asked there is well, and whether this host reaches it";
+  return new SourceError("source-timeout", message, { transient: true, hint, ...about });
+}
+
+/** The certificate or the handshake is not acceptable. @param thrown by the TLS library */
+export function tlsFailed(message: string, hint: string, thrown: unknown): SourceError {
+  return new SourceError("source-tls", message, { transient: false, hint, cause: tlsReason(thrown) });
+}
+
+/** What the library says, without the places in its source and what it advises those to do who call it. */
+function tlsReason(thrown: unknown): unknown {
+  if (!(thrown instanceof Error)) return thrown;
+  if ((thrown as NodeJS.ErrnoException).code === "ERR_SSL_WRONG_VERSION_NUMBER")
+    return new Error("what answers there speaks no TLS");
+  const [, reason = thrown.message] = /^[0-9A-F]+:error:[0-9A-F]+:[^:]*:[^:]*:([^:]+):/.exec(thrown.message) ?? [];
+  return new Error(reason.replace(/; if the root CA is installed locally.*$/s, ""));
 }
 
 export function backendClosed(): SourceError {

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { SourceError } from "../base/errors.ts";
 import { awsChain, awsProfile } from "./aws-credentials.ts";
 import type { Connections } from "./connections.ts";
 import { type CredentialLoader, type CredentialSource, loaderOf } from "./credentials.ts";
@@ -48,7 +49,7 @@ export function kindOf(
     return { reference: standard, loader: loader() };
   };
   if (scheme === "s3") {
-    const endpoint = settings.endpoint ?? (env["AWS_ENDPOINT_URL_S3"] || env["AWS_ENDPOINT_URL"] || undefined);
+    const endpoint = settings.endpoint ?? endpointIn(env, "AWS_ENDPOINT_URL_S3") ?? endpointIn(env, "AWS_ENDPOINT_URL");
     const place = region ?? (env["AWS_REGION"] || env["AWS_DEFAULT_REGION"] || undefined);
     return {
       scheme,
@@ -62,7 +63,7 @@ export function kindOf(
     };
   }
   if (scheme === "oss") {
-    const endpoint = settings.endpoint ?? withScheme(env["OSS_ENDPOINT"] || undefined);
+    const endpoint = settings.endpoint ?? endpointIn(env, "OSS_ENDPOINT", "https://");
     const place = region ?? (env["OSS_REGION"] || env["ALIBABA_CLOUD_REGION_ID"] || undefined);
     const dialect = new OssDialect({ endpoint, region: place, pathStyle, signature });
     return {
@@ -100,6 +101,18 @@ export function kindOf(
   };
 }
 
-function withScheme(endpoint: string | undefined): string | undefined {
-  return endpoint === undefined || endpoint.includes("://") ? endpoint : `https://${endpoint}`;
+/** @param scheme what the variable may leave out @throws SourceError `source-invalid` when it holds no address */
+function endpointIn(
+  env: Readonly<Record<string, string | undefined>>,
+  variable: string,
+  scheme = "",
+): string | undefined {
+  const value = env[variable];
+  if (value === undefined || value === "") return undefined;
+  const endpoint = value.includes("://") ? value : `${scheme}${value}`;
+  if (/^https?:$/.test(URL.parse(endpoint)?.protocol ?? "")) return endpoint;
+  throw new SourceError("source-invalid", `$${variable} is no address: '${value}'`, {
+    transient: false,
+    hint: "write it as https://host:port, or unset it",
+  });
 }

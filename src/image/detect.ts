@@ -84,6 +84,11 @@ export function parseFormats(requested: string): ImageFormat[] {
  * @throws UllageError `format-unsupported` for content that cannot be read
  */
 export function detectFormat(head: Uint8Array, size: number): ImageFormat {
+  if (/^\s*<(?:!doctype\s+)?html\b/i.test(text(head, 0, 512))) {
+    throw new UllageError("format-unsupported", "it is a web page, not an image", {
+      hint: "check the address, and whether its server wants a login first; --format raw serves its bytes as they are",
+    });
+  }
   const foreign = unreadable.find((signature) => signature.matches(head));
   if (foreign !== undefined) {
     const how = foreign.convert === "disk" ? `qemu-img convert -O raw` : foreign.convert;

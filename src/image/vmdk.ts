@@ -40,6 +40,7 @@ export const vmdkFormat: ImageFormat = {
     let header = await readBytes(source, 0, SECTOR, options);
     const magic = header.toString("latin1", 0, 4);
     if (magic === "COWD") throw unsupportedImage(FORMAT, "is an ESX sparse extent");
+    if (!vmdkFormat.detect(header, source.size)) throw damagedImage(FORMAT, "it begins like none");
     if (magic !== "KDMV") throw unsupportedImage(FORMAT, "is a descriptor only: its data are in other files");
     await demandOneFile(source, header, options);
     if (u64le(header, 56) === Infinity) {

@@ -79,6 +79,20 @@ void test("mirrors are read first; what the object is the source says, or a mirr
   await backend.close();
 });
 
+void test("what a mirror said stands below what the source said, when both fail", async () => {
+  await using w = await mirroredWorld();
+  const backend = w.open();
+  await w.source.pause();
+  w.mirror.inject({ kind: "status", status: 403 });
+  const failure = await failsWith("source-unreachable", backend.probe(1));
+  assert.match(failure.message, /^http:\/\/127\.0\.0\.1:\d+\/disk\.img cannot be reached$/);
+  assert.match(
+    failure.hint ?? "",
+    /^check the address, .*; its mirrors: http:\/\/127\.0\.0\.1:\d+\/copy\/disk\.img answered 403$/,
+  );
+  await backend.close();
+});
+
 void test("a mirror with another version is not asked again for this object, and nothing of it is used", async () => {
   await using w = await mirroredWorld();
   w.mirror.replace(pattern(content.length, 9));

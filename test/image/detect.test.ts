@@ -13,6 +13,15 @@ function auto(head: Uint8Array): string {
   return detectFormat(head, 1 << 30).name;
 }
 
+void test("a web page is no disk", () => {
+  for (const page of ["<html><body>log in</body></html>", "\r\n <!DOCTYPE html>\n<html lang=en>"]) {
+    assert.throws(() => auto(Buffer.from(page)), {
+      code: "format-unsupported",
+      message: "it is a web page, not an image",
+    });
+  }
+});
+
 /** The name in the error that refuses this beginning. */
 function refused(head: Uint8Array): string {
   try {
@@ -32,6 +41,7 @@ void test("a disk, an empty one, a file system and noise are raw", () => {
   assert.equal(auto(disk), "raw");
   assert.equal(auto(Buffer.alloc(0)), "raw");
   assert.equal(auto(Buffer.from("hsqs and so on")), "raw");
+  assert.equal(auto(Buffer.from("<htmlish> is none")), "raw");
   assert.equal(auto(brotliCompressSync("noise")), "raw");
   assert.equal(auto(Buffer.from("BZh9 is not enough for bzip2")), "raw");
 });
