@@ -1,6 +1,7 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
 import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../base/errors.ts";
+import { addressOf, preadPassingInPool, readsAhead } from "../base/posix.ts";
 import { Admission } from "./admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { demandInside, readHead } from "./object-range.ts";
@@ -12,6 +13,8 @@ const chunkBytes = 1024 * 1024;
 /** Calls in the thread pool at a time: reads of a slow disk must not take all of its threads. */
 const poolReads = 4;
 const backgroundPoolReads = 2;
+/** What is read in one piece of at least so much goes into our cache, and will hardly be read again. */
+const passingBytes = 64 * 1024;
 /** Buffers kept for the next read. */
 const spareBuffers = 4;
 /** A descriptor is kept so long for the next read; it keeps a removed file's space, so not longer. */
@@ -25,12 +28,17 @@ interface Opened {
   /** Reads that use it. Without any it is closed, unless it is `#kept`: then a while later. */
   users: number;
   timer?: NodeJS.Timeout;
+  /** What it was found to be last, or is just being found to be. */
+  looked?: Promise<Identity>;
+  /** The look that will begin when that one has ended. */
+  nextLook?: Promise<Identity> | undefined;
 }
 
 /**
  * A local file or block device. After the last byte of each read both the descriptor and the path must still be what was
  * pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed. Reads that follow each
- * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew.
+ * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew. Reads that end at about the
+ * same time share a look at what it is.
  * Writes to a block device need not show in its times: only a read-only one counts as pinned.
  */
 export class LocalFileBackend implements Backend {
@@ -40,6 +48,8 @@ export class LocalFileBackend implements Backend {
   readonly #admission = new Admission(poolReads, backgroundPoolReads);
   readonly #spare: Buffer[] = [];
   readonly #closing = new AbortController();
+  /** Large reads leave nothing behind in the page cache, unless that turns out not to work. */
+  #passing = true;
   /** For the next read. */
   #kept: Opened | undefined;
 
@@ -58,42 +68,65 @@ export class LocalFileBackend implements Backend {
   async read(identity: Identity, offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
     demandInside(identity, offset, length);
     const { signal = this.#closing.signal, background = false } = options;
-    await this.#withFile(identity, async (file) => {
-      let buffer: Buffer | undefined;
-      try {
-        for (let done = 0; done < length;) {
-          const size = Math.min(chunkBytes, length - done);
-          const at = offset + done;
-          const work = (): Promise<number> => {
-            buffer ??= this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
-            return this.#own(readInPool(file.fd, buffer, size, at));
-          };
-          this.#closing.signal.throwIfAborted();
-          const bytes = await this.#admission.run(background, signal, work);
-          if (bytes === 0) break;
-          const drained = sink(buffer!.subarray(0, bytes));
-          if (drained !== undefined) await drained;
-          done += bytes;
-          if (done === length) return await this.#demandUnchanged(file, identity);
-        }
-        await this.#demandUnchanged(file, identity);
-        if (length > 0) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
-      } finally {
-        if (buffer !== undefined && this.#spare.length < spareBuffers) this.#spare.push(buffer);
-      }
+    await this.#withFile(identity, async (opened) => {
+      const done = await this.#readUpTo(opened.file, offset, length, sink, background, signal);
+      await this.#demandUnchanged(opened, identity);
+      if (done < length) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
     });
+  }
+
+  /** @returns bytes read; fewer than asked when the file ends before */
+  async #readUpTo(
+    file: FileHandle,
+    offset: number,
+    length: number,
+    sink: Sink,
+    background: boolean,
+    signal: AbortSignal,
+  ): Promise<number> {
+    let own: Buffer | undefined;
+    let done = 0;
+    try {
+      while (done < length) {
+        const size = Math.min(chunkBytes, length - done);
+        let buffer!: Buffer;
+        const work = (): Promise<number> => {
+          buffer = sink.room?.(size) ?? (own ??= this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes));
+          return this.#own(this.#readInPool(file.fd, buffer, size, offset + done));
+        };
+        this.#closing.signal.throwIfAborted();
+        const bytes = await this.#admission.run(background, signal, work);
+        if (bytes === 0) break;
+        const drained = sink(buffer.subarray(0, bytes));
+        if (drained !== undefined) await drained;
+        done += bytes;
+      }
+      return done;
+    } finally {
+      if (own !== undefined && this.#spare.length < spareBuffers) this.#spare.push(own);
+    }
+  }
+
+  async #readInPool(fd: number, buffer: Buffer, length: number, position: number): Promise<number> {
+    if (this.#passing && length >= passingBytes) {
+      const bytes = await preadPassingInPool(fd, addressOf(buffer), length, position);
+      if (bytes >= 0) return bytes;
+      this.#passing = false; // a kernel before 6.14, or a file system that can't
+      readsAhead(fd, true);
+    }
+    return readInPool(fd, buffer, length, position);
   }
 
   async cloneTo(identity: Identity, path: string): Promise<boolean> {
     let cloned = false;
-    await this.#withFile(identity, async (file) => {
+    await this.#withFile(identity, async (opened) => {
       // By the descriptor: what the policy has judged, whatever the path leads to by now.
-      const from = `/proc/self/fd/${file.fd}`;
+      const from = `/proc/self/fd/${opened.file.fd}`;
       cloned = await copyFile(from, path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE).then(
         () => true,
         () => false, // another file system, one that can't, a block device: it is read instead, and that may fail for a reason
       );
-      if (cloned) await this.#demandUnchanged(file, identity);
+      if (cloned) await this.#demandUnchanged(opened, identity);
     });
     return cloned;
   }
@@ -117,7 +150,7 @@ export class LocalFileBackend implements Backend {
   }
 
   /** Runs `work` with the descriptor that reads of this identity share. */
-  async #withFile({ version }: Identity, work: (file: FileHandle) => Promise<void>): Promise<void> {
+  async #withFile({ version }: Identity, work: (opened: Opened) => Promise<void>): Promise<void> {
     this.#closing.signal.throwIfAborted();
     const kept = this.#kept?.version === version ? this.#kept : undefined;
     const opened = kept ?? (await this.#open(version));
@@ -126,7 +159,7 @@ export class LocalFileBackend implements Backend {
     try {
       // The policy judges what a path leads to now: for each read anew.
       if (kept === undefined && this.#policy === undefined) await this.#keep(opened);
-      await work(opened.file);
+      await work(opened);
     } catch (error) {
       if (this.#kept === opened) this.#kept = undefined;
       throw error;
@@ -158,6 +191,8 @@ export class LocalFileBackend implements Backend {
     try {
       // What was opened, behind all symbolic links.
       if (this.#policy !== undefined) this.#policy.checkFile(await this.#own(readlink(`/proc/self/fd/${file.fd}`)));
+      // Pages that were read ahead would be dropped before they are wanted.
+      if (this.#passing) readsAhead(file.fd, false);
       return { file, version, users: 0 };
     } catch (error) {
       await file.close();
@@ -174,12 +209,20 @@ export class LocalFileBackend implements Backend {
     }
   }
 
-  async #demandUnchanged(file: FileHandle, pinned: Identity): Promise<void> {
-    const now = await this.#identify(file);
+  async #demandUnchanged(opened: Opened, pinned: Identity): Promise<void> {
+    const now = await (opened.nextLook ??= this.#lookNext(opened));
     if (now.version === pinned.version && now.size === pinned.size) return;
     throw sourceChanged(
       `${this.#path} has changed: it was ${pinned.version} with ${pinned.size} bytes, now it is ${now.version} with ${now.size} bytes`,
     );
+  }
+
+  /** A look that is under way began before the last byte of whoever asks now was there: it does not count for him. */
+  async #lookNext(opened: Opened): Promise<Identity> {
+    await opened.looked?.catch(() => undefined); // met by those who wait for it
+    opened.nextLook = undefined;
+    opened.looked = this.#identify(opened.file);
+    return opened.looked;
   }
 
   /** What the descriptor and the path are now. @throws SourceError when they are not the same file */
