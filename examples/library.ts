@@ -1,6 +1,6 @@
 // A disk of one's own, in one's own process: made, written to, and served to any NBD client until Ctrl-C.
 //
-//   UV_THREADPOOL_SIZE=8 node library.ts DIRECTORY unix:/tmp/disk.sock
+//   UV_THREADPOOL_SIZE=18 node library.ts DIRECTORY unix:/tmp/disk.sock
 //   nbdcopy --flush 'nbd+unix:///scratch?socket=/tmp/disk.sock' - | head -c 30
 import { once } from "node:events";
 import { IoBuffer, parseListenAddress, parseSize, Ullage } from "ullage";

@@ -3,7 +3,7 @@
  *
  * One process at a time has a data directory; a daemon's is in use until it stops. Everything that is flushed is durable
  * as docs/DURABILITY.md says, and a process that is killed loses nothing that was answered. libuv's thread pool carries
- * the reads that miss the page cache and the syncs: start the process with UV_THREADPOOL_SIZE=8 (a sync never takes the
+ * the reads that miss the page cache and the syncs: start the process with UV_THREADPOOL_SIZE=18 (a sync never takes the
  * last two threads).
  *
  * Offsets, lengths and sizes are bytes, as Numbers below 2^53. Errors that Ullage raises on purpose are `UllageError`s

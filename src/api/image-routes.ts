@@ -23,6 +23,10 @@ const common = {
   format: text,
   identity: { ...nullableText, description: "by what a change of the source is noticed; null: by nothing" },
   pinned: { type: "boolean", description: "a change of the source can't go unnoticed" },
+  verified: {
+    type: ["boolean", "null"],
+    description: "all of it was compared with the digest that pins it; null: there is no digest of what the cache has",
+  },
   size: bytes("bytes of the image"),
 };
 
@@ -40,9 +44,9 @@ const blob = {
   id: text,
   image: { ...text, description: "id of its image" },
   ...common,
-  verified: {
-    type: ["boolean", "null"],
-    description: "all of it was compared with the digest that pins it; null: there is no digest of what the cache has",
+  cache: {
+    enum: ["shared", "none"],
+    description: "none: it is read through for volumes that are made so, and nothing of it is kept on disk",
   },
   unitBytes: bytes("what is fetched at least"),
   readyBytes: bytes("bytes of the image that are here"),

@@ -83,6 +83,11 @@ export const schemas = [
       type: ["boolean", "null"],
       description: "a change of the source can't go unnoticed; null: made empty",
     },
+    blob: {
+      ...nullableText,
+      description:
+        "id of the blob that it was made from, which tells what is here of it, and if that was verified; null: made empty, or not known yet",
+    },
     format: nullableText,
     origin: {
       oneOf: [ref("Origin"), { type: "null" }],

@@ -4,7 +4,7 @@ import type { ListenAddress } from "../export/listen-address.ts";
 import { makeFileSystem, mountDevice, type NewFileSystem } from "./file-system.ts";
 import { inspect, viewOf } from "./inspection.ts";
 import { listAttachments } from "./list.ts";
-import { listMounts } from "./mounts.ts";
+import { listMounts } from "../base/mounts.ts";
 import { attachRoot, Place } from "./place.ts";
 import { runCommand } from "./run-command.ts";
 import { refuseSelfHosting } from "./self-hosting.ts";

@@ -1,6 +1,6 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Mount } from "./mounts.ts";
+import type { Mount } from "../base/mounts.ts";
 
 const blockDevices = "/sys/class/block";
 const SECTOR_BYTES = 512;

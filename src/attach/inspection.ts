@@ -1,5 +1,5 @@
 import { type AttachedDevice, loopDevicesOf, mountsOf, nbdDevicesOf } from "./block-devices.ts";
-import { listMounts, type Mount } from "./mounts.ts";
+import { listMounts, type Mount } from "../base/mounts.ts";
 import type { Place } from "./place.ts";
 import { isAlive } from "./processes.ts";
 import type { AttachmentState, AttachmentView, AttachRecord, HelperStatus, Via } from "./state.ts";

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, mkdirSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { UllageError } from "../base/errors.ts";
-import { listMounts } from "./mounts.ts";
+import { listMounts } from "../base/mounts.ts";
 import type { Place } from "./place.ts";
 import { commandEnvironment, tryCommand } from "./run-command.ts";
 

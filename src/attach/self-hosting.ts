@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "n
 import { dirname, join } from "node:path";
 import { UllageError } from "../base/errors.ts";
 import { backingFile, nbdBackend } from "./block-devices.ts";
-import { listMounts, type Mount } from "./mounts.ts";
+import { listMounts, type Mount } from "../base/mounts.ts";
 
 /** Loop devices over files on loop devices …: deeper than anybody stacks them. */
 const MAX_DEPTH = 16;

@@ -5,7 +5,7 @@ import { describeError, UllageError } from "../base/errors.ts";
 import { inspect, type Inspection, isReadOnly, stateOf } from "./inspection.ts";
 import { type AttachedDevice, kernelUsersOf } from "./block-devices.ts";
 import { disconnectKernel } from "./kernel-nbd.ts";
-import { mountsIn } from "./mounts.ts";
+import { mountsIn } from "../base/mounts.ts";
 import { unmountFuse } from "./nbdfuse.ts";
 import type { Place } from "./place.ts";
 import { isAlive, usersOf } from "./processes.ts";

@@ -34,6 +34,11 @@ export class Admission {
     }
   }
 
+  /** Sends everybody away who waits for a place. */
+  rejectWaiting(reason: Error): void {
+    for (const waiter of [...this.#foreground.splice(0), ...this.#background.splice(0)]) waiter.refuse(reason);
+  }
+
   #mayStart(background: boolean): boolean {
     if (this.#active >= this.#total) return false;
     return !background || this.#activeBackground < this.#backgroundLimit;
@@ -57,6 +62,10 @@ export class Admission {
           this.#take(background);
           resolve();
         },
+        refuse: (reason) => {
+          signal?.removeEventListener("abort", onAbort);
+          reject(reason);
+        },
       };
       signal?.addEventListener("abort", onAbort, { once: true });
       queue.push(waiter);
@@ -71,4 +80,5 @@ export class Admission {
 
 interface Waiter {
   start(): void;
+  refuse(reason: Error): void;
 }

@@ -43,19 +43,7 @@ export interface Backend {
   close(): Promise<void>;
 }
 
-export interface Sink {
-  (chunk: Uint8Array): void | Promise<void>;
-  /**
-   * Memory into which the next bytes may be read, so that nobody has to copy them; a sink is handed them all the same. Who uses
-   * it has nothing under way there any more when the sink gets the chunk, or the read settles.
-   */
-  room?(bytes: number): Buffer;
-}
-
-/** A sink in front of another one, to which it passes the chunks on as they are. */
-export function inFrontOf(sink: Sink, take: (chunk: Uint8Array) => void | Promise<void>): Sink {
-  return sink.room === undefined ? take : Object.assign(take, { room: (bytes: number) => sink.room!(bytes) });
-}
+export type Sink = (chunk: Uint8Array) => void | Promise<void>;
 
 export interface ReadOptions {
   signal?: AbortSignal;

@@ -5,7 +5,7 @@ import { Connections, type ConnectionOptions } from "./connections.ts";
 import { CredentialSource } from "./credentials.ts";
 import { HttpBackend } from "./http.ts";
 import type { HttpObject } from "./http-object.ts";
-import { LocalFileBackend } from "./localfs.ts";
+import { LocalFileBackend, type LocalFileOptions } from "./localfs.ts";
 import { type Mirror, MirroredBackend, MirrorHealth } from "./mirrors.ts";
 import { isNbd, parseNbdSource } from "./nbd-address.ts";
 import { NbdBackend, type NbdOptions } from "./nbd.ts";
@@ -24,6 +24,7 @@ export interface BackendsOptions {
   random?: () => number;
   connections?: ConnectionOptions;
   nbd?: NbdOptions;
+  file?: LocalFileOptions;
   retry?: RetryOptions;
   /** What guarded sources may be. */
   policy?: SourcePolicy;
@@ -78,7 +79,7 @@ export class Backends {
     const url = canonicalSource(source);
     if (url.startsWith("/")) {
       // A file may be on a server, too, and its disk may have a bad moment.
-      const file = new LocalFileBackend(url, guarded ? this.#options.policy : undefined);
+      const file = new LocalFileBackend(url, guarded ? this.#options.policy : undefined, this.#options.file);
       return this.#retrying(file, new RetryBudget(this.#clock));
     }
     const settings = settingsFor(url, this.#settings);
@@ -88,6 +89,11 @@ export class Backends {
     );
     const all = mirrors.length === 0 ? backend : new MirroredBackend(backend, mirrors);
     return this.#retrying(all, budget, settings);
+  }
+
+  /** What is configured for a source as a user writes it. @throws SourceError as `open` */
+  settingsFor(source: string): SourceSettings | undefined {
+    return settingsFor(canonicalSource(source), this.#settings);
   }
 
   #retrying(backend: Backend, budget: RetryBudget, settings?: SourceSettings): RetryBackend {

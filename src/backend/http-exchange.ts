@@ -232,7 +232,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     const error = thrown instanceof AggregateError ? (thrown.errors[0] as Error) : thrown;
     const code = (error as NodeJS.ErrnoException).code ?? "";
     if (code === "UND_ERR_CONNECT_TIMEOUT" || code === "ETIMEDOUT") {
-      return timedOut(`${this.#where}: no connection in time`, error);
+      return timedOut(`${this.#where}: no connection in time`, { cause: error });
     }
     if (/^(ERR_TLS|ERR_SSL|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO)/.test(code)) {
       return new SourceError("source-tls", `${this.#where}: TLS failed`, {

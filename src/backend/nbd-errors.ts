@@ -11,7 +11,7 @@ export function connectError(where: string, error: unknown): Error {
   if (error instanceof RefusedError) return refusal(where, error);
   switch (error.code) {
     case "nbd-timeout":
-      return timedOut(`${where}: no connection in time`, error.cause);
+      return timedOut(`${where}: no connection in time`, { cause: error.cause });
     case "nbd-tls":
       return new SourceError("source-tls", `${where}: ${error.message}`, {
         transient: false,

@@ -23,6 +23,8 @@ export interface StoreDialect {
   readonly region: string;
   /** What permits reading, for hints. */
   readonly permission: string;
+  /** What else is refused as if it were not permitted. */
+  readonly deniedToo?: string;
   place(address: StoreAddress, region: string): URL;
   /** Headers that prove who asks. @param date of the store's clock */
   sign(request: SignedRequest, credentials: Credentials, date: Date): Headers | Promise<Headers>;
@@ -154,7 +156,10 @@ class StoreObject implements HttpObject {
   }
 
   refuses({ status, headers }: ResponseHead): boolean {
-    return status === 301 && (header(headers, "location") === undefined || bucketRegion(headers) !== undefined);
+    const region = bucketRegion(headers);
+    // A new bucket's requests are redirected for a while; where they lead, they would have to be signed for that region.
+    if (status === 307) return region !== undefined && region !== this.#site.regionOf(this.#address.bucket);
+    return status === 301 && (header(headers, "location") === undefined || region !== undefined);
   }
 
   async renew(refusal: Refusal): Promise<boolean> {
@@ -162,7 +167,8 @@ class StoreObject implements HttpObject {
     const { status, headers, body } = refusal;
     const code = element(body, "Code") ?? "";
     const region = bucketRegion(headers) ?? element(body, "Region");
-    const misplaced = status === 301 || code === "AuthorizationHeaderMalformed" || code === "PermanentRedirect";
+    const misplaced =
+      status === 301 || status === 307 || code === "AuthorizationHeaderMalformed" || code === "PermanentRedirect";
     if (misplaced || status === 400) {
       if (region !== undefined && /^[a-z0-9-]{1,64}$/.test(region)) {
         if (this.#site.learnRegion(this.#address.bucket, region)) return true;
@@ -220,7 +226,8 @@ class StoreObject implements HttpObject {
     if (this.#site.credentials === undefined)
       return "it is not public, and no credentials are configured for this source";
     if (this.#anonymous) return `it is not public, and there are no credentials (${this.#reference})`;
-    return `the credentials (${this.#reference}) must permit ${this.#site.dialect.permission}`;
+    const { permission, deniedToo = "" } = this.#site.dialect;
+    return `the credentials (${this.#reference}) must permit ${permission}${deniedToo}`;
   }
 
   get #reference(): string {

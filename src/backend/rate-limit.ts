@@ -1,5 +1,5 @@
 import type { Clock } from "../base/clock.ts";
-import { type Backend, type Identity, inFrontOf, type ReadOptions, type Sink } from "./backend.ts";
+import type { Backend, Identity, ReadOptions, Sink } from "./backend.ts";
 import { WrappedBackend } from "./wrapped-backend.ts";
 
 /** What came in at once may be so much ahead of the rate, in seconds of it. */
@@ -108,9 +108,9 @@ export class RateLimitedBackend extends WrappedBackend {
 
   #limited(sink: Sink, options: ReadOptions | undefined): Sink {
     const { background = false, signal } = options ?? {};
-    return inFrontOf(sink, (chunk) => {
+    return (chunk) => {
       const waiting = this.#limit.take(chunk.length, background, signal);
       return waiting === undefined ? sink(chunk) : waiting.then(() => sink(chunk));
-    });
+    };
   }
 }

@@ -75,6 +75,9 @@ export class RegistryAuth {
    * @returns whether it is worth to be sent again
    */
   async renew(repository: string, refusal: Refusal, signal: AbortSignal): Promise<boolean> {
+    // Amazon's says of a token that was given as a password, and has ended, that it is denied.
+    const ended = refusal.status === 403 && /token has expired/i.test(refusal.body);
+    if (ended) return (await this.#credentials?.renew()) === true;
     if (refusal.status !== 401) return false;
     const challenges = parseChallenges(refusal.headers["www-authenticate"]);
     const bearer = challenges.find(({ scheme }) => scheme === "bearer");

@@ -1,6 +1,6 @@
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
-import { type Backend, type Identity, inFrontOf, type Probe, type ReadOptions, type Sink } from "./backend.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { RetryBudget } from "./retry-budget.ts";
 import { SourceBusyError, backendClosed } from "./source-errors.ts";
 import { WrappedBackend } from "./wrapped-backend.ts";
@@ -148,10 +148,10 @@ interface Operation {
 export function countingSink(sink: Sink): { bytes: number; sink: Sink } {
   const counting = {
     bytes: 0,
-    sink: inFrontOf(sink, (chunk) => {
+    sink: (chunk: Uint8Array): void | Promise<void> => {
       counting.bytes += chunk.length;
       return sink(chunk);
-    }),
+    },
   };
   return counting;
 }

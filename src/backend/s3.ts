@@ -24,6 +24,7 @@ export class S3Dialect implements StoreDialect {
   readonly scheme = "s3";
   readonly region: string;
   readonly permission = "s3:GetObject (with a version: s3:GetObjectVersion)";
+  readonly deniedToo = "; without s3:ListBucket a key that is not there is denied, too";
   readonly #endpoint: URL | undefined;
   readonly #pathStyle: boolean;
 

@@ -36,7 +36,14 @@ function localPath(source: string): string {
   if (source === "" || source.includes("\0")) {
     throw invalid("the source is empty or holds a NUL", "name a file, or an address");
   }
-  if (schemeOf(source) === undefined) return resolve(source);
+  if (schemeOf(source) === undefined) {
+    const [, scheme] = /^(file|https?|s3|oss|oci|nbds?(?:\+unix)?):/i.exec(source) ?? [];
+    if (scheme === undefined) return resolve(source);
+    throw invalid(
+      `${source} is neither an address nor a path`,
+      `write ${scheme}://…; a file of that name as ./${source}`,
+    );
+  }
   try {
     return fileURLToPath(source);
   } catch (cause) {

@@ -63,8 +63,8 @@ export function unreachable(message: string, cause?: unknown): SourceError {
 }
 
 /** No byte for too long, or too few; bytes that came before are good. */
-export function timedOut(message: string, cause?: unknown): SourceError {
-  return new SourceError("source-timeout", message, { transient: true, cause });
+export function timedOut(message: string, about: { cause?: unknown; hint?: string } = {}): SourceError {
+  return new SourceError("source-timeout", message, { transient: true, ...about });
 }
 
 export function backendClosed(): SourceError {

@@ -17,6 +17,8 @@ export interface SourceSettings {
   proxyFallback?: boolean;
   /** Seconds for which a client's read is tried again. */
   patience?: number;
+  /** Of volumes that are made from it, when the request says nothing. */
+  cache?: "shared" | "none";
 }
 
 /** Those of the longest prefix. @param url a source in its canonical form */

@@ -41,6 +41,7 @@ const connectCall = libc.func("int connect(int, uintptr_t, uint32_t)");
 const memfdCreateCall = libc.func("int memfd_create(const char *, unsigned int)");
 const closeCall = libc.func("int close(int)");
 const umaskCall = libc.func("unsigned int umask(unsigned int)");
+const exitCall = libc.func("void _exit(int)");
 const prctlCall = libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)");
 
 /** errno of the last failed call on this thread; valid only right after it. */
@@ -91,16 +92,16 @@ const RWF_DONTCACHE = 128;
 
 /**
  * preadv2(2) with RWF_DONTCACHE in the thread pool: what was not in the page cache before does not stay there.
- * @param address of memory that the caller keeps @returns bytes read, or -1: read without, that says what the matter is
+ * @param buffer memory that does not move @returns bytes read, or -1: read without, that says what the matter is
  */
-export function preadPassingInPool(fd: number, address: number, length: number, offset: number): Promise<number> {
+export function preadPassingInPool(fd: number, buffer: Buffer, length: number, offset: number): Promise<number> {
   const vector = Buffer.allocUnsafeSlow(16);
-  vector.writeBigUInt64LE(BigInt(address), 0);
+  vector.writeBigUInt64LE(BigInt(addressOf(buffer)), 0);
   vector.writeBigUInt64LE(BigInt(length), 8);
   return new Promise((resolve, reject) => {
     const done = (error: Error | null, result: number): void => {
       if (error) reject(error);
-      else resolve(vector.length > 0 ? result : -1); // which keeps the vector for the time of the call
+      else resolve(vector.length > 0 && buffer.length > 0 ? result : -1); // which keeps both for the time of the call
     };
     preadv2Call.async(fd, addressOf(vector), 1, offset, RWF_DONTCACHE, done);
   });
@@ -311,6 +312,12 @@ export function setCloseOnExec(fd: number): void {
 /** fcntl(2) F_SETFL with O_NONBLOCK. */
 export function setNonBlocking(fd: number): void {
   fcntlCall(fd, 4, 0o4000);
+}
+
+/** _exit(2): ends the process now, whatever its threads are doing. */
+export function exitNow(code: number): never {
+  exitCall(code);
+  throw new Error("the process goes on after its end");
 }
 
 export function umask(mask: number): number {

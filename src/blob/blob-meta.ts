@@ -41,6 +41,8 @@ const VERSION = 1;
 /** Bounds of a unit: a page at least (cache files are filled in whole pages), and one request at most. */
 export const MIN_UNIT_BYTES = 4096;
 export const MAX_UNIT_BYTES = 8 * 1024 * 1024;
+const LEAST_USUAL_UNIT_BYTES = 64 * 1024;
+const MOST_USUAL_UNITS = 2 ** 24;
 
 export function encodeBlobMeta(meta: BlobMeta): Buffer {
   return Buffer.from(`${JSON.stringify({ format: FORMAT, version: VERSION, ...meta }, null, 2)}\n`);
@@ -90,6 +92,16 @@ export function blobMetaOf(raw: unknown, path: string): BlobMeta {
     ...(uncached === true ? { uncached } : {}),
   };
   return { id, url, imageFormat, identity, size, unitBytes, createdAt, ...flags };
+}
+
+/**
+ * The unit of a new blob of so many bytes: small enough that little is fetched beside what is wanted, and of 1 TiB and more
+ * large enough for a range map of 2 MiB, of which some are in memory.
+ */
+export function usualUnit(size: number): number {
+  let unit = LEAST_USUAL_UNIT_BYTES;
+  while (size / unit > MOST_USUAL_UNITS && unit < MAX_UNIT_BYTES) unit *= 2;
+  return unit;
 }
 
 export function isUnit(value: unknown): value is number {

@@ -18,12 +18,13 @@ import {
 } from "./blob-index.ts";
 import { lookAtFiles, type BlobLook } from "./blob-look.ts";
 import { diskBytesOf, readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
-import { isUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
+import { isUnit, usualUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
 import { type CacheLimits, CacheSpace } from "./cache-space.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
 import { memoryFiles } from "./memory-files.ts";
 import { FetchTraffic } from "./fetch-lanes.ts";
+import { MISS_BYTES } from "./neighbours.ts";
 import { SourceTraffics } from "./source-traffic.ts";
 import { MAKING, makeClonedFiles, makeUnpackedFiles, type UnpackOptions } from "./unpacked-files.ts";
 
@@ -31,9 +32,6 @@ import { MAKING, makeClonedFiles, makeUnpackedFiles, type UnpackOptions } from "
  * The blobs of a data directory: <data>/blobs/<id>/. Known are all whose meta.json can be read, at the price of one
  * small file each; open are those that somebody uses. There is one blob per object and identity, whoever asks for it.
  */
-
-/** Small enough that a first read waits for little more than itself, large enough for few requests and a small map. */
-export const DEFAULT_UNIT_BYTES = 256 * 1024;
 
 /** What a blob's directory is called while it is being removed, and after that was interrupted. */
 const TOMBSTONE = ".removed";
@@ -49,6 +47,8 @@ export interface BlobCacheOptions {
   startHash?: (algorithm: string) => Hashing;
   /** A blob is gone, by whomever. */
   onRemoved?(id: string): void;
+  /** What a read that misses brings, bytes: see neighbours.ts, whose `MISS_BYTES` is the default. 0: the units that it needs. */
+  missBytes?: number;
   /** How much space all blobs may take; default: see cache-space.ts. */
   cacheLimits?: CacheLimits;
   /** See `BlobEnvironment.openSource`. */
@@ -62,7 +62,7 @@ export interface CreateBlobOptions {
   identity: Identity;
   /** bytes of the blob */
   size: number;
-  /** bytes, a power of two; default `DEFAULT_UNIT_BYTES` */
+  /** bytes, a power of two; default: see `usualUnit` */
   unitBytes?: number;
   /** See `BlobMeta.guarded`. */
   guarded?: boolean;
@@ -138,6 +138,7 @@ export class BlobCache {
       openSource: (meta, signal) => options.openSource(meta, signal),
       traffic: new FetchTraffic(clock),
       buffers: new StagingBuffers(),
+      missBytes: options.missBytes ?? MISS_BYTES,
       sources: this.sources,
       totalOf: (id) => this.#historyOf(id).total,
       evicts: () => this.#needs !== undefined,
@@ -265,7 +266,7 @@ export class BlobCache {
    * @param reader reads the object; absent: the source is opened at the first miss
    */
   async create(options: CreateBlobOptions, reader?: ImageReader): Promise<CachedBlob> {
-    const { url, imageFormat, identity, size, unitBytes = DEFAULT_UNIT_BYTES } = options;
+    const { url, imageFormat, identity, size, unitBytes = usualUnit(size) } = options;
     const { guarded = false, uncached = false, backing = [] } = options;
     if (!isUnit(unitBytes)) throw new RangeError("a unit must be a power of two, 4096 to 8 MiB");
     const { fs, clock } = this.#options;
@@ -317,7 +318,7 @@ export class BlobCache {
       imageFormat: about.imageFormat(),
       identity,
       size,
-      unitBytes: DEFAULT_UNIT_BYTES,
+      unitBytes: usualUnit(size),
       createdAt: clock.wallTime(),
       ...(guarded ? { guarded } : {}),
       unpacked: true,
@@ -342,7 +343,7 @@ export class BlobCache {
     const flags = guarded ? { guarded } : {};
     const { size } = identity;
     const createdAt = clock.wallTime();
-    const meta = { id, url, imageFormat: "raw", identity, size, unitBytes: DEFAULT_UNIT_BYTES, createdAt, ...flags };
+    const meta = { id, url, imageFormat: "raw", identity, size, unitBytes: usualUnit(size), createdAt, ...flags };
     const made = await this.#makeWhole(id, (dir) => makeClonedFiles(fs, dir, meta, clone));
     return made ? this.open(id) : undefined;
   }

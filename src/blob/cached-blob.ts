@@ -46,6 +46,8 @@ export interface BlobEnvironment extends CheckSurroundings {
   readonly clock: Clock;
   readonly traffic: FetchTraffic;
   readonly buffers: StagingBuffers;
+  /** See `BlobCacheOptions.missBytes`. */
+  readonly missBytes: number;
   readonly sources: SourceTraffics;
   /** What was asked for a blob's sake so far; goes on being counted in there. */
   totalOf(id: string): BlobStats;
@@ -119,6 +121,7 @@ export class CachedBlob implements Blob {
     this.#durable = new RangeMap(meta.size, meta.unitBytes, durableBits);
     this.#readahead = new ReadaheadFetcher(
       meta.size,
+      environment.missBytes === 0 ? 0 : Math.max(environment.missBytes, meta.unitBytes),
       (offset, length) => this.#map.isReady(offset, length),
       (offset, length) => this.fetch(offset, length, { soon: true }),
     );
@@ -127,6 +130,7 @@ export class CachedBlob implements Blob {
       map: this.#map,
       lanes: new FetchLanes(environment.traffic),
       traffic: environment.traffic,
+      missBytes: environment.missBytes,
       transfer: (request) => this.#transfer(request),
     });
     this.check = this.#checkOf(verified);

@@ -5,7 +5,7 @@ import type { Clock } from "../base/clock.ts";
  *
  *   foreground   somebody waits for the bytes
  *   readahead    somebody will probably want them in a moment
- *   background   hydration; shrinks to a trickle while there is foreground traffic on any blob of the host
+ *   background   hydration; while there is foreground traffic on any blob of the host, only what does not slow it down
  */
 export type Lane = "foreground" | "readahead" | "background";
 
@@ -20,15 +20,15 @@ const LANE_LIMIT: Record<Lane, number> = { foreground: 32, readahead: 8, backgro
  */
 const BEHIND_LIMIT = 16;
 
-/** What is left to the background lane while there is foreground traffic: enough to use what the line has to spare. */
-const BACKGROUND_LIMIT_WHEN_BUSY = 2;
-
 /**
  * A guest that boots reads, thinks for a moment, reads again: the background keeps back until nobody has waited for the
  * source for this long. Requests that are under way can't be made shorter, so a read that meets sixteen of them waits
  * several times as long as one that meets two.
  */
 const QUIET_MS = 500;
+
+/** Who waits longer than this for a source that does not answer holds up nobody's background any more. */
+const PATIENCE_MS = 2000;
 
 /**
  * When a reader is expected, the background makes no requests at all for so long: his first read then has the line for
@@ -41,13 +41,19 @@ const ADAPT_MS = 1000;
 /** Who waits, waits this many times as long beside the background as without it: then there is too much of that. */
 const TOO_SLOW = 3;
 const TOO_SLOW_MS = 10;
+/** The same while there is foreground traffic, where every read that is held up counts. */
+const TOO_SLOW_BESIDE = 1.5;
+const TOO_SLOW_BESIDE_MS = 2;
+/** What the background lane may have beside foreground traffic grows from nothing by so much a second, until it has one. */
+const BESIDE_FIRST_STEP = 0.25;
 /** Weight of one more request in what is usual. */
 const EWMA = 0.1;
 
 /**
  * The traffic of all blobs of the host, by which the background is measured: additive increase, multiplicative decrease.
  * The limit is halved when a source throttles (429, 503), or when who waits is held up by the background; while neither
- * happens it grows by one a second.
+ * happens it grows by one a second. Beside foreground traffic a second, stricter one holds, which begins with nothing: a guest
+ * that boots over a narrow line has it for itself, and on a wide one hydration goes on.
  */
 export class FetchTraffic {
   readonly #clock: Clock;
@@ -56,6 +62,8 @@ export class FetchTraffic {
   #foreground = 0;
   #limit: number = LANE_LIMIT.background;
   #adaptedAt = -Infinity;
+  #limitBeside = 0;
+  #adaptedBesideAt = -Infinity;
   /** Requests of the background under way. */
   #background = 0;
   /** How long who waits waits usually, ms, beside the background and without it; NaN: unknown. */
@@ -72,8 +80,8 @@ export class FetchTraffic {
   get backgroundLimit(): number {
     const now = this.#clock.now();
     if (now < this.#silentUntil) return 0;
-    const busy = this.#foreground > 0 || now < this.#busyUntil;
-    return Math.floor(busy ? Math.min(BACKGROUND_LIMIT_WHEN_BUSY, this.#limit) : this.#limit);
+    const busy = now < this.#busyUntil;
+    return Math.floor(busy ? Math.min(this.#limitBeside, this.#limit) : this.#limit);
   }
 
   /** A source says that it is asked too much. */
@@ -91,6 +99,21 @@ export class FetchTraffic {
     const usual = this.#usual[beside];
     this.#usual[beside] = Number.isNaN(usual) ? ms : usual + EWMA * (ms - usual);
     if (this.#usual.beside > TOO_SLOW * this.#usual.without + TOO_SLOW_MS) this.throttled();
+    this.#adaptBeside();
+  }
+
+  #adaptBeside(): void {
+    const now = this.#clock.now();
+    const { beside, without } = this.#usual;
+    if (this.#limitBeside >= 1 && beside > TOO_SLOW_BESIDE * without + TOO_SLOW_BESIDE_MS) {
+      this.#limitBeside = this.#limitBeside >= 2 ? this.#limitBeside / 2 : 0;
+    } else if (now - this.#adaptedBesideAt >= ADAPT_MS) {
+      const step = this.#limitBeside < 1 ? BESIDE_FIRST_STEP : 1;
+      this.#limitBeside = Math.min(LANE_LIMIT.background, this.#limitBeside + step);
+      for (const listener of this.#listeners) listener();
+    } else return;
+    this.#adaptedBesideAt = now;
+    this.#usual.beside = Number.NaN; // of another number of requests
   }
 
   #adapt(change: () => number): void {
@@ -108,21 +131,22 @@ export class FetchTraffic {
 
   started(): void {
     this.#foreground++;
+    this.#keepBack(PATIENCE_MS);
   }
 
   ended(): void {
     this.#foreground--;
-    if (this.#foreground === 0) this.#keepBack();
+    if (this.#foreground === 0) this.#keepBack(QUIET_MS);
   }
 
   /** Somebody is about to read, a client that connects for instance: the background keeps back for him already. */
   expected(): void {
     this.#silentUntil = this.#clock.now() + EXPECTED_MS;
-    this.#keepBack();
+    if (!this.#watching) void this.#watch();
   }
 
-  #keepBack(): void {
-    this.#busyUntil = this.#clock.now() + QUIET_MS;
+  #keepBack(ms: number): void {
+    this.#busyUntil = this.#clock.now() + ms;
     if (!this.#watching) void this.#watch();
   }
 
@@ -142,9 +166,9 @@ export class FetchTraffic {
     for (;;) {
       const now = this.#clock.now();
       const until = now < this.#silentUntil ? this.#silentUntil : this.#busyUntil;
-      if (now >= until || (this.#foreground > 0 && until === this.#busyUntil)) break;
+      if (now >= until) break;
       try {
-        await this.#clock.sleep(until - now, this.#closing.signal);
+        await this.#clock.sleep(Math.min(until - now, QUIET_MS), this.#closing.signal); // it may come to be sooner
       } catch {
         return; // closed
       }

@@ -87,6 +87,8 @@ export interface FetchQueueOptions {
   map: RangeMap;
   lanes: FetchLanes;
   traffic: FetchTraffic;
+  /** What somebody who waits gets at least, aligned; a power of two. */
+  missBytes: number;
   /**
    * Brings the units into the cache file and marks them ready; rejects when it can't.
    * @returns false when the bytes came but can't be counted on: whoever still needs them asks again
@@ -97,6 +99,7 @@ export interface FetchQueueOptions {
 export class FetchQueue {
   readonly #options: FetchQueueOptions;
   readonly #map: RangeMap;
+  readonly #missUnits: number;
   readonly #byUnit = new Map<number, Flight>();
   /** The flight that holds every unit, while the whole object is being streamed. */
   #whole: Flight | undefined;
@@ -105,6 +108,7 @@ export class FetchQueue {
   constructor(options: FetchQueueOptions) {
     this.#options = options;
     this.#map = options.map;
+    this.#missUnits = Math.max(1, options.missBytes / options.map.unitBytes);
   }
 
   /**
@@ -147,10 +151,14 @@ export class FetchQueue {
     while (unit < end) {
       let flight = this.#whole ?? this.#byUnit.get(unit);
       if (flight === undefined) {
+        // Who waits for a little gets what is around it: the round trip costs more.
+        const least = lane === "foreground" ? this.#missUnits : 1;
+        let runFirst = unit;
+        while (runFirst % least !== 0 && this.#isFree(runFirst - 1)) runFirst--;
+        const limit = Math.min(Math.ceil(end / least) * least, map.units, runFirst + maxUnits);
         let runEnd = unit + 1;
-        const limit = Math.min(end, unit + maxUnits);
-        while (runEnd < limit && !map.has(runEnd) && !this.#byUnit.has(runEnd)) runEnd++;
-        flight = this.#launch(unit, runEnd, lane);
+        while (runEnd < limit && this.#isFree(runEnd)) runEnd++;
+        flight = this.#launch(runFirst, runEnd, lane);
       } else {
         this.#options.lanes.promote(flight, lane);
       }
@@ -159,6 +167,11 @@ export class FetchQueue {
       unit = map.nextMissing(Math.min(flight.end, end), end);
     }
     return flights;
+  }
+
+  /** Whether a flight may be made for the unit. */
+  #isFree(unit: number): boolean {
+    return !this.#map.has(unit) && !this.#byUnit.has(unit);
   }
 
   #launch(first: number, end: number, lane: Lane): Flight {

@@ -14,7 +14,7 @@ import { encodeRangeMap } from "./range-map-file.ts";
  * A blob whose image can't be read in ranges is made from one pass over it, in a directory under another name
  * (`<id>.making`), so that neither its size nor its format need be known before the end:
  *
- *     unpacked -> [data] -> map -> meta.json -> everything synced -> the directory gets its name: it is a blob
+ *     unpacked [-> within -> unpacked …] -> data -> map -> meta.json -> everything synced -> the directory gets its name: it is a blob
  *
  * A blob that is a clone of a local file (FICLONE) is made the same way: it has everything at once, and takes no space.
  * A crash before that leaves a directory that nobody knows, and that the next start removes.
@@ -30,33 +30,43 @@ export interface UnpackOptions {
   signal?: AbortSignal;
   /** Sends everything that is unpacked to the sink. */
   unpack(sink: Sink): Promise<void>;
-  /** The disk within what was unpacked; the same reader when it is the disk. */
-  openDisk(unpacked: ImageReader): Promise<ImageReader>;
+  /** The disk within what was unpacked, the same reader when it is the disk; or what has to be unpacked once more. */
+  openDisk(unpacked: ImageReader): Promise<ImageReader | StillPacked>;
   /** What the blob is, now that its size is known. */
   describe(size: number): BlobMeta;
 }
 
+/** Something packed in what was unpacked. */
+export interface StillPacked {
+  /** Sends everything that is in it to the sink. */
+  unpack(sink: Sink): Promise<void>;
+}
+
 /** Fills the directory, durably. @returns what the blob is */
 export async function makeUnpackedFiles(options: UnpackOptions): Promise<BlobMeta> {
-  const { fs, dir } = options;
-  let data = await fs.open(join(dir, "unpacked"), "create");
+  const { fs, dir, signal } = options;
+  let name = "unpacked";
+  let data = await fs.open(join(dir, name), "create");
   try {
-    const size = await write(fs, data, (sink) => options.unpack(sink), options.signal);
-    const unpacked = fileReader(data, size);
-    const disk = await options.openDisk(unpacked);
-    if (disk === unpacked) {
-      await fs.rename(join(dir, "unpacked"), join(dir, "data"));
-    } else {
-      const packed = data;
-      data = await fs.open(join(dir, "data"), "create");
+    let reader = fileReader(data, await write(fs, data, (sink) => options.unpack(sink), signal));
+    let found = await options.openDisk(reader);
+    while (found !== reader) {
+      const within = found;
+      const [before, nameBefore] = [data, name];
+      name = name === "unpacked" ? "within" : "unpacked";
+      data = await fs.open(join(dir, name), "create");
       try {
-        await write(fs, data, (sink) => copyDisk(disk, sink, options.signal), options.signal);
+        const fill = (sink: Sink): Promise<void> =>
+          "unpack" in within ? within.unpack(sink) : copyDisk(within, sink, signal);
+        reader = fileReader(data, await write(fs, data, fill, signal));
       } finally {
-        await packed.close();
+        await before.close();
       }
-      await fs.unlink(join(dir, "unpacked"));
+      await fs.unlink(join(dir, nameBefore));
+      found = "unpack" in within ? await options.openDisk(reader) : reader;
     }
-    const meta = options.describe(disk.size);
+    await fs.rename(join(dir, name), join(dir, "data"));
+    const meta = options.describe(reader.size);
     await complete(fs, dir, data, meta);
     return meta;
   } finally {

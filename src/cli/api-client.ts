@@ -19,8 +19,21 @@ const continueMs = 2000;
 export interface Call {
   method?: "GET" | "POST" | "PATCH" | "DELETE";
   body?: unknown;
-  /** It makes something, under an `Idempotency-Key`: when the connection breaks before an answer, it is sent again. */
-  once?: boolean;
+  /**
+   * It makes something, under an `Idempotency-Key`, this one or a new one: when the connection breaks before an answer, it is
+   * sent again.
+   */
+  once?: boolean | string;
+  /** It follows an answer of the daemon and may be done twice: it is sent again, and waits for a daemon that is away. */
+  follows?: boolean;
+}
+
+/** What an upload sends. */
+export interface UploadBody {
+  /** Ended early when the daemon answers before the end. */
+  open(): Promise<AsyncIterable<Buffer>>;
+  /** Whether it can be opened once more, after the connection broke. */
+  canRepeat(): boolean;
 }
 
 /** Talks HTTP to a daemon, over its unix socket or TCP. */
@@ -39,24 +52,12 @@ export class ApiClient {
   /** @returns the answer's object @throws UllageError with the code, message and hint of the daemon's problem document */
   async call<T>(path: string, call?: Call): Promise<T> {
     try {
-      return await (call?.once === true ? this.#askOnce<T>(path, call) : this.#ask<T>(path, call));
+      const { once: key = false, follows = false } = call ?? {};
+      if (key === false && !follows) return await this.#ask<T>(path, call);
+      const headers = key === false ? {} : keyHeader(key === true ? randomUUID() : key);
+      return await untilAnswered(() => this.#ask<T>(path, call, headers), { wasThere: follows });
     } catch (error) {
       throw await withSuggestion(error, (other) => this.#ask(other));
-    }
-  }
-
-  /** A daemon that is killed in between, or restarted, does what is asked for once. */
-  async #askOnce<T>(path: string, call: Call): Promise<T> {
-    const headers = { "idempotency-key": randomUUID() };
-    for (let sent = false, retry = 0; ; retry++) {
-      try {
-        return await this.#ask<T>(path, call, headers);
-      } catch (error) {
-        sent ||= isBroken(error);
-        const restarts = error instanceof UllageError && error.code === "no-daemon";
-        if (retry === retryMs.length || !(isBroken(error) || (sent && restarts))) throw error;
-      }
-      await systemClock.sleep(retryMs[retry]);
     }
   }
 
@@ -77,13 +78,19 @@ export class ApiClient {
 
   /**
    * Sends a body of any length, once the daemon lets it come. What it answers before the end, a refusal, ends the sending.
-   * @param body is ended early then
-   * @returns the answer's object @throws UllageError as `call`, and whatever `body` throws
+   * When the connection breaks and the body can be had again, all is sent again, under the same `Idempotency-Key`.
+   * @returns the answer's object @throws UllageError as `call`, and whatever the body throws
    */
-  async upload<T>(path: string, type: string, body: AsyncIterable<Buffer>): Promise<T> {
+  upload<T>(path: string, type: string, body: UploadBody): Promise<T> {
+    const key = keyHeader(randomUUID());
+    const attempt = async (): Promise<T> => this.#uploadOnce(path, { ...key, "content-type": type }, await body.open());
+    return untilAnswered(attempt, { mayRepeat: () => body.canRepeat() });
+  }
+
+  async #uploadOnce<T>(path: string, about: Record<string, string>, body: AsyncIterable<Buffer>): Promise<T> {
     // Kept alive, because a connection that closes behind the answer could break what is still being sent, and lose it.
     const kept = { connection: "keep-alive", expect: "100-continue" };
-    const headers = { "content-type": type, "transfer-encoding": "chunked", ...kept };
+    const headers = { ...about, "transfer-encoding": "chunked", ...kept };
     const outgoing = this.#request(path, { method: "PUT", headers });
     let answered = false;
     const answer = new Promise<IncomingMessage>((resolve, reject) => {
@@ -91,15 +98,18 @@ export class ApiClient {
       outgoing.on("error", (error) => reject(this.#unreachable(error)));
     }).finally(() => (answered = true));
     answer.catch(() => undefined); // met below
+    /** @returns when it came, or the answer, which also says that the connection broke */
+    const orAnswer = (event: string): Promise<unknown> =>
+      Promise.race([once(outgoing, event).catch(() => answer), answer]);
     outgoing.flushHeaders();
     try {
       // Something in between may keep the permission to itself.
       const waiting = new AbortController();
       const patience = systemClock.sleep(continueMs, waiting.signal).catch(() => undefined);
-      await Promise.race([once(outgoing, "continue"), answer, patience]).finally(() => waiting.abort());
+      await Promise.race([orAnswer("continue"), patience]).finally(() => waiting.abort());
       for await (const chunk of body) {
         if (answered) break;
-        if (!outgoing.write(chunk)) await Promise.race([once(outgoing, "drain"), answer]);
+        if (!outgoing.write(chunk)) await orAnswer("drain");
       }
       if (!answered) outgoing.end();
       const incoming = await answer;
@@ -198,10 +208,41 @@ export class ApiClient {
   }
 }
 
-/** Whether the connection broke, so that the request may have been done. */
-function isBroken(error: unknown): boolean {
-  const code = ((error as Error).cause as NodeJS.ErrnoException | undefined)?.code ?? "";
-  return error instanceof UllageError && error.code === "no-answer" && ["ECONNRESET", "EPIPE"].includes(code);
+/**
+ * A daemon that is killed in between, or restarted, is asked again, with growing pauses.
+ * @param options.wasThere there was one a moment ago: one that is away will be back
+ * @param options.mayRepeat whether it can be asked again
+ */
+async function untilAnswered<T>(
+  attempt: () => Promise<T>,
+  { wasThere = false, mayRepeat = () => true }: { wasThere?: boolean; mayRepeat?: () => boolean },
+): Promise<T> {
+  let expected = wasThere;
+  for (let retry = 0; ; retry++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      expected ||= isBroken(error);
+      const isAway = expected && error instanceof UllageError && error.code === "no-daemon";
+      if (retry === retryMs.length || !(isBroken(error) || isAway) || !mayRepeat()) throw error;
+    }
+    await systemClock.sleep(retryMs[retry]);
+  }
+}
+
+function keyHeader(key: string): Record<string, string> {
+  return { "idempotency-key": key };
+}
+
+/**
+ * Whether a request ended before it was answered, so that it may have been done: the connection broke, or the daemon has
+ * noticed the same, or is being stopped.
+ */
+export function isBroken(error: unknown): boolean {
+  if (!(error instanceof UllageError)) return false;
+  if (error.code === "transfer-cut" || error.code === "stopping") return true;
+  const cause = (error.cause as NodeJS.ErrnoException | undefined)?.code ?? "";
+  return error.code === "no-answer" && ["ECONNRESET", "EPIPE"].includes(cause);
 }
 
 const tokenHint =

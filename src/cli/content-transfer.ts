@@ -14,7 +14,7 @@ import {
   sparseEnd,
   sparseHeader,
 } from "../image/sparse-stream.ts";
-import type { ApiClient } from "./api-client.ts";
+import { isBroken, type ApiClient, type UploadBody } from "./api-client.ts";
 import { PartialFile, StandardOutput } from "./content-output.ts";
 import { ProgressLine, ProgressMeter } from "./progress.ts";
 import { stopSignal } from "./signals.ts";
@@ -82,8 +82,9 @@ export async function receiveContent(
 }
 
 /**
+ * A file or a block device is sent again when the daemon is restarted meanwhile, other things can't be read twice.
  * @param path of the content in the API @param name of the volume @param from undefined: standard input
- * @throws UllageError with what the daemon answered; `input`, `cancelled`
+ * @throws UllageError with what the daemon answered; `input`, `transfer-cut`, `cancelled`
  */
 export async function sendContent(
   daemon: ApiClient,
@@ -94,29 +95,42 @@ export async function sendContent(
 ): Promise<VolumeView> {
   const stop = stopSignal();
   const progress = new Progress(quiet, process.stdout);
-  const body = await bodyOf(from, stop, progress);
+  const { open, again } = await bodyOf(from, stop, progress);
   try {
-    return await daemon.upload<VolumeView>(path, sparseContentType, body);
+    return await daemon.upload<VolumeView>(path, sparseContentType, { open, canRepeat: () => again && !stop.aborted });
   } catch (error) {
     if (stop.aborted) throw new UllageError("cancelled", `cancelled: nothing is left of '${name}'`);
-    throw error;
+    if (again || !isBroken(error)) throw error;
+    throw new UllageError("transfer-cut", `the connection to the daemon broke; nothing is left of '${name}'`, {
+      cause: error,
+      hint: `${from ?? "standard input"} can't be read again: give the command once more, or send a file`,
+    });
   } finally {
     progress.end();
   }
 }
 
+/** What is sent, and whether it can be read again. */
 async function bodyOf(
   from: string | undefined,
   stop: AbortSignal,
   progress: Progress,
-): Promise<AsyncGenerator<Buffer>> {
-  if (from === undefined) return streamBody(process.stdin, "standard input", stop, progress);
+): Promise<{ open: UploadBody["open"]; again: boolean }> {
+  if (from === undefined) {
+    return { open: async () => streamBody(process.stdin, "standard input", stop, progress), again: false };
+  }
   const found = await stat(from).catch((error: unknown) => {
     throw unreadable(from, error);
   });
   if (found.isDirectory()) throw unreadable(from, "it is a directory");
-  if (!found.isFile()) return streamBody(createReadStream(from), from, stop, progress); // a device, a pipe
-  return fileBody(await realFileSystem.open(from, "read"), stop, progress);
+  if (found.isFile()) {
+    return { open: async () => fileBody(await realFileSystem.open(from, "read"), stop, progress), again: true };
+  }
+  // A device, a pipe.
+  return {
+    open: async () => streamBody(createReadStream(from), from, stop, progress),
+    again: found.isBlockDevice(),
+  };
 }
 
 /** Only what has data on disk is read. */

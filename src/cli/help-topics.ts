@@ -37,7 +37,8 @@ changed is an error, bytes of two versions are never mixed. Steer the filling wi
 What is here of which image:  ullage image ls, ullage image show SOURCE, ullage cache ls
 
   --download   for servers that can't send parts of a file: fetches all of it before the volume is there
-  --set cache=none   reads through: nothing of the image is kept on this disk (volume create)
+  --set cache=none   reads through: nothing of the image is kept on this disk (volume create); cache = "none" in
+               [[sources.match]] makes that the default of its sources, --set cache=shared is the exception
   --allow-backing    an image that lies on others (qcow2's backing files): reads those, too; else it is refused
   --unpinned   for servers that send nothing to notice a change by (no strong ETag; NBD), if the source never changes
 

@@ -1,4 +1,5 @@
 import { Command, CommanderError } from "commander";
+import { callsUnderWay } from "../backend/mount-calls.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { addAttachCommand } from "./commands/attach.ts";
@@ -78,6 +79,9 @@ try {
 } catch (error) {
   process.exitCode = report(error);
 }
+
+// A thread in a call that does not return can't be waited for, as an end by itself would.
+if (callsUnderWay() > 0) (await import("../base/posix.ts")).exitNow(Number(process.exitCode ?? 0));
 
 /** @returns the exit code */
 function report(error: unknown): number {

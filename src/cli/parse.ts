@@ -59,7 +59,7 @@ export function settingOption(text: string, before: Partial<Settings> = {}): Par
 
 /** Relative paths mean the directory that the command runs in, not the daemon's. URLs stay as they are. */
 export function absoluteSource(source: string): string {
-  if (/^[a-z][a-z0-9+.-]*:/i.test(source) && !existsSync(source)) return source;
+  if (source === "" || (/^[a-z][a-z0-9+.-]*:/i.test(source) && !existsSync(source))) return source;
   return resolve(source);
 }
 

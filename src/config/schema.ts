@@ -250,6 +250,13 @@ export const configKeys: readonly ConfigKey[] = [
     meaning: "how long a client's read is tried again before it fails",
   },
   {
+    key: "sources.match[].cache",
+    kind: oneOf("shared", "none"),
+    option: "sourceSettings",
+    fallback: '"shared"',
+    meaning: "the setting cache of volumes that are made from it, unless the request for one says otherwise",
+  },
+  {
     key: "log.level",
     kind: oneOf("error", "warn", "info", "debug"),
     option: "logLevel",

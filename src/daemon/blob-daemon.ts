@@ -62,6 +62,7 @@ export class BlobDaemon {
         const needed = (): Map<string, boolean> =>
           new Map(sources.cache.list().flatMap(({ id }) => (claims.isGivenUp(id) ? [] : [[id, false] as const])));
         sources.cache.setNeeds({ needed });
+        await sources.cache.space.relieve(); // the last one may have been allowed more
       }
       const answerer = new BlobService(sources, claims, { mayRemove: volumes.length === 0 });
       const listener = await BlobListener.open({

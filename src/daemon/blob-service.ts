@@ -1,6 +1,6 @@
 import { SourceError, UllageError } from "../base/errors.ts";
 import { isId } from "../base/ids.ts";
-import type { Answerer, QuestionName, Questions } from "../blob/remote/questions.ts";
+import type { Answerer, ProgressAnswer, QuestionName, Questions } from "../blob/remote/questions.ts";
 import type { BlobClaims } from "./blob-claims.ts";
 import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
@@ -21,6 +21,8 @@ export class BlobService implements Answerer {
   readonly #mayRemove: boolean;
   /** Claims and removals. */
   readonly #turns = new Turns();
+  /** Of images that are fetched as a whole now, by the ids that their makers chose. */
+  readonly #progress = new Map<string, ProgressAnswer>();
 
   /** @param options.mayRemove false: there may be volumes beside the cache that claim nothing */
   constructor(sources: Sources, claims: BlobClaims, { mayRemove }: { mayRemove: boolean }) {
@@ -43,8 +45,9 @@ export class BlobService implements Answerer {
       const { url, format, identity, size = null } = found;
       return { url, format, identity, size };
     },
-    make: async ({ request, guarded, identity, volume }, { trusted, signal }) => {
+    make: async ({ request, guarded, identity, volume, making }, { trusted, signal }) => {
       if (volume !== undefined) demandVolumeId(volume);
+      const key = making !== undefined && isId(making) ? making : undefined;
       const found = await this.#sources.find(request, signal, { guarded: guarded || !trusted });
       const { version, size } = found.identity;
       if (version !== identity.version || size !== identity.size) {
@@ -54,7 +57,12 @@ export class BlobService implements Answerer {
           hint: "try again",
         });
       }
-      const blob = await this.#sources.blobOf(found, { signal });
+      const onProgress = (done: number, total: number): void => {
+        if (key !== undefined) this.#progress.set(key, { done, total });
+      };
+      const blob = await this.#sources.blobOf(found, { signal, onProgress }).finally(() => {
+        if (key !== undefined) this.#progress.delete(key);
+      });
       try {
         if (volume !== undefined) await this.#turns.run(() => this.#claims.add(blob.id, volume));
         return { meta: blob.meta };
@@ -62,6 +70,7 @@ export class BlobService implements Answerer {
         await this.#sources.cache.release(blob.id);
       }
     },
+    progress: ({ making }) => Promise.resolve(this.#progress.get(making) ?? {}),
     about: async ({ blob }) => {
       const look = isId(blob) ? await this.#sources.cache.look(blob) : undefined;
       if (look === undefined) throw missing(blob);

@@ -65,10 +65,15 @@ export class CacheControl {
     return { freedBytes };
   }
 
-  /** @throws UllageError `not-found`, `not-cached` */
+  /** @throws UllageError `not-found`, `not-cached`, `cache-elsewhere` */
   async setPinned(blobId: string, pinned: boolean): Promise<BlobView> {
     await this.#images.showBlob(blobId);
-    const { cache } = this.#sources;
+    const { cache, elsewhere } = this.#sources;
+    if (elsewhere !== undefined) {
+      throw new UllageError("cache-elsewhere", `the cache is the blob manager's at ${elsewhere}`, {
+        hint: "it keeps what volumes need: a volume that was made from the image, of any of its daemons, keeps it there",
+      });
+    }
     if (pinned && cache.list().some(({ id, uncached }) => id === blobId && uncached === true)) {
       throw new UllageError("not-cached", `nothing of blob ${blobId} is kept`, { hint: "pull the image instead" });
     }
@@ -98,6 +103,12 @@ export class CacheControl {
    */
   async pull(request: SourceRequest, guarded: boolean): Promise<JobView> {
     const sources = this.#sources;
+    const configured = sources.backends.settingsFor(request.source);
+    if (configured?.cache === "none") {
+      throw new UllageError("not-cached", `the configuration has cache=none for ${configured.prefix}`, {
+        hint: "make a volume with cache=shared instead, or take `cache` out of that table",
+      });
+    }
     const found = await sources.find(request, undefined, { guarded });
     const controller = new AbortController();
     const { signal } = controller;

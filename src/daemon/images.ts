@@ -74,7 +74,7 @@ export class Images {
   async #imageView(metas: BlobMeta[]): Promise<ImageView | undefined> {
     const blobs = await this.#views(metas);
     if (blobs.length === 0) return undefined;
-    const [{ image, source, format, size, identity, pinned, createdAt }] = blobs;
+    const [{ image, source, format, size, identity, pinned, verified, createdAt }] = blobs;
     const sum = (of: (blob: BlobView) => number): number => blobs.reduce((total, blob) => total + of(blob), 0);
     return {
       id: image,
@@ -83,6 +83,7 @@ export class Images {
       size,
       identity,
       pinned,
+      verified,
       blobs: blobs.map(({ id }) => id),
       volumes: blobs.flatMap(({ volumes }) => volumes).sort(),
       readyBytes: sum(({ readyBytes }) => readyBytes),
@@ -127,7 +128,8 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
     format: imageFormat,
     identity: identity.version === "" ? null : identity.version,
     pinned: identity.strong,
-    verified,
+    verified: meta.uncached === true ? null : verified, // nothing stays for which that would hold
+    cache: meta.uncached === true ? "none" : "shared",
     size,
     unitBytes,
     readyBytes,
@@ -150,7 +152,8 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
 
 function sourceState({ meta, readyBytes, stats, trouble }: BlobLook): SourceStateView {
   const wrong = trouble?.error.code === "source-wrong-bytes";
-  if (readyBytes === meta.size && !wrong) return { state: "notNeeded", reason: null, at: null };
+  if (readyBytes === meta.size && !wrong && meta.uncached !== true)
+    return { state: "notNeeded", reason: null, at: null };
   if (trouble !== undefined) return { state: "failing", reason: trouble.error.message, at: trouble.at };
   return { state: stats.requests === 0 ? "notAsked" : "ok", reason: null, at: null };
 }

@@ -466,6 +466,7 @@ export class ManagedVolume {
       ...this.#stateNow(),
       source: source === null ? null : shownSource(source),
       pinned: blobId === null ? null : (this.#host.sources.cache.metaOf(blobId)?.identity.strong ?? null),
+      blob: blobId,
       format,
       origin: origin === null ? null : this.#host.originNow(origin),
       fetchedBytes: this.#openBlob()?.readyBytes ?? this.download?.bytes ?? standing?.fetchedBytes ?? 0,

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import type { Backends } from "../backend/backends.ts";
 import type { Clock } from "../base/clock.ts";
 import { UllageError } from "../base/errors.ts";
@@ -9,6 +10,9 @@ import { RemoteBlob } from "../blob/remote/remote-blob.ts";
 import { SourceTraffics } from "../blob/source-traffic.ts";
 import type { SourceRequest } from "./views.ts";
 import type { FillOptions, FindOptions, FoundImage, SharedBlob, VolumeCache, VolumeSources } from "./volume-sources.ts";
+
+/** Between two questions how far the manager is. */
+const progressMs = 250;
 
 export interface RemoteSourcesOptions {
   /** of the blob manager's socket */
@@ -24,11 +28,13 @@ export class RemoteSources implements VolumeSources {
   readonly backends: Backends;
   readonly elsewhere: string;
   readonly #client: ManagerClient;
+  readonly #clock: Clock;
 
   /** Asks for nothing yet. */
   constructor(options: RemoteSourcesOptions) {
     const { path, clock, log } = options;
     this.elsewhere = path;
+    this.#clock = clock;
     this.backends = options.backends;
     this.#client = new ManagerClient({ path, clock, random: Math.random, log });
     this.cache = new RemoteCache(this.#client, options);
@@ -43,10 +49,13 @@ export class RemoteSources implements VolumeSources {
     }
     const { size, ...found } = await this.#client.ask("find", { request, guarded }, signal);
     const blob = async ({ volumeId, onBlob, signal: ends, onProgress }: FillOptions = {}): Promise<SharedBlob> => {
-      if (request.download === true) onProgress?.(0, size ?? found.identity.size);
       const forVolume = volumeId === undefined ? {} : { volume: volumeId };
       const { identity } = found;
-      const { meta } = await this.#client.ask("make", { request, guarded, identity, ...forVolume }, ends);
+      const making = randomBytes(16).toString("hex");
+      const over = new AbortController();
+      if (onProgress !== undefined) void this.#follow(making, onProgress, over.signal);
+      const asked = { request, guarded, identity, making, ...forVolume };
+      const { meta } = await this.#client.ask("make", asked, ends).finally(() => over.abort());
       image.blobId = meta.id;
       await onBlob?.(meta.id);
       this.cache.note(meta);
@@ -60,6 +69,20 @@ export class RemoteSources implements VolumeSources {
       close: () => Promise.resolve(),
     };
     return image;
+  }
+
+  /** Tells how far the manager is with an image that it fetches as a whole. Never rejects: what goes wrong, `make` says. */
+  async #follow(making: string, tell: NonNullable<FillOptions["onProgress"]>, over: AbortSignal): Promise<void> {
+    try {
+      for (;;) {
+        await this.#clock.sleep(progressMs, over);
+        const { done, total } = await this.#client.ask("progress", { making }, over);
+        over.throwIfAborted();
+        if (done !== undefined && total !== undefined) tell(done, total);
+      }
+    } catch {
+      // It is over, or the manager is an older one, which does not know the question.
+    }
   }
 
   async claim(blob: string, volume: string): Promise<void> {
@@ -105,25 +128,35 @@ class RemoteCache implements VolumeCache {
   constructor(client: ManagerClient, options: RemoteSourcesOptions) {
     this.#client = client;
     this.#options = options;
-    const elsewhere = (): UllageError => this.#elsewhere();
+    const limits = (): UllageError =>
+      this.#elsewhere("set `cache.capacity` and `cache.reserve` in its configuration, `ullage blobd --config FILE`");
     this.space = {
       get limits() {
         return defaultLimits;
       },
       set limits(_: CacheLimits) {
-        throw elsewhere();
+        throw limits();
       },
       evictedBytes: 0,
       room: Infinity,
       relieve: () => Promise.resolve(0),
-      free: () => Promise.reject(elsewhere()),
+      free: () => this.#refuseEviction(),
     };
   }
 
-  #elsewhere(): UllageError {
+  /** @param where this is done instead */
+  #elsewhere(where: string): UllageError {
     return new UllageError("cache-elsewhere", `the cache is the blob manager's at ${this.#options.path}`, {
-      hint: "this is done there",
+      hint: where,
     });
+  }
+
+  /** What one daemon needs no more, another one may. */
+  #refuseEviction(): Promise<never> {
+    const where =
+      "it throws out by itself what no daemon's volumes need: a smaller `cache.capacity` in its configuration " +
+      "(`ullage blobd --config FILE`) makes it, after a restart, for which clients wait";
+    return Promise.reject(this.#elsewhere(where));
   }
 
   note(meta: BlobMeta): void {
@@ -202,7 +235,7 @@ class RemoteCache implements VolumeCache {
   }
 
   evict(): Promise<number | undefined> {
-    return Promise.reject(this.#elsewhere());
+    return this.#refuseEviction();
   }
 
   async close(): Promise<void> {

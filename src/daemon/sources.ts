@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { Backend, Sink } from "../backend/backend.ts";
+import type { Backend, ReadOptions, Sink } from "../backend/backend.ts";
 import type { Backends } from "../backend/backends.ts";
 import { DigestCheck } from "../backend/digest-check.ts";
 import { canonicalSource } from "../backend/source-address.ts";
@@ -9,8 +9,9 @@ import type { BackingMeta, BlobMeta } from "../blob/blob-meta.ts";
 import { BlobCache, type BlobCacheOptions } from "../blob/cache.ts";
 import type { CachedBlob } from "../blob/cached-blob.ts";
 import { fillBlob } from "../blob/fill-blob.ts";
+import type { StillPacked } from "../blob/unpacked-files.ts";
 import { detectHeadBytes } from "../image/detect.ts";
-import type { ImageReader } from "../image/image-format.ts";
+import { unsupportedImage, type ImageReader } from "../image/image-format.ts";
 import { objectReader } from "../image/object-reader.ts";
 import { findImage, findStreamedImage, openImage, type PackedImage } from "../image/open-image.ts";
 import { BackingChain, LayeredBackend } from "./backing-chain.ts";
@@ -89,7 +90,9 @@ export class Sources implements VolumeSources {
       if (!identity.strong && !unpinned) throw notPinned(url);
       const context = allowBacking ? chain.context(url, signal) : { name: url, ...(signal && { signal }) };
       const object = objectReader(backend, identity);
-      const found = ranges ? await findImage(object, wanted, context, head) : findStreamedImage(object, wanted, head);
+      const found = ranges
+        ? await findImage(object, wanted, context, head)
+        : findStreamedImage(object, wanted, url, head);
       const backing = chain.found;
       const about = { url, backing, format: found.format, identity, backend, ranges, download, guarded, uncached };
       const toFound = (size: number | undefined, image: FoundSource["image"]): FoundSource => {
@@ -104,7 +107,7 @@ export class Sources implements VolumeSources {
       };
       if ("packed" in found && uncached) throw needsCache(`an image of format ${found.format} has to be unpacked`);
       if ("packed" in found) return toFound(undefined, found);
-      if (found.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
+      if (found.reader.size === 0) throw emptySource(url);
       return toFound(found.reader.size, found.reader);
     } catch (error) {
       await backend.close();
@@ -223,11 +226,20 @@ export class Sources implements VolumeSources {
         await unpacker.close();
       }
     };
-    const openDisk = async (unpacked: ImageReader): Promise<ImageReader> => {
-      const inner = await openImage(unpacked, image.inner, signal === undefined ? {} : { signal });
-      format = image.outer === "" ? inner.format : `${image.outer}+${inner.format}`;
-      if (inner.reader.size === 0) throw new UllageError("source-empty", `${url} is empty`);
-      return inner.reader;
+    let { outer, inner } = image;
+    const openDisk = async (unpacked: ImageReader): Promise<ImageReader | StillPacked> => {
+      const context = { ...(signal === undefined ? {} : { signal }), ...(outer === "" ? { name: url } : {}) };
+      const opened = await findImage(unpacked, inner, context);
+      const behind = (names: string): string => (outer === "" ? names : `${outer}+${names}`);
+      format = behind(opened.format);
+      if ("packed" in opened) {
+        if (outer !== "") throw unsupportedImage(format, "is compressed twice", "unpack it first");
+        outer = opened.outer;
+        inner = opened.inner;
+        return { unpack: (sink) => sendUnpacked(opened, sink, context) };
+      }
+      if (opened.reader.size === 0) throw emptySource(url);
+      return opened.reader;
     };
     const onId = async (id: string): Promise<void> => {
       found.blobId = id;
@@ -304,6 +316,19 @@ export class Sources implements VolumeSources {
 /** What is unpacked is fetched in pieces, each with retries of its own. */
 const pieceBytes = 8 * 1024 * 1024;
 
+/** Unpacks what lies in a file here. */
+async function sendUnpacked({ packed, unpacker }: PackedImage, sink: Sink, options: ReadOptions): Promise<void> {
+  const unpacking = unpacker(sink);
+  try {
+    for (let at = 0; at < packed.size; at += pieceBytes) {
+      await packed.read(at, Math.min(pieceBytes, packed.size - at), (chunk) => unpacking.write(chunk), options);
+    }
+    await unpacking.end();
+  } finally {
+    await unpacking.close();
+  }
+}
+
 /** Costs no probe: every read is bound to the identity by itself. */
 async function reopenSource(
   meta: BlobMeta,
@@ -320,6 +345,12 @@ async function reopenSource(
   const context = meta.backing === undefined ? { signal } : backend.chain.context(meta.url, signal);
   const { reader } = await openImage(objectReader(backend, meta.identity), meta.imageFormat, context);
   return reader;
+}
+
+function emptySource(url: string): UllageError {
+  return new UllageError("source-empty", `${url} is empty`, {
+    hint: "see whether it was written to its end; a disk without an image is made with --size alone",
+  });
 }
 
 function needsCache(why: string): UllageError {

@@ -274,7 +274,7 @@ export class Ullage {
     if (change.bytesPerSecond !== undefined) {
       if (this.#sources.elsewhere !== undefined) {
         throw new UllageError("cache-elsewhere", `sources are read by the blob manager at ${this.#sources.elsewhere}`, {
-          hint: "limit them there: `sources.limit` in the configuration of `ullage blobd`",
+          hint: "set `sources.limit` in its configuration, `ullage blobd --config FILE`",
         });
       }
       rateLimit.bytesPerSecond = change.bytesPerSecond;

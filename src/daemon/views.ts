@@ -28,6 +28,8 @@ export interface VolumeView {
   source: string | null;
   /** A change of the source can't go unnoticed. null: made empty */
   pinned: boolean | null;
+  /** id of the blob that it was made from: `BlobView` says how much of it is here, and whether it was verified. null: made empty, or not known yet */
+  blob: string | null;
   format: string | null;
   /** null: it is no clone, or was made by a version that did not note it */
   origin: OriginView | null;
@@ -243,6 +245,8 @@ export interface BlobView {
   pinned: boolean;
   /** All of it was compared with the digest that pins it; null: there is no digest of what the cache file has. */
   verified: boolean | null;
+  /** none: it is read through for volumes that are made so, and nothing of it is kept on disk */
+  cache: Settings["cache"];
   /** of the image */
   size: number;
   /** what is fetched at least */
@@ -301,6 +305,8 @@ export interface ImageView {
   /** as in BlobView */
   identity: string | null;
   pinned: boolean;
+  /** as in BlobView */
+  verified: boolean | null;
   /** ids, the newest version first */
   blobs: string[];
   /** names of volumes that were made from any version */

@@ -1,3 +1,4 @@
+import type { Backends } from "../backend/backends.ts";
 import { IoError, UllageError, describeError } from "../base/errors.ts";
 import { fewAtOnce } from "../base/few-at-once.ts";
 import { formatSize } from "../base/units.ts";
@@ -180,13 +181,28 @@ export class Volumes implements VolumeNames {
   }
 
   async #create(
+    asked: CreateVolumeRequest,
+    requestKey: RequestKey | undefined,
+    options: CreateOptions,
+  ): Promise<ManagedVolume> {
+    this.#demandFree(asked.name);
+    const configured = uncachedPrefix(asked, this.#host.sources.backends);
+    if (configured === undefined) return this.#createAs(asked, requestKey, options);
+    const request: CreateVolumeRequest = { ...asked, settings: { ...asked.settings, cache: "none" } };
+    try {
+      return await this.#createAs(request, requestKey, options);
+    } catch (error) {
+      throw explainUncached(error, configured);
+    }
+  }
+
+  async #createAs(
     request: CreateVolumeRequest,
     requestKey: RequestKey | undefined,
     options: CreateOptions,
   ): Promise<ManagedVolume> {
     const { name, from } = request;
     const { guarded = false } = options;
-    this.#demandFree(name);
     demandCacheable(request);
     if (from !== undefined && !("source" in from)) return this.#clone(request, from, requestKey);
     const stop = this.#stopping.signal;
@@ -624,6 +640,22 @@ function demandCacheable({ from, settings }: CreateVolumeRequest): void {
       hint: "leave out one of cache=none and hydrate=auto",
     });
   }
+}
+
+/** The prefix whose table in the configuration makes it a volume without a cache, as the request does not say how it is. */
+function uncachedPrefix({ from, settings }: CreateVolumeRequest, backends: Backends): string | undefined {
+  if (from === undefined || !("source" in from) || settings?.cache !== undefined) return undefined;
+  const configured = backends.settingsFor(from.source);
+  return configured?.cache === "none" ? configured.prefix : undefined;
+}
+
+/** What a request contradicts is not in it. */
+function explainUncached(error: unknown, prefix: string): unknown {
+  if (!(error instanceof UllageError) || error.code !== "not-cached") return error;
+  return new UllageError("not-cached", `${error.message}; the configuration has cache=none for ${prefix}`, {
+    cause: error,
+    hint: "ask for cache=shared (`--set cache=shared`), or take `cache` out of that table",
+  });
 }
 
 function reclaimVolume(volume: ManagedVolume): ReclaimVolume {

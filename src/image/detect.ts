@@ -33,8 +33,13 @@ const formats: readonly ImageFormat[] = [
 const unreadable: readonly Signature[] = [
   { name: "vdi", convert: "disk", matches: at(64, "\x7f\x10\xda\xbe") },
   { name: "qed", convert: "disk", matches: starts("QED\0") },
+  { name: "parallels", convert: "disk", matches: (head) => /^Without?Fre(eSpace|SpacExt)/.test(text(head, 0, 16)) },
+  { name: "bochs", convert: "disk", matches: starts("Bochs Virtual HD Image") },
   { name: "bzip2", convert: "bunzip2", matches: (head) => /^BZh[1-9]1AY&SY/.test(text(head, 0, 10)) },
   { name: "lz4", convert: "unlz4", matches: starts("\x04\x22\x4d\x18") },
+  { name: "lzma", convert: "unlzma", matches: isLzma },
+  { name: "lzop", convert: "lzop -d", matches: starts("\x89LZO\0\r\n\x1a\n") },
+  { name: "rar", convert: "unrar x", matches: starts("Rar!\x1a\x07") },
   { name: "7z", convert: "7z x", matches: starts("7z\xbc\xaf\x27\x1c") },
   { name: "zip", convert: "unzip", matches: starts("PK\x03\x04") },
 ];
@@ -88,6 +93,16 @@ export function detectFormat(head: Uint8Array, size: number): ImageFormat {
     });
   }
   return formats.find((format) => format.detect(head, size))!;
+}
+
+/** It has no signature: the usual properties, a dictionary of 2^n bytes, and a size that nobody wrote or below 2^40. */
+function isLzma(head: Uint8Array): boolean {
+  if (head.length < 13 || head[0] !== 0x5d) return false;
+  const view = new DataView(head.buffer, head.byteOffset, head.byteLength);
+  const dictionary = view.getUint32(1, true);
+  const size = view.getBigUint64(5, true);
+  if (dictionary < 4096 || !Number.isInteger(Math.log2(dictionary))) return false;
+  return size === 2n ** 64n - 1n || (size > 0n && size < 2n ** 40n);
 }
 
 function starts(signature: string): (head: Uint8Array) => boolean {

@@ -9,7 +9,7 @@ import {
 } from "./image-format.ts";
 import { rawFormat } from "./raw.ts";
 import { readBytes } from "./read-bytes.ts";
-import { isFixedVhd, vhdFormat } from "./vhd.ts";
+import { isCalledVhd, isFixedVhd, vhdFormat } from "./vhd.ts";
 
 /** An image as it was found: which formats lie in each other, and the disk within. */
 export interface OpenedImage {
@@ -80,11 +80,21 @@ export async function findImage(
 
 /**
  * The same for an object that can only be fetched as a whole: whatever it is, unless raw, there is no disk before that.
+ * @param called what the object is called
  * @param head the first bytes of the source
  */
-export function findStreamedImage(source: ImageReader, requested: string, head: Uint8Array): OpenedImage | PackedImage {
+export function findStreamedImage(
+  source: ImageReader,
+  requested: string,
+  called: string,
+  head: Uint8Array,
+): OpenedImage | PackedImage {
   const [outer = detectFormat(head, source.size), ...inside] = parseFormats(requested);
-  if (outer.name === "raw") return { format: "raw", reader: source };
+  if (outer === rawFormat) {
+    if (requested !== "auto" || !isCalledVhd(called)) return { format: "raw", reader: source };
+    // Its end, which says whether it is one, comes last.
+    return { format: vhdFormat.name, outer: "", packed: source, unpacker: passOn, inner: "auto" };
+  }
   const inner = inside.map(({ name }) => name).join("+");
   if (outer.unpacker === undefined) {
     const format = requested === "auto" ? outer.name : requested;

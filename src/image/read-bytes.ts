@@ -22,11 +22,9 @@ export async function readInto(
 ): Promise<void> {
   let at = 0;
   const sink: Sink = (chunk) => {
-    const there = chunk.buffer === bytes.buffer && chunk.byteOffset === bytes.byteOffset + at;
-    if (!there) bytes.set(chunk, at);
+    bytes.set(chunk, at);
     at += chunk.length;
   };
-  sink.room = (count) => bytes.subarray(at, at + count);
   if (bytes.length > 0) await source.read(offset, bytes.length, sink, options);
 }
 

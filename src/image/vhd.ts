@@ -73,9 +73,14 @@ async function dynamicMap(source: ImageReader, at: number, size: number, options
   return new VhdMap(new PageCache(source), tableOffset, blockBytes, size);
 }
 
+/** Whether a source is called a vhd. */
+export function isCalledVhd(name: string): boolean {
+  return /\.vhd(?:$|[?#])/i.test(name);
+}
+
 /** Whether the object is called a vhd, and ends like a fixed one. */
 export async function isFixedVhd(source: ImageReader, { name = "", signal }: OpenContext): Promise<boolean> {
-  if (!/\.vhd(?:$|[?#])/i.test(name) || source.size < FOOTER_BYTES) return false;
+  if (!isCalledVhd(name) || source.size < FOOTER_BYTES) return false;
   const options = signal === undefined ? {} : { signal };
   const footer = await readBytes(source, source.size - FOOTER_BYTES, FOOTER_BYTES, options);
   return isFooter(footer) && footer.readUInt32BE(60) === FIXED;

@@ -24,6 +24,15 @@ export interface Need {
   durable: boolean;
 }
 
+/** What one request asks for, bytes. */
+export interface Piece {
+  offset: number;
+  length: number;
+}
+
+/** Who follows a trace runs ahead of its reader by more than this soon, so that within it the order matters little. */
+const TRACE_BATCH_BYTES = 2 * 1024 * 1024;
+
 /** A step looks at this many bytes at most; after so many steps the event loop gets its turn. */
 const STEP_BYTES = 64 * 1024 * 1024;
 const STEPS_PER_SLICE = 128;
@@ -69,36 +78,49 @@ export async function measureNeed(target: HydrationTarget): Promise<Need> {
 }
 
 /**
- * What is needed and not ready of the ranges that were read when a disk like this was first used, in that order, in whole
- * units and as requests of at most `maxBytes`; what comes twice is asked for once.
+ * What is needed and not ready of the ranges that were read when a disk like this was first used, in whole units and as
+ * requests of at most `maxBytes`; what comes twice is asked for once. In the order of the reads, but for a batch at a time,
+ * within which neighbours become one request.
  */
 export async function* tracedPieces(
   target: HydrationTarget,
   blob: Blob,
   reads: readonly TracedRead[],
   maxBytes: number,
-): AsyncGenerator<{ offset: number; length: number }, void, undefined> {
+): AsyncGenerator<Piece, void, undefined> {
   const unit = blob.unitBytes;
   const asked = new Set<number>();
+  let batch: number[] = [];
   for (const [index, [, offset, length]] of reads.entries()) {
     if (index % STEPS_PER_SLICE === 0) await new Promise(setImmediate);
     const end = Math.min(offset + length, blob.size);
-    let piece: { offset: number; length: number } | undefined;
     for (let at = Math.floor(offset / unit) * unit; at < end; at += unit) {
+      if (asked.has(at)) continue;
+      asked.add(at);
       const bytes = Math.min(unit, blob.size - at);
       const run = target.neededRun(blob, at);
-      const wanted = run !== undefined && run.offset < at + bytes && !blob.isReady(at, bytes) && !asked.has(at);
-      if (piece !== undefined && (!wanted || piece.length + bytes > maxBytes)) {
-        yield piece;
-        piece = undefined;
-      }
-      if (!wanted) continue;
-      asked.add(at);
-      piece ??= { offset: at, length: 0 };
-      piece.length += bytes;
+      if (run !== undefined && run.offset < at + bytes && !blob.isReady(at, bytes)) batch.push(at);
+    }
+    if (batch.length * unit < TRACE_BATCH_BYTES) continue;
+    yield* piecesOf(batch, blob, maxBytes);
+    batch = [];
+  }
+  yield* piecesOf(batch, blob, maxBytes);
+}
+
+/** @param units where they begin, in any order; it is sorted */
+function* piecesOf(units: number[], blob: Blob, maxBytes: number): Generator<Piece, void, undefined> {
+  let piece: Piece | undefined;
+  for (const at of units.sort((a, b) => a - b)) {
+    const length = Math.min(blob.unitBytes, blob.size - at);
+    if (piece !== undefined && piece.offset + piece.length === at && piece.length + length <= maxBytes) {
+      piece.length += length;
+      continue;
     }
     if (piece !== undefined) yield piece;
+    piece = { offset: at, length };
   }
+  if (piece !== undefined) yield piece;
 }
 
 /** What is needed and not ready, as requests of at most `maxBytes`, in ascending order. */
@@ -106,8 +128,8 @@ export async function* missingPieces(
   target: HydrationTarget,
   blob: Blob,
   maxBytes: number,
-): AsyncGenerator<{ offset: number; length: number }, void, undefined> {
-  let piece: { offset: number; length: number } | undefined;
+): AsyncGenerator<Piece, void, undefined> {
+  let piece: Piece | undefined;
   for await (const { offset, end } of neededUnits(target, blob)) {
     for (let at = offset; at < end;) {
       let run = blob.readyRun(at, end - at);

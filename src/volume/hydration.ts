@@ -4,7 +4,7 @@ import { orAborted } from "../base/or-aborted.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { TracedRead } from "../blob/boot-trace.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
-import { measureNeed, missingPieces, tracedPieces, type HydrationTarget } from "./hydration-scan.ts";
+import { measureNeed, missingPieces, tracedPieces, type HydrationTarget, type Piece } from "./hydration-scan.ts";
 import type { HydrationSlots } from "./hydration-slots.ts";
 
 /*
@@ -266,7 +266,7 @@ export class Hydration {
   }
 
   /** What is missing: first what a disk like this was first read for, then from the beginning to the end. */
-  async *#pieces(): AsyncGenerator<{ blob: Blob; piece: { offset: number; length: number }; soon: boolean }> {
+  async *#pieces(): AsyncGenerator<{ blob: Blob; piece: Piece; soon: boolean }> {
     const target = this.#target;
     for (const blob of target.blobs()) {
       const reads = this.#options.trace?.(blob.id) ?? [];
@@ -290,7 +290,7 @@ export class Hydration {
     return this.#options.slots.take(this.#priority, signal);
   }
 
-  async #fetch(blob: Blob, piece: { offset: number; length: number }, soon: boolean): Promise<void> {
+  async #fetch(blob: Blob, piece: Piece, soon: boolean): Promise<void> {
     await blob.fetch(piece.offset, piece.length, { background: !soon, soon, signal: this.#closing.signal });
     this.#retryMs = 0;
     this.#trouble = "";

@@ -3,7 +3,7 @@ import { readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { ApiListener } from "../../src/api/api-listener.ts";
-import type { ConnectionView, HydrationView, VolumeView } from "../../src/daemon/views.ts";
+import type { BlobView, ConnectionView, HydrationView, VolumeView } from "../../src/daemon/views.ts";
 import type { Client } from "../../src/export/block-device.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { startApi, type TestApi } from "./support.ts";
@@ -35,10 +35,11 @@ void test("a volume is answered as one object, the same after making, showing an
   const made = await api.call<VolumeView>("/v1/volumes", create({ name: "v", from: { source: api.image } }));
   assert.equal(made.status, 201);
   assert.equal(made.headers["location"], "/v1/volumes/v");
-  const { id, createdAt, hydration, fetchedBytes, ...rest } = made.body;
+  const { id, createdAt, hydration, fetchedBytes, blob, ...rest } = made.body;
   assert.match(id, /^[0-9a-f]{32}$/);
   assert.equal(new Date(createdAt).toISOString(), createdAt);
   assert.ok(fetchedBytes >= 0);
+  assert.deepEqual((await api.call<BlobView>(`/v1/blobs/${blob}`)).body.volumes, ["v"]);
   assert.deepEqual(rest, {
     name: "v",
     size: 1_000_448,

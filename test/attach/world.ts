@@ -4,7 +4,7 @@ import { chmodSync, existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { kill } from "node:process";
 import type { TestContext } from "node:test";
-import { listMounts } from "../../src/attach/mounts.ts";
+import { listMounts } from "../../src/base/mounts.ts";
 import { loopDevicesOf } from "../../src/attach/block-devices.ts";
 import { Place } from "../../src/attach/place.ts";
 import { isAlive } from "../../src/attach/processes.ts";

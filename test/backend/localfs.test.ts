@@ -20,7 +20,6 @@ import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
 import { LocalFileBackend } from "../../src/backend/localfs.ts";
-import type { Sink } from "../../src/backend/backend.ts";
 import { IoError } from "../../src/base/errors.ts";
 import { anyPageCached, dropPageCache, fileSystemName } from "../../src/base/posix.ts";
 import { requireTool } from "../support/tools.ts";
@@ -203,22 +202,6 @@ void test("a large read is right with and without the kernel's help, and leaves 
       await handle.close();
     }
   }
-});
-
-void test("bytes are read right into the memory that the sink has for them", async () => {
-  const backend = new LocalFileBackend(path);
-  const { identity } = await backend.probe(0);
-  const memory = Buffer.alloc(2_000_000);
-  let at = 0;
-  const sink: Sink = (chunk) => {
-    assert.equal(chunk.buffer, memory.buffer);
-    assert.equal(chunk.byteOffset, memory.byteOffset + at);
-    at += chunk.length;
-  };
-  sink.room = (bytes) => memory.subarray(at, at + bytes);
-  await backend.read(identity, 77, memory.length, sink);
-  assert.ok(memory.equals(content.subarray(77, 77 + memory.length)));
-  await backend.close();
 });
 
 void test("durability rule 31: a file replaced while it is read fails the read", async () => {

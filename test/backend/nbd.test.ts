@@ -76,7 +76,7 @@ void test("a qcow2 with holes behind qemu-nbd, and a file behind nbd-server, are
   execFileSync("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw, qcow2]);
   const qemu = await startQemuNbd(t, "-f", "qcow2", "-r", "-x", "some disk", qcow2);
   await demandExact(t, qemu.uri("some%20disk"), readFileSync(raw));
-  await demandExact(t, await startNbdServer(t, raw), readFileSync(raw));
+  await demandExact(t, (await startNbdServer(t, { disk: raw }))("disk"), readFileSync(raw));
 });
 
 void test("an export whose size is a multiple of nothing is read to its last byte", async (t) => {

@@ -1,12 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { computeSlots, syncSlots } from "../../src/base/pool-slots.ts";
+import { computeSlots, diskPlaces, otherMountPlaces, otherPlaces, syncSlots } from "../../src/base/pool-slots.ts";
 
 const threads = Number(process.env["UV_THREADPOOL_SIZE"] ?? 4);
 
-void test("rule 29: syncs and computations leave two threads for reads, the others follow in arrival order, also after failures", async () => {
+void test("rule 29: syncs, computations and sources leave two threads for reads, the others follow in arrival order, also after failures", async () => {
   const atOnce = syncSlots.count;
-  assert.ok(atOnce + computeSlots.count <= Math.max(2, threads - 2));
+  const ofSources = diskPlaces.total + otherPlaces.total;
+  assert.ok(atOnce + computeSlots.count + (threads >= 18 ? ofSources : 0) <= Math.max(2, threads - 2));
+  assert.ok(otherMountPlaces.total <= otherPlaces.total);
   const started: number[] = [];
   const gates = Array.from({ length: atOnce + 3 }, () => Promise.withResolvers<void>());
   const runs = gates.map((gate, index) =>

@@ -5,11 +5,14 @@ import { existsSync, readFileSync, readdirSync, statSync, writeFileSync } from "
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { promisify } from "node:util";
+import { gzipSync } from "node:zlib";
+import type { JobObject } from "../../src/api/job-object.ts";
 import { Backends } from "../../src/backend/backends.ts";
 import { defaultSourceEntries, sourcePolicy } from "../../src/backend/source-guard.ts";
 import { systemClock } from "../../src/base/clock.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import { BlobClaims } from "../../src/daemon/blob-claims.ts";
+import { BlobListener } from "../../src/daemon/blob-listener.ts";
 import { BlobDaemon } from "../../src/daemon/blob-daemon.ts";
 import { BlobService } from "../../src/daemon/blob-service.ts";
 import { Sources } from "../../src/daemon/sources.ts";
@@ -220,14 +223,130 @@ void test("who is let in without being trusted names sources as over TCP; questi
   await assert.rejects(service.answer("about", stray, { trusted: true, signal }), { code: "not-found" });
 });
 
+void test("an image that the manager fetches as a whole shows its progress, as a job that can be cancelled", async (t) => {
+  if (!requireTool(t, "curl")) return;
+  const { cacheDir, manager, serve } = await world(t);
+  const content = randomBytes(6 * MiB);
+  await using whole = await startHttpSource({ content, bytesPerSecond: 4 * MiB });
+  whole.onRequest = () => ({ kind: "ignore-range" });
+  await using packed = await startHttpSource({ content: gzipSync(content), bytesPerSecond: 4 * MiB });
+  await manager();
+  const one = await serve("one");
+  const ask = async <T>(path: string, method = "GET"): Promise<T> => {
+    const socket = join(one.dataDir, "api.sock");
+    const { stdout } = await execute("curl", ["-sS", "-X", method, "--unix-socket", socket, `http://x${path}`]);
+    return JSON.parse(stdout) as T;
+  };
+  const jobs = async () => (await ask<{ jobs: JobObject[] }>("/v1/jobs")).jobs;
+  for (const [name, url, more] of [
+    ["whole", whole.url, ["--download"]],
+    ["packed", packed.url, []],
+  ] as const) {
+    const seen = new Set<number>();
+    const making = one.json<VolumeView>(["volume", "create", name, "--from", url, ...more]);
+    making.catch(() => undefined); // met below
+    const over = making.then(
+      () => true,
+      () => true,
+    );
+    while (!(await Promise.race([over, Promise.resolve(false)]))) {
+      const job = (await jobs()).find(({ target }) => target === name);
+      if (job?.state === "running") seen.add(job.progress.done);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    assert.equal((await making).size, content.length);
+    assert.ok(seen.size > 2, `${name}: ${[...seen].join()}`);
+    assert.ok([...seen].every((done) => done <= content.length + 64 * 1024));
+  }
+  const before = readdirSync(join(cacheDir, "blobs")).length;
+  await using another = await startHttpSource({ content: gzipSync(randomBytes(6 * MiB)), bytesPerSecond: MiB });
+  const cancelled = one.cli(["volume", "create", "never", "--from", another.url]);
+  for (;;) {
+    const job = (await jobs()).find(({ target, progress }) => target === "never" && progress.done > 0);
+    if (job !== undefined) {
+      await ask(`/v1/jobs/${job.id}`, "DELETE");
+      break;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  assert.match((await cancelled).stderr, /cancelled: nothing is left of 'never'/);
+  assert.equal(readdirSync(join(cacheDir, "blobs")).length, before);
+});
+
+void test("a manager that knows no progress makes images as before", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const sources = await Sources.open(
+    { fs: realFileSystem, clock: systemClock, dataDir: directory, randomBytes, log: () => undefined },
+    new Backends({ policy: sourcePolicy(defaultSourceEntries) }),
+  );
+  atEnd(t, () => sources.close());
+  const service = new BlobService(sources, await BlobClaims.open(realFileSystem, directory), { mayRemove: true });
+  let asked = 0;
+  const answer: BlobService["answer"] = (name, ...more) => {
+    if (name === "progress") asked++;
+    return service.answer(name === "progress" ? "unknown" : name, ...more);
+  };
+  const path = join(directory, "blobd.sock");
+  const log = (): void => undefined;
+  const listener = await BlobListener.open({
+    store: sources.cache,
+    answerer: { answer },
+    dataDir: directory,
+    path,
+    allowedUsers: [],
+    log,
+  });
+  atEnd(t, () => listener.close());
+  await using source = await startHttpSource({ content: gzipSync(randomBytes(2 * MiB)), bytesPerSecond: 2 * MiB });
+  const ullage = await openUllage(t, { blobs: path });
+  const { size } = await ullage.createVolume({ name: "v", from: { source: source.url } });
+  assert.deepEqual([size, asked], [2 * MiB, 1]);
+});
+
+void test("a manager that may keep less than the last one throws out at its start what no volume claims", async (t) => {
+  const { cacheDir, directory, manager, serve } = await world(t);
+  await using first = await startHttpSource({ content: randomBytes(4 * MiB), path: "/a.raw" });
+  await using second = await startHttpSource({ content: randomBytes(4 * MiB), path: "/b.raw" });
+  const blobd = await manager();
+  const one = await serve("one");
+  for (const [name, { url }] of [
+    ["gone", first],
+    ["stays", second],
+  ] as const) {
+    await one.json(["volume", "create", name, "--from", url]);
+    await detached(one, name);
+  }
+  await one.json(["volume", "rm", "gone"]).catch(() => undefined); // it prints nothing
+  assert.equal(readdirSync(join(cacheDir, "blobs")).length, 2);
+  await blobd.stop();
+  const config = join(directory, "ullage.toml");
+  writeFileSync(config, '[cache]\ncapacity = "6M"\n');
+  await launch<Announced>(t, ["blobd", "--data", cacheDir, "--config", config]);
+  const [{ id }] = (await one.json<{ blobs: BlobView[] }>(["cache", "ls"])).blobs.filter(
+    ({ volumes }) => volumes[0] === "stays",
+  );
+  assert.deepEqual(readdirSync(join(cacheDir, "blobs")), [id]);
+});
+
 void test("a data directory's volumes keep to one cache: --blobs can't be left out or put in later", async (t) => {
   const { directory, cacheDir, manager, serve } = await world(t);
   await using source = await startHttpSource({ content: pattern(MiB) });
   await manager();
   const one = await serve("one");
   await one.json(["volume", "create", "a", "--from", source.url]);
-  const { code, stderr } = await one.cli(["cache", "evict"]);
-  assert.deepEqual([code, /the cache is the blob manager's at/.test(stderr)], [1, true], stderr);
+  const [{ id }] = (await one.json<{ blobs: BlobView[] }>(["cache", "ls"])).blobs;
+  for (const [command, hint] of [
+    [["cache", "evict"], /smaller `cache.capacity`.*ullage blobd --config/],
+    [["cache", "evict", id], /smaller `cache.capacity`/],
+    [["cache", "limit", "--capacity", "1G"], /set `cache.capacity`.*ullage blobd --config/],
+    [["cache", "pin", id], /it keeps what volumes need/],
+    [["source", "limit", "1M"], /set `sources.limit`.*ullage blobd --config/],
+  ] as const) {
+    const { code, stderr } = await one.cli([...command]);
+    assert.equal(code, 1, command.join(" "));
+    assert.match(stderr, /blob manager('s)? at/);
+    assert.match(stderr, hint);
+  }
   const refused = await one.cli(["volume", "create", "n", "--from", source.url, "--set", "cache=none"]);
   assert.match(refused.stderr, /cache=none is not for a daemon whose cache is a blob manager's/);
   await one.stop();

@@ -54,7 +54,7 @@ export function client(t: TestContext, path: string, patienceMs = 20_000): { cli
 }
 
 export function openRemote(made: ManagerClient, id: string): Promise<RemoteBlob> {
-  return RemoteBlob.open({ client: made, clock: systemClock, id, log: () => undefined });
+  return RemoteBlob.open({ client: made, clock: systemClock, id, missBytes: 0, log: () => undefined });
 }
 
 /** Polls until it holds; fails after ten seconds. */

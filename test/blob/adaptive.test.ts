@@ -61,3 +61,53 @@ void test("readers that wait as long as always change nothing", () => {
   }
   assert.equal(background.backgroundLimit, 16);
 });
+
+/** Somebody reads without a pause; each of his requests takes `ms`. @returns what the background may do at the end */
+function readFor(seconds: number, { traffic: measured, clock }: ReturnType<typeof traffic>, ms: () => number): number {
+  for (let each = 0; each < 10 * seconds; each++) {
+    measured.started();
+    clock.advance(100);
+    measured.took("foreground", ms());
+    measured.ended();
+  }
+  return measured.backgroundLimit;
+}
+
+void test("beside somebody who reads all the time the background begins with nothing, and grows while he waits no longer for it", () => {
+  const world = traffic();
+  assert.equal(
+    readFor(2, world, () => 10),
+    0,
+  );
+  assert.equal(
+    readFor(2, world, () => 10),
+    1,
+  );
+  world.traffic.backgroundRuns(1);
+  assert.ok(readFor(60, world, () => 12) >= 12);
+});
+
+void test("what holds him up is taken back at once, and tried again", () => {
+  const world = traffic();
+  readFor(5, world, () => 10);
+  world.traffic.backgroundRuns(1);
+  let most = 0;
+  let without = 0;
+  for (let second = 0; second < 60; second++) {
+    const limit = readFor(1, world, () => (world.traffic.backgroundLimit > 0 ? 30 : 10));
+    most = Math.max(most, limit);
+    if (limit === 0) without++;
+  }
+  assert.equal(most, 1);
+  assert.ok(without >= 30, `${without} of 60 seconds without`);
+});
+
+void test("once he reads no more, the background has all of it again after a moment", () => {
+  const world = traffic();
+  assert.equal(
+    readFor(1, world, () => 10),
+    0,
+  );
+  world.clock.advance(quietMs);
+  assert.equal(world.traffic.backgroundLimit, 16);
+});

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import type { BlobMeta } from "../../src/blob/blob-meta.ts";
+import { type BlobMeta, usualUnit } from "../../src/blob/blob-meta.ts";
 import { RangeMap } from "../../src/blob/range-map.ts";
 import { decodeRangeMap, encodeRangeMap } from "../../src/blob/range-map-file.ts";
 
@@ -124,4 +124,10 @@ void test("a range map of a later format version is refused, naming both version
     () => decodeRangeMap(file, "/d/map", meta, 77),
     /\/d\/map has format version 2, this Ullage knows up to 1/,
   );
+});
+
+void test("a blob's unit is 64 KiB up to 1 TiB, then grows with it, so that its map stays at 2 MiB", () => {
+  const TiB = 2 ** 40;
+  const units = [0, 1, TiB, TiB + 1, 4 * TiB, 128 * TiB, 1024 * TiB].map((size) => usualUnit(size) / 1024);
+  assert.deepEqual(units, [64, 64, 64, 128, 256, 8192, 8192]);
 });

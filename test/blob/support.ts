@@ -83,6 +83,7 @@ export async function openCache(t: TestContext, overrides: Partial<BlobCacheOpti
     randomBytes,
     log: (level, message) => log.push(`${level} ${message}`),
     openSource: () => Promise.reject(new Error("the source is unreachable")),
+    missBytes: 0, // what is fetched is what a test asks for
     ...overrides,
   });
   atEnd(t, () => cache.close());

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { BlobView, ImageView } from "../../src/daemon/views.ts";
 import { startHttpSource } from "../support/http-source.ts";
+import { artifact, startFakeRegistry } from "../support/registry-fake.ts";
 import { launchDaemon } from "./support.ts";
 
 void test("images and the cache are listed, and an image is shown by what its user calls it", async (t) => {
@@ -45,4 +46,26 @@ void test("images and the cache are listed, and an image is shown by what its us
     assert.match(result.stderr, message);
     assert.ok(!result.stderr.includes("key=two"), result.stderr);
   }
+});
+
+void test("a volume and an image say by what they are pinned, and whether they were compared with that", async (t) => {
+  const daemon = await launchDaemon(t);
+  await using registry = await startFakeRegistry();
+  const { digest, size } = registry.putBlob(Buffer.alloc(1 << 20, 1));
+  registry.putManifest("team/disk", "v1", artifact({ digest, size }));
+  const source = `oci://${registry.host}/team/disk:v1`;
+  await daemon.json(["volume", "create", "a", "--from", source, "--hydrate", "off"]);
+  const show = async (...args: string[]): Promise<string> => (await daemon.cli([...args])).stdout;
+  const pending = new RegExp(`^pinned by +digest:${digest}, not compared with it yet$`, "m");
+  assert.match(await show("volume", "show", "a"), pending);
+  assert.match(await show("image", "show", source), pending);
+  await daemon.json(["image", "pull", source]);
+  while (!(await daemon.json<ImageView>(["image", "show", source])).verified) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  const verified = new RegExp(`^pinned by +digest:${digest}, verified$`, "m");
+  assert.match(await show("volume", "show", "a"), verified);
+  assert.match(await show("image", "show", source), verified);
+  await daemon.json(["volume", "create", "empty", "--size", "1M"]);
+  assert.doesNotMatch(await show("volume", "show", "empty"), /pinned by/);
 });

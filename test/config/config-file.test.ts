@@ -47,6 +47,7 @@ mirrors = ["s3://copies/", "https://Mirror.example.org/backups/"]
 proxy = "http://user:password@proxy.example.org:3128"
 proxyFallback = false
 patience = 120
+cache = "none"
 
 [[sources.match]]
 prefix = "OSS://images/"
@@ -85,6 +86,7 @@ format = "json"
         proxy: "http://user:password@proxy.example.org:3128/",
         proxyFallback: false,
         patience: 120,
+        cache: "none",
       },
       { prefix: "oss://images/", signature: "v1" },
     ],

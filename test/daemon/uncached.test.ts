@@ -57,7 +57,8 @@ void test("cache=none: the disk is read through, whole and over several connecti
   assert.equal(cachedBytes(dataDir), 0);
   // With a cache it is another blob, and the one without stays out of it.
   await ullage.createVolume({ name: "kept", from: { source: source.url }, settings: { hydrate: "off" } });
-  assert.equal((await ullage.listBlobs()).length, 2);
+  const kinds = (await ullage.listBlobs()).map(({ cache, volumes }) => `${cache}: ${volumes.join()}`);
+  assert.deepEqual(kinds.sort(), ["none: through", "shared: kept"]);
   await ullage.removeVolume("through");
   assert.equal((await ullage.listBlobs()).length, 1);
 });
@@ -87,4 +88,40 @@ void test("cache=none: what contradicts it is refused and says why; a clone read
     (await ullage.changeVolume("a", { settings: { cache: "none", sync: "always" } })).settings.sync,
     "always",
   );
+});
+
+void test("cache=none for a prefix in the configuration: what is made from there has no cache, unless the request wants one", async (t) => {
+  const content = pattern(2 * MiB);
+  await using source = await startHttpSource({ content });
+  await using packed = await startHttpSource({ content: gzipSync(content) });
+  const from = { source: source.url };
+  const prefix = `${new URL(source.url).origin}/`;
+  const sourceSettings = [
+    { prefix, cache: "none" },
+    { prefix: packed.url, cache: "none" },
+    { prefix: `${source.url}?kept`, cache: "shared" },
+  ] as const;
+  const ullage = await openUllage(t, { allowSources: ["any"], sourceSettings });
+  const { settings, hydration } = await ullage.createVolume({ name: "a", from });
+  assert.deepEqual([settings.cache, settings.hydrate, hydration.state], ["none", "off", "none"]);
+  const wanted = await ullage.createVolume({ name: "b", from, settings: { cache: "shared" } });
+  assert.deepEqual([wanted.settings.cache, wanted.settings.hydrate], ["shared", "auto"]);
+  const below = await ullage.createVolume({ name: "c", from: { source: `${source.url}?kept` } });
+  assert.equal(below.settings.cache, "shared");
+  // What contradicts it is refused, and says that the configuration is why.
+  const refused = (prefixed: string) => ({
+    code: "not-cached",
+    message: new RegExp(`cache=none for ${prefixed.replaceAll(".", "\\.")}$`),
+    hint: /cache=shared/,
+  });
+  const elsewhere = { source: packed.url };
+  await assert.rejects(ullage.createVolume({ name: "d", from, settings: { hydrate: "auto" } }), refused(prefix));
+  await assert.rejects(ullage.createVolume({ name: "d", from: { ...from, download: true } }), refused(prefix));
+  await assert.rejects(ullage.createVolume({ name: "d", from: elsewhere }), refused(packed.url));
+  await assert.rejects(ullage.cache.pull(from, false), refused(prefix));
+  const unpacked = await ullage.createVolume({ name: "d", from: elsewhere, settings: { cache: "shared" } });
+  assert.equal(unpacked.size, content.length);
+  // It is about sources alone.
+  assert.equal((await ullage.createVolume({ name: "e", size: MiB })).settings.cache, "shared");
+  assert.equal((await ullage.createVolume({ name: "f", from: { volume: "b" } })).settings.cache, "shared");
 });

@@ -24,6 +24,9 @@ for (const [screen, options] of Object.entries(screens)) {
     await page.click("button", "New volume");
     await page.waitFor(`document.querySelector("dialog [name=source]") !== null`);
     await inspect(page, `${screen}-create`);
+    await page.click("summary", "More");
+    await page.waitFor(`document.querySelector("[name=cache]").checkVisibility()`);
+    await inspect(page, `${screen}-create-more`);
     await page.press("Escape");
 
     await page.click("a", "web-frontend");
@@ -36,6 +39,11 @@ for (const [screen, options] of Object.entries(screens)) {
     await page.waitFor(`document.querySelector("dialog [name=confirm]") !== null`);
     await inspect(page, `${screen}-remove`);
     await page.press("Escape");
+
+    await page.evaluate(`location.hash = "#/volumes/scratch"`);
+    await page.see("no cache");
+    await page.see("unpinned source");
+    await inspect(page, `${screen}-scratch`);
 
     await page.click("nav a", "Images");
     await page.see("nothing to know its version by");

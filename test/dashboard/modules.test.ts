@@ -185,12 +185,22 @@ void test("a form says what is wrong before it is sent", async () => {
     size: "",
     format: "",
     download: false,
+    unpinned: false,
+    allowBacking: false,
     hydrate: true,
+    cache: "",
   };
-  assert.deepEqual(createRequest(typed), {
-    name: "web1",
-    from: { source: "https://example.org/a.raw" },
-    settings: { hydrate: "auto" },
+  const from = { source: "https://example.org/a.raw" };
+  // What is as always is left to the server, which may be configured otherwise.
+  assert.deepEqual(createRequest(typed), { name: "web1", from });
+  const changed = (change: object): object => createRequest({ ...typed, ...change }).settings;
+  assert.deepEqual(changed({ hydrate: false }), { hydrate: "off" });
+  assert.deepEqual(changed({ cache: "none" }), { cache: "none" });
+  assert.deepEqual(changed({ cache: "shared", hydrate: false }), { cache: "shared", hydrate: "off" });
+  assert.deepEqual(createRequest({ ...typed, unpinned: true, allowBacking: true }).from, {
+    ...from,
+    unpinned: true,
+    allowBacking: true,
   });
   assert.deepEqual(createRequest({ ...typed, kind: "empty", size: "1G" }), { name: "web1", size: 2 ** 30 });
   assert.deepEqual(createRequest({ ...typed, kind: "clone", origin: "a@b" }), {

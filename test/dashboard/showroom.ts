@@ -41,6 +41,7 @@ const volumes = [
   fakeVolume("web-frontend", {
     size: 20 * gigabyte,
     source: "https://cloud.debian.org/images/cloud/trixie/latest/debian-13-generic-amd64.raw",
+    blob: "b10b",
     connections: 2,
     writtenBytes: 3.4 * gigabyte,
     fetchedBytes: 7.9 * gigabyte,
@@ -54,6 +55,15 @@ const volumes = [
       limitBytesPerSecond: 100 * 2 ** 20,
       priority: 10,
     },
+  }),
+  fakeVolume("scratch", {
+    source:
+      "oci://registry.example.org/team/scratch@sha256:5d20c808ce198565ff70b3ed23a991dd49afac45dece63474b27ce6ed036adc6",
+    pinned: false,
+    blob: "5c4a",
+    settings: { ...fakeVolume("x").settings, hydrate: "off", cache: "none" },
+    hydration: { ...fakeVolume("x").hydration, state: "none", readyBytes: 0, totalBytes: 0 },
+    fetchedBytes: 0,
   }),
   fakeVolume("build-cache", {
     source: null,
@@ -127,8 +137,11 @@ const blobs = [
   fakeBlob("database", {
     volumes: ["database"],
     readyBytes: 4 * gigabyte,
+    identity: "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    verified: true,
     sourceState: { state: "notNeeded", reason: null },
   }),
+  fakeBlob("5c4a", { pinned: false, cache: "none", diskBytes: 0, readyBytes: 2 ** 26, volumes: ["scratch"] }),
   fakeBlob("lab", {
     source: "http://192.0.2.9:8080/lab.tar.gz",
     format: "gzip+tar+qcow2",
@@ -180,6 +193,8 @@ export async function showroom(t: TestContext): Promise<FakeApi> {
     if (path === "/v1/volumes/web-frontend/exports") return { exports, next: null };
     if (path.endsWith("/exports")) return { exports: [], next: null };
     if (path.endsWith("/map")) return { runs, next: null };
+    if (path === "/v1/blobs/b10b") return blobs[0];
+    if (path === "/v1/blobs/5c4a") return blobs.find(({ id }) => id === "5c4a");
     if (path.endsWith("/space")) {
       return { exclusiveBytes: 2.1 * gigabyte, sharedBytes: 1.3 * gigabyte, cachedBytes: 7.9 * gigabyte };
     }

@@ -52,6 +52,13 @@ void test("formats that are not raw are told by their signatures, those that can
   assert.equal(refused(at(0, "BZh91AY&SY")), "bzip2");
   assert.equal(refused(at(0, "\x04\x22\x4d\x18")), "lz4");
   assert.equal(refused(at(0, "7z\xbc\xaf\x27\x1c")), "7z");
+  assert.equal(refused(at(0, "WithoutFreeSpace")), "parallels");
+  assert.equal(refused(at(0, "WithouFreSpacExt")), "parallels");
+  assert.equal(refused(at(0, "Bochs Virtual HD Image")), "bochs");
+  assert.equal(refused(at(0, "\x89LZO\0\r\n\x1a\n")), "lzop");
+  assert.equal(refused(at(0, "Rar!\x1a\x07\0")), "rar");
+  assert.equal(refused(at(0, "]\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0")), "lzma");
+  assert.equal(auto(at(0, "]\0\0\x81\0\xff\xff\xff\xff\xff\xff\xff\xff\0")), "raw");
   assert.equal(auto(gzipSync("disk")), "gzip");
   assert.equal(auto(zstdCompressSync("disk")), "zstd");
 });

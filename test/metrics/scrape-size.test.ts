@@ -23,6 +23,7 @@ function busyVolumes(count: number): MeasuredVolume[] {
         reason: null,
         source: "/image.raw",
         pinned: true,
+        blob: "b".repeat(32),
         format: "raw",
         origin: null,
         fetchedBytes: 0,

@@ -81,20 +81,34 @@ export async function startNbdkit(t: TestContext, ...args: string[]): Promise<Nb
   );
 }
 
+/** The same over TCP. @returns its port */
+export async function startNbdkitOnTcp(t: TestContext, ...args: string[]): Promise<number> {
+  const port = await freePort();
+  await started(t, new NbdSource("", "nbdkit", ["-f", "-i", "127.0.0.1", "-p", `${port}`, ...args], port));
+  return port;
+}
+
 export async function startQemuNbd(t: TestContext, ...args: string[]): Promise<NbdSource> {
   const socket = join(await temporaryDirectory(t), "source.sock");
   const shell = `rm -f '${socket}'; exec qemu-nbd "$@"`;
   return started(t, new NbdSource(socket, "sh", ["-c", shell, "sh", "-t", "-e", "16", "-k", socket, ...args]));
 }
 
-/** The reference implementation, which answers with simple replies. Its export is called `disk`. @returns its URI */
-export async function startNbdServer(t: TestContext, file: string): Promise<string> {
+/**
+ * The reference implementation, which answers with simple replies.
+ * @param files by the names of their exports @returns the URI of an export
+ */
+export async function startNbdServer(
+  t: TestContext,
+  files: Readonly<Record<string, string>>,
+): Promise<(name: string) => string> {
   const directory = await temporaryDirectory(t);
   const [config, pidFile] = ["config", "pid"].map((name) => join(directory, name));
+  const exports = Object.entries(files).map(([name, file]) => `[${name}]\nexportname = ${file}\nreadonly = true\n`);
   for (let attempt = 1; ; attempt++) {
     const port = await freePort();
     const general = `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\n`;
-    writeFileSync(config, `${general}[disk]\nexportname = ${file}\nreadonly = true\n`);
+    writeFileSync(config, general + exports.join(""));
     // It goes into the background once it listens: with -d it would serve one client only.
     const child = spawn("nbd-server", ["-C", config, "-p", pidFile], { stdio: "ignore" });
     const [code] = (await once(child, "exit")) as [number | null];
@@ -102,7 +116,7 @@ export async function startNbdServer(t: TestContext, file: string): Promise<stri
       if (existsSync(pidFile) && (await connects(port))) {
         const pid = Number(readFileSync(pidFile, "utf8"));
         t.after(() => process.kill(pid, "SIGTERM"));
-        return `nbd://127.0.0.1:${port}/disk`;
+        return (name) => `nbd://127.0.0.1:${port}/${name}`;
       }
       await sleep(20);
     }

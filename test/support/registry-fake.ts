@@ -26,6 +26,8 @@ export interface FakeRegistry extends FakeServer {
   readonly realmFailures: number[];
   /** Blobs are redirected (307) to addresses of the same server under another name, `store.localhost`-like, that expire. */
   redirects: boolean;
+  /** What an address that has expired is answered with. */
+  expiredStatus: number;
   /** Addresses that were given out expire now. */
   expireRedirects(): void;
   /** Extra parameters of the challenge. */
@@ -92,7 +94,9 @@ export async function startFakeRegistry(): Promise<FakeRegistry> {
     if (link !== undefined) {
       const digest = links.get(link);
       if (asked.headers.authorization !== undefined) return { status: 400, body: "two kinds of authorization" };
-      return digest === undefined ? { status: 403 } : rangeAnswer(asked, blobs.get(digest)!, { etag: `"${link}"` });
+      return digest === undefined
+        ? { status: registry.expiredStatus }
+        : rangeAnswer(asked, blobs.get(digest)!, { etag: `"${link}"` });
     }
     const [, repository, kind, reference] = /^\/v2\/(.+)\/(manifests|blobs)\/(.+)$/.exec(pathname) ?? [];
     if (repository === undefined) return error(404, "NAME_UNKNOWN");
@@ -123,6 +127,7 @@ export async function startFakeRegistry(): Promise<FakeRegistry> {
     revokeTokens: () => void (tokens = new Set()),
     realmFailures: [],
     redirects: false,
+    expiredStatus: 403,
     expireRedirects: () => void (links = new Map()),
     challengeSuffix: "",
     putBlob: (content: Buffer) => {

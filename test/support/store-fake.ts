@@ -27,6 +27,8 @@ export interface FakeStore extends FakeServer {
   readonly publicBuckets: Set<string>;
   /** Where buckets are; others are where the fake is. */
   readonly regions: Map<string, string>;
+  /** It answers with what it has, whatever version was asked for. */
+  ignoresConditions: boolean;
   /** By how much its clock is ahead. */
   skewMs: number;
   put(bucket: string, key: string, content: Buffer): StoredVersion;
@@ -98,7 +100,8 @@ export async function startFakeStore(
         throw new StoreError(404, "NoSuchKey", "The specified key does not exist.", `<Key>${xml(key)}</Key>`);
       }
       const name = kind === "s3" ? "x-amz-version-id" : "x-oss-version-id";
-      const result = rangeAnswer(asked, version.content, { etag: version.etag, [name]: version.id });
+      const headers = store.ignoresConditions ? unconditional(asked.headers) : asked.headers;
+      const result = rangeAnswer({ ...asked, headers }, version.content, { etag: version.etag, [name]: version.id });
       if (result.status === 412) {
         throw new StoreError(
           412,
@@ -119,6 +122,7 @@ export async function startFakeStore(
     publicBuckets: new Set<string>(),
     regions: new Map<string, string>(),
     moved: new Map<string, string>(),
+    ignoresConditions: false,
     skewMs: 0,
     put: (bucket: string, key: string, content: Buffer): StoredVersion => {
       const etag = `"${createHash("md5").update(content).digest("hex")}"`;
@@ -130,6 +134,10 @@ export async function startFakeStore(
     remove: (bucket: string, key: string): void => void objects.delete(`${bucket}/${key}`),
   });
   return store;
+}
+
+function unconditional(headers: Asked["headers"]): Asked["headers"] {
+  return Object.fromEntries(Object.entries(headers).filter(([name]) => !name.startsWith("if-")));
 }
 
 const checkS3: Check = ({ asked, bucket, key, region, now, keys }) => {

@@ -17,11 +17,13 @@ export interface AskedSource {
 export interface Questions {
   /** What is there now. */
   find: { asked: { request: AskedSource; guarded: boolean }; answer: FoundAnswer };
-  /** The blob of it, for a volume; made when there is none. `identity`: what was found. */
+  /** The blob of it, for a volume; made when there is none. `identity`: what was found. `making`: an id to ask for progress by. */
   make: {
-    asked: { request: AskedSource; guarded: boolean; identity: Identity; volume?: string };
+    asked: { request: AskedSource; guarded: boolean; identity: Identity; volume?: string; making?: string };
     answer: { meta: BlobMeta };
   };
+  /** How far a `make` is that fetches all of an image first, in bytes; empty: none of that id does, or not yet. */
+  progress: { asked: { making: string }; answer: Partial<ProgressAnswer> };
   about: { asked: { blob: string }; answer: AboutAnswer };
   claim: { asked: { blob: string; volume: string }; answer: object };
   /** The volume is gone. `blob`: the one that it may have pinned */
@@ -41,6 +43,11 @@ export interface FoundAnswer {
   identity: Identity;
   /** null: known when it is unpacked */
   size: number | null;
+}
+
+export interface ProgressAnswer {
+  done: number;
+  total: number;
 }
 
 export interface AboutAnswer {

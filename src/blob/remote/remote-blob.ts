@@ -6,6 +6,7 @@ import { fileOfDescriptor } from "../../base/real-file-system.ts";
 import type { Blob, BlobStats, FetchOptions } from "../blob.ts";
 import { type SourceTrouble, SourceTroubles } from "../source-trouble.ts";
 import type { ContentCheck } from "../content-check.ts";
+import { MISS_BYTES } from "../neighbours.ts";
 import { RangeMap } from "../range-map.ts";
 import { ReadaheadFetcher } from "../readahead-fetcher.ts";
 import { SharedReadiness } from "../shared-readiness.ts";
@@ -36,6 +37,8 @@ export interface RemoteBlobOptions {
   client: ManagerClient;
   clock: Clock;
   id: string;
+  /** See `BlobCacheOptions.missBytes`. */
+  missBytes?: number;
   log(this: void, level: "info" | "warn", message: string): void;
 }
 
@@ -85,6 +88,7 @@ export class RemoteBlob implements Blob {
     this.#pins = pins;
     this.#readahead = new ReadaheadFetcher(
       opened.size,
+      options.missBytes ?? Math.max(MISS_BYTES, opened.unitBytes),
       (offset, length) => this.isReady(offset, length),
       (offset, length) => this.#fetch(offset, length, Lane.readahead),
     );

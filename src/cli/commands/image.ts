@@ -4,6 +4,7 @@ import type { BlobView, ImageView } from "../../daemon/views.ts";
 import { allPages, clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { formatFields, formatTable, print, printJson } from "../output.ts";
 import { absoluteSource } from "../parse.ts";
+import { describeIdentity } from "../describe-identity.ts";
 import { findImage } from "../find-image.ts";
 import { addTraceCommand } from "./image-trace.ts";
 
@@ -103,10 +104,7 @@ async function show(given: string, options: ClientOptions): Promise<void> {
       ["source", image.source],
       ["format", image.format],
       ["size", `${formatSize(image.size)} (${image.size} bytes)`],
-      [
-        "pinned by",
-        image.pinned ? (image.identity ?? "-") : `nothing that is sure (${image.identity ?? "no validator"})`,
-      ],
+      ["pinned by", describeIdentity(image)],
       ["cached", `${formatSize(image.readyBytes)}, ${formatSize(image.diskBytes)} on disk`],
       ["volumes", image.volumes.join(", ") || "-"],
       ["first used", image.createdAt],

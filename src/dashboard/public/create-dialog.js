@@ -6,7 +6,7 @@ import { canSnapshot } from "./features.js";
 import { parseSize } from "./format.js";
 import { ActionForm, Dialog } from "./parts.js";
 import { go, volumeLink } from "./router.js";
-import { formFields, noSource, SourceDetails, SourceField, sourceRequest } from "./source-fields.js";
+import { formFields, noSource, openingMore, SourceDetails, SourceField, sourceRequest } from "./source-fields.js";
 import { noteVolume, readVolume } from "./volume-list.js";
 
 /* Making a volume: from an image, empty, or as a clone. */
@@ -15,12 +15,12 @@ const namePattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
 /**
  * The request for what was typed.
- * @param {{ name: string, kind: string, origin: string, size: string, hydrate: boolean } & import("./source-fields.js").TypedSource} typed
+ * @param {{ name: string, kind: string, origin: string, size: string, hydrate: boolean, cache: string } & import("./source-fields.js").TypedSource} typed
  * @returns {object}
  * @throws {Problem} what is wrong with it
  */
 export function createRequest(typed) {
-  const { name, kind, origin, size, hydrate } = typed;
+  const { name, kind, origin, size, hydrate, cache } = typed;
   const wrong = (/** @type {string} */ detail, /** @type {string} */ hint) =>
     new Problem({ status: 0, code: "not-sent", detail, hint });
   if (!namePattern.test(name)) {
@@ -43,7 +43,12 @@ export function createRequest(typed) {
     return request;
   }
   request["from"] = sourceRequest(typed);
-  request["settings"] = { hydrate: hydrate ? "auto" : "off" };
+  // What is not said is for the server to decide: it may be configured to keep nothing of some sources.
+  const settings = {
+    ...(cache === "" ? {} : { cache }),
+    ...(hydrate || cache === "none" ? {} : { hydrate: "off" }),
+  };
+  if (Object.keys(settings).length > 0) request["settings"] = settings;
   return request;
 }
 
@@ -55,11 +60,12 @@ export function CreateDialog({ origin, onClose }) {
     origin: origin ?? "",
     size: "",
     hydrate: true,
+    cache: "",
     ...noSource,
   });
   const busy = useSignal(false);
   const sent = useRef({ text: "", key: "" });
-  const { kind } = form.value;
+  const { kind, cache } = form.value;
   const { field, tick } = formFields(form);
 
   const create = async () => {
@@ -69,7 +75,8 @@ export function CreateDialog({ origin, onClose }) {
     if (sent.current.text !== text) sent.current = { text, key: requestKey() };
     const headers = { "idempotency-key": sent.current.key };
     // A volume that can be used, or a job: then it is listed as `creating` until its image is downloaded.
-    const made = await call("v1/volumes", { method: "POST", body, headers, patient: true });
+    const asking = { method: "POST", body, headers, patient: true };
+    const made = await openingMore(form, () => call("v1/volumes", asking));
     if (typeof made.size === "number") noteVolume(made);
     else await readVolume(form.value.name);
     onClose();
@@ -94,7 +101,11 @@ export function CreateDialog({ origin, onClose }) {
         kind === "image" &&
         html`<${SourceField} form=${form} />
           <label class="tick">
-            <input ...${tick("hydrate")} />
+            <input
+              ...${tick("hydrate")}
+              checked=${form.value.hydrate && cache !== "none"}
+              disabled=${cache === "none"}
+            />
             <span>Fetch all of it in the background, so that the source is not needed for ever</span>
           </label>`
       }
@@ -112,7 +123,20 @@ export function CreateDialog({ origin, onClose }) {
           placeholder=${kind === "empty" ? "10G" : `that of the ${kind === "image" ? "image" : "original"}`}
         />
       </label>
-      ${kind === "image" && html`<${SourceDetails} form=${form} />`}
+      ${
+        kind === "image" &&
+        html`<${SourceDetails} form=${form}>
+          <label class="field">
+            <span>Cache</span>
+            <select ...${field("cache")}>
+              <option value="">as the server is configured</option>
+              <option value="shared">shared: what is fetched is kept, for all volumes of the image</option>
+              <option value="none">none: read through, nothing of the image is kept</option>
+            </select>
+            <small>Stays as it is for the volume's life. Without a cache it always needs its source.</small>
+          </label>
+        <//>`
+      }
     <//>
   <//>`;
 }

@@ -10,9 +10,10 @@ import { Bar } from "./parts.js";
  * In words: `42 %, 3 min left`, `paused at 42 %`, `complete`.
  * @param {Volume} volume
  */
-export function hydrationText({ hydration, source }) {
+export function hydrationText({ hydration, source, settings }) {
   const { state, readyBytes, totalBytes, etaSeconds, reason } = hydration;
   if (source === null) return "no source";
+  if (settings["cache"] === "none") return "no cache";
   if (state === "detached") return "complete";
   const share = formatShare(readyBytes, totalBytes);
   if (state === "none") return totalBytes === 0 ? "off" : `off, ${share} here`;
@@ -24,7 +25,9 @@ export function hydrationText({ hydration, source }) {
 /** @param {{ volume: Volume }} props */
 export function HydrationBar({ volume }) {
   const { state, readyBytes, totalBytes } = volume.hydration;
-  if (volume.source === null) return html`<span class="faint">no source</span>`;
+  if (volume.source === null || volume.settings["cache"] === "none") {
+    return html`<span class="faint">${hydrationText(volume)}</span>`;
+  }
   const complete = state === "detached";
   return html`<span class="hydration">
     <${Bar}
@@ -55,4 +58,7 @@ export const canPause = (volume) => ["running", "waiting"].includes(volume.hydra
 
 /** @param {Volume} volume */
 export const canResume = (volume) =>
-  volume.source !== null && volume.state !== "creating" && ["paused", "none"].includes(volume.hydration.state);
+  volume.source !== null &&
+  volume.settings["cache"] !== "none" &&
+  volume.state !== "creating" &&
+  ["paused", "none"].includes(volume.hydration.state);

@@ -18,6 +18,8 @@ import { Poller } from "./polling.js";
  * @property {string} format
  * @property {string | null} identity
  * @property {boolean} pinned a change of the source can't go unnoticed
+ * @property {boolean | null} [verified] compared with its digest; null: there is none
+ * @property {"shared" | "none"} [cache] none: nothing of it is kept on disk
  * @property {number} size
  * @property {number} readyBytes
  * @property {number} diskBytes
@@ -124,5 +126,13 @@ export function noteBlob(blob) {
 
 /** The ids of blobs of which a newer version is there. @param {readonly Blob[]} all as `blobs` is ordered */
 export function outdated(all) {
-  return new Set(all.filter(({ image }, index) => all[index - 1]?.image === image).map(({ id }) => id));
+  /** @type {Map<string, Blob>} by image */
+  const newest = new Map();
+  for (const blob of all) if (!newest.has(blob.image)) newest.set(blob.image, blob);
+  const isOld = (/** @type {Blob} */ blob) => {
+    const latest = newest.get(blob.image);
+    // The same version may be here twice: kept, and read through.
+    return latest !== blob && (blob.identity === null || latest?.identity !== blob.identity);
+  };
+  return new Set(all.filter(isOld).map(({ id }) => id));
 }

@@ -5,7 +5,7 @@ import { can } from "./features.js";
 import { formatBytes, formatCount, formatTime, plural } from "./format.js";
 import { noteBlob } from "./image-list.js";
 import { imageOrder } from "./image-order.js";
-import { Bar, Chip } from "./parts.js";
+import { Bar, Chip, UnpinnedChip, VerifiedChip } from "./parts.js";
 import { go, volumeLink } from "./router.js";
 import { volumeOrder } from "./volume-order.js";
 
@@ -62,13 +62,14 @@ function cell(key, blob, old) {
 
 /** @param {{ blob: Blob, old: boolean }} props */
 function States({ blob, old }) {
-  const { kept, pinned, sourceState } = blob;
+  const { kept, pinned, verified, cache, sourceState } = blob;
   const { state, reason } = sourceState;
   const calm = state === "notNeeded" ? "complete" : state === "notAsked" ? "source not asked" : "source ok";
   return html`<span class="chips">
     ${state === "failing" ? html`<${Chip} tone="bad">source fails<//>` : html`<${Chip} tone=${state === "notNeeded" ? "good" : ""}>${calm}<//>`}
-    ${kept && html`<${Chip} tone="busy">pinned<//>`}
-    ${!pinned && html`<${Chip} tone="warn" title="If the source changes, nobody can tell">unpinned source<//>`}
+    ${kept && html`<${Chip} tone="busy">pinned<//>`} ${!pinned && html`<${UnpinnedChip} />`}
+    <${VerifiedChip} verified=${verified} />
+    ${cache === "none" && html`<${Chip} tone="" title="For volumes without a cache: nothing of it is kept on disk">not kept<//>`}
     ${old && html`<${Chip} tone="warn" title="The source had another version later">older version<//>`}
     ${state === "failing" && html`<span class="small bad-text">${reason}</span>`}
   </span>`;
@@ -99,7 +100,7 @@ function Users({ blob }) {
 function RowActions({ blob, onEvict }) {
   const busy = useSignal(false);
   const problem = useSignal("");
-  const { kept, source, id } = blob;
+  const { kept, source, id, cache } = blob;
   const pin = async () => {
     busy.value = true;
     problem.value = "";
@@ -113,6 +114,7 @@ function RowActions({ blob, onEvict }) {
   return html`<span class="row-actions">
     ${
       can("POST", "/v1/blobs/{id}/pin") &&
+      cache !== "none" &&
       html`<button
         aria-disabled=${busy.value}
         aria-label=${`${kept ? "Unpin" : "Pin"} ${source}`}

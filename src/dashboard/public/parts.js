@@ -270,3 +270,19 @@ export function StateChip({ state, reason }) {
 export function Chip({ tone, title, children }) {
   return html`<span class=${`chip ${tone}`} title=${title}>${children}</span>`;
 }
+
+/** Of what nothing pins. */
+export function UnpinnedChip() {
+  return html`<${Chip} tone="warn" title="If the source changes, nobody can tell">unpinned source<//>`;
+}
+
+/**
+ * Whether an image was compared with its digest.
+ * @param {{ verified: boolean | null | undefined }} props null: it has none
+ */
+export function VerifiedChip({ verified }) {
+  if (verified === null || verified === undefined) return null;
+  return verified
+    ? html`<${Chip} tone="good" title="All of it was compared with its digest">verified<//>`
+    : html`<${Chip} tone="" title="It is compared with its digest when all of it is here">not verified yet<//>`;
+}

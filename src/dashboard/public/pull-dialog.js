@@ -3,14 +3,15 @@ import { useSignal } from "@preact/signals";
 import { call } from "./api.js";
 import { noteJob, refreshImages } from "./image-list.js";
 import { ActionForm, Dialog } from "./parts.js";
-import { noSource, SourceDetails, SourceField, sourceRequest } from "./source-fields.js";
+import { noSource, openingMore, SourceDetails, SourceField, sourceRequest } from "./source-fields.js";
 
 /** Fetching an image before a volume is made from it. @param {{ onClose: () => void }} props */
 export function PullDialog({ onClose }) {
   const form = useSignal(noSource);
   const busy = useSignal(false);
   const pull = async () => {
-    noteJob(await call("v1/images", { method: "POST", body: sourceRequest(form.value), patient: true }));
+    const asking = { method: "POST", body: sourceRequest(form.value), patient: true };
+    noteJob(await openingMore(form, () => call("v1/images", asking)));
     refreshImages();
     onClose();
   };

@@ -43,6 +43,7 @@ export function SettingsPanel({ volume }) {
     noteVolume(await call(volumePath(volume.name), { method: "PATCH", body: { settings: draft.value } }));
     draft.value = {};
   };
+  const canHydrate = volume.source !== null && volume.settings["cache"] !== "none";
   return html`<section class="card">
     <h2>Settings</h2>
     <${ActionForm}
@@ -53,7 +54,7 @@ export function SettingsPanel({ volume }) {
       onSubmit=${save}
     >
       ${choices
-        .filter(({ key }) => volume.settings[key] !== undefined && (key !== "hydrate" || volume.source !== null))
+        .filter(({ key }) => volume.settings[key] !== undefined && (key !== "hydrate" || canHydrate))
         .map(
           ({ key, label, options }) =>
             html`<label class="field" key=${key}>

@@ -1,19 +1,19 @@
 import { html } from "htm/preact";
-import { Problem } from "./api.js";
+import { Problem, problemOf } from "./api.js";
 
 /* An image's address and how to read it, for whoever makes a volume of it or fetches it. */
 
-/** @typedef {{ source: string, format: string, download: boolean, unpinned: boolean }} TypedSource */
+/** @typedef {{ source: string, format: string, download: boolean, unpinned: boolean, allowBacking: boolean }} TypedSource */
 
-/** @type {TypedSource} */
-export const noSource = { source: "", format: "", download: false, unpinned: false };
+/** @type {TypedSource & { more: boolean }} more: what is seldom needed is shown */
+export const noSource = { more: false, source: "", format: "", download: false, unpinned: false, allowBacking: false };
 
 /**
  * What the server is to be asked for.
  * @param {TypedSource} typed
  * @throws {Problem} when it is no address
  */
-export function sourceRequest({ source, format, download, unpinned }) {
+export function sourceRequest({ source, format, download, unpinned, allowBacking }) {
   if (!/^(\/|[A-Za-z][A-Za-z0-9+.-]*:\/\/)/.test(source)) {
     throw new Problem({
       status: 0,
@@ -28,6 +28,7 @@ export function sourceRequest({ source, format, download, unpinned }) {
     ...(chosen === "" ? {} : { format: chosen }),
     ...(download ? { download } : {}),
     ...(unpinned ? { unpinned } : {}),
+    ...(allowBacking ? { allowBacking } : {}),
   };
 }
 
@@ -56,6 +57,21 @@ export function formFields(form) {
   };
 }
 
+/**
+ * Does what the form asks for. A refusal that names one of the options that are seldom needed opens them.
+ * @template T
+ * @param {import("@preact/signals").Signal<any>} form
+ * @param {() => Promise<T>} work
+ */
+export async function openingMore(form, work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (/--|cache=/.test(problemOf(error).hint ?? "")) form.value = { ...form.value, more: true };
+    throw error;
+  }
+}
+
 /** @param {{ form: import("@preact/signals").Signal<any>, autofocus?: boolean }} props */
 export function SourceField({ form, autofocus = false }) {
   const { field } = formFields(form);
@@ -66,10 +82,14 @@ export function SourceField({ form, autofocus = false }) {
   </label>`;
 }
 
-/** What is seldom needed. @param {{ form: import("@preact/signals").Signal<any> }} props */
-export function SourceDetails({ form }) {
+/**
+ * What is seldom needed.
+ * @param {{ form: import("@preact/signals").Signal<any>, children?: unknown }} props children: what is only asked here
+ */
+export function SourceDetails({ form, children }) {
   const { field, tick } = formFields(form);
-  return html`<details>
+  const toggle = (/** @type {any} */ event) => (form.value = { ...form.value, more: event.target.open });
+  return html`<details open=${form.value.more} onToggle=${toggle}>
     <summary>More</summary>
     <label class="field">
       <span>Format</span>
@@ -78,11 +98,16 @@ export function SourceDetails({ form }) {
     </label>
     <label class="tick">
       <input ...${tick("download")} />
-      <span>Download it first (for servers that can't serve ranges)</span>
+      <span>Download it first, for servers that can't serve ranges <code>download</code></span>
     </label>
     <label class="tick">
       <input ...${tick("unpinned")} />
-      <span>Accept a source that offers nothing to notice a change by</span>
+      <span>Accept a source that offers nothing to notice a change by <code>unpinned</code></span>
     </label>
+    <label class="tick">
+      <input ...${tick("allowBacking")} />
+      <span>Allow backing files: read the images that it lies on, too <code>allow-backing</code></span>
+    </label>
+    ${children}
   </details>`;
 }

@@ -34,6 +34,8 @@ import { Poller } from "./polling.js";
  * @property {string} state
  * @property {string | null} reason
  * @property {string | null} source
+ * @property {boolean | null} [pinned] a change of the source can't go unnoticed
+ * @property {string | null} [blob] id of the version of the image that it was made from
  * @property {string | null} format
  * @property {number} fetchedBytes
  * @property {{ volume: string, snapshot: string | null, removed: boolean } | null} [origin] what a clone began as

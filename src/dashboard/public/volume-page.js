@@ -11,7 +11,7 @@ import { can, canSnapshot } from "./features.js";
 import { formatBytes, formatCount, formatRate, formatTime } from "./format.js";
 import { HydrationPanel } from "./hydration-panel.js";
 import { MapPanel } from "./map-panel.js";
-import { ProblemBox, StateChip } from "./parts.js";
+import { Chip, ProblemBox, StateChip, UnpinnedChip, VerifiedChip } from "./parts.js";
 import { Poller } from "./polling.js";
 import { followRates, rates } from "./rates.js";
 import { RemoveDialog } from "./remove-dialog.js";
@@ -29,6 +29,7 @@ import { knownVolume, readVolume } from "./volume-list.js";
 const pollMs = 2_000;
 const pollStreamingMs = 5_000;
 const spacePollMs = 6_000;
+const verifiedPollMs = 10_000;
 
 /** @typedef {import("./space.js").Space} Space */
 
@@ -49,6 +50,26 @@ function useSpace(name, ready) {
     return () => poller.stop();
   }, [name, ready]);
   return space.value;
+}
+
+/**
+ * Whether its image was compared with its digest.
+ * @param {Volume | undefined} volume
+ * @returns {boolean | null} null: it has none, or nothing is known
+ */
+function useVerified(volume) {
+  const verified = useSignal(/** @type {boolean | null} */ (null));
+  const blob = volume?.blob ?? null;
+  useEffect(() => {
+    verified.value = null;
+    if (blob === null || !can("GET", "/v1/blobs/{id}")) return undefined;
+    const poller = new Poller(
+      async () => (verified.value = (await call(`v1/blobs/${blob}`)).verified),
+      () => verifiedPollMs,
+    );
+    return () => poller.stop();
+  }, [blob]);
+  return verified.value;
 }
 
 /** @param {{ name: string }} props */
@@ -85,6 +106,7 @@ export function VolumePage({ name }) {
   }, [name]);
   useEffect(() => followRates(), [name]);
   const state = knownVolume(name)?.state;
+  const verified = useVerified(knownVolume(name));
   const space = useSpace(name, state !== undefined && state !== "creating");
 
   const gone = problem.value !== null && problemOf(problem.value).status === 404;
@@ -111,11 +133,11 @@ export function VolumePage({ name }) {
     <${ProblemBox} problem=${hide ? null : problem.value} />
     <${ReopenPanel} volume=${volume} />
     ${volume.state === "creating" && html`<${CreatingPanel} volume=${volume} />`}
-    <${Facts} volume=${volume} space=${space} />
+    <${Facts} volume=${volume} space=${space} verified=${verified} />
     ${volume.state === "creating" || volume.state === "failed" ? null : html`<${MapPanel} key=${volume.id} volume=${volume} />`}
     <div class="panels">
       <div>
-        ${volume.source !== null && html`<${HydrationPanel} volume=${volume} />`}
+        ${volume.source !== null && volume.settings["cache"] !== "none" && html`<${HydrationPanel} volume=${volume} />`}
         ${canSnapshot() && html`<${SnapshotsPanel} volume=${volume} />`}
         <${ConnectionsPanel} connections=${connections.value} />
       </div>
@@ -137,8 +159,8 @@ function originName({ volume, snapshot }) {
   return snapshot === null ? volume : `${volume}@${snapshot}`;
 }
 
-/** @param {{ volume: Volume, space: Space | null }} props */
-function Facts({ volume, space }) {
+/** @param {{ volume: Volume, space: Space | null, verified: boolean | null }} props */
+function Facts({ volume, space, verified }) {
   const rate = rates.value.get(volume.name);
   const facts = /** @type {[string, unknown][]} */ ([
     ["Size", formatBytes(volume.size)],
@@ -173,7 +195,8 @@ function Facts({ volume, space }) {
         volume.source === null
           ? "It needs no source."
           : html`<span class="faint">From${" "}</span>
-              <code>${volume.source}</code>${volume.format === null ? "" : ` (${volume.format})`}`
+              <code>${volume.source}</code>${volume.format === null ? "" : ` (${volume.format})`}${" "}
+              <${Badges} volume=${volume} verified=${verified} />`
       }
       ${
         volume.origin != null &&
@@ -184,4 +207,14 @@ function Facts({ volume, space }) {
           }`
       }
     </p>`;
+}
+
+/** What is special about how its image is read. @param {{ volume: Volume, verified: boolean | null }} props */
+function Badges({ volume, verified }) {
+  const title = "Its image is read through: nothing of it is kept here, and it always needs its source";
+  return html`<span class="chips">
+    ${volume.settings["cache"] === "none" && html`<${Chip} tone="" title=${title}>no cache<//>`}
+    ${volume.pinned === false && html`<${UnpinnedChip} />`}
+    <${VerifiedChip} verified=${verified} />
+  </span>`;
 }

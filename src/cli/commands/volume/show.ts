@@ -1,7 +1,9 @@
 import type { Command } from "commander";
+import { UllageError } from "../../../base/errors.ts";
 import { formatSize } from "../../../base/units.ts";
-import type { OriginView, SpaceView, VolumeView } from "../../../daemon/views.ts";
+import type { BlobView, OriginView, SpaceView, VolumeView } from "../../../daemon/views.ts";
 import { clientCommand, askDaemon, volumePath, type ClientOptions } from "../../client-command.ts";
+import { describeIdentity } from "../../describe-identity.ts";
 import { formatFields, print, printJson } from "../../output.ts";
 import { hydrationDetail } from "../../progress.ts";
 
@@ -14,7 +16,10 @@ export function addShowCommand(parent: Command): void {
         return;
       }
       print(describeVolume(volume));
-      if (volume.state !== "creating") print(await describeSpace(name, options));
+      if (volume.state === "creating") return;
+      const pinnedBy = await describePin(volume, options);
+      if (pinnedBy !== undefined) print(pinnedBy);
+      print(await describeSpace(name, options));
     },
   );
 }
@@ -23,6 +28,18 @@ async function describeSpace(name: string, options: ClientOptions): Promise<stri
   const space = await askDaemon<SpaceView>(options, volumePath(name, "space"));
   const shared = space.sharedBytes === 0 ? "" : `, ${formatSize(space.sharedBytes)} shared with other volumes`;
   return formatFields([["on disk    ", `${formatSize(space.exclusiveBytes)} of its own${shared}`]]);
+}
+
+/** By what its image is pinned, and whether its bytes were compared with that. */
+async function describePin({ blob }: VolumeView, options: ClientOptions): Promise<string | undefined> {
+  if (blob === null) return undefined;
+  try {
+    return formatFields([["pinned by  ", describeIdentity(await askDaemon<BlobView>(options, `/v1/blobs/${blob}`))]]);
+  } catch (error) {
+    // A cache that is another process's is known as far as it was used.
+    if (error instanceof UllageError && error.code === "not-found") return undefined;
+    throw error;
+  }
 }
 
 function describeSource({ source, pinned }: VolumeView): string {
