@@ -244,6 +244,13 @@ async function io<T>(what: string, path: string, work: Promise<T>): Promise<T> {
   }
 }
 
+/** Nothing there is fine. */
+async function removeFile(path: string): Promise<void> {
+  await fs.promises.rm(path, { force: true }).catch((error: NodeJS.ErrnoException) => {
+    throw error.code === "ERR_FS_EISDIR" ? Object.assign(error, { code: "EISDIR" }) : error;
+  });
+}
+
 const openFlags = {
   create: fs.constants.O_RDWR | fs.constants.O_CREAT | fs.constants.O_EXCL,
   write: fs.constants.O_RDWR,
@@ -271,7 +278,7 @@ export const realFileSystem: FileSystem = {
   },
   readFile: (path) => io("read", path, fs.promises.readFile(path)),
   rename: (from, to) => io("rename", from, fs.promises.rename(from, to)),
-  unlink: (path) => io("remove", path, fs.promises.rm(path, { force: true })),
+  unlink: (path) => io("remove", path, removeFile(path)),
   async mkdir(path) {
     await io("create directory", path, fs.promises.mkdir(path, { mode: 0o700 })).catch((error: IoError) => {
       if (error.errno !== "EEXIST") throw error;

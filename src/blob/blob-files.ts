@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { errnoOf } from "../base/errors.ts";
 import type { File, FileSystem } from "../base/file-system.ts";
 import { shownSource } from "../base/without-secrets.ts";
 import { decodeBlobMeta, encodeBlobMeta, type BlobMeta } from "./blob-meta.ts";
@@ -19,6 +20,12 @@ export interface BlobFiles {
   /** All of it was compared with its digest. */
   verified: boolean;
 }
+
+/** What lies in a blob's directory; `pins` is a directory with the ids of volumes. */
+export const blobFileNames: readonly string[] = ["data", "map", "map.rejected", "meta.json", "verified", "pins"];
+
+/** What a crash may leave beside them (durable-file.ts). */
+export const blobTemporaryNames: readonly string[] = ["map.tmp", "meta.json.tmp", "verified.tmp"];
 
 /** Cache files are rounded up to a multiple of it, so that the last block of a disk can be read whole. */
 export const BLOCK_BYTES = 4096;
@@ -155,11 +162,20 @@ export async function putMapAside(fs: FileSystem, dir: string): Promise<void> {
   await fs.syncDirectory(dir);
 }
 
-/** Removes the directory and everything in it; can be done again when it was interrupted. */
+/** Removes the directory and everything in it, its pins last; can be done again when it was interrupted. */
 export async function removeBlobDirectory(fs: FileSystem, dir: string): Promise<void> {
-  const pins = join(dir, "pins");
-  for (const name of await fs.readdir(dir)) if (name !== "pins") await fs.unlink(join(dir, name));
-  for (const pin of await fs.readdir(pins)) await fs.unlink(join(pins, pin));
-  if (await fs.exists(pins)) await fs.rmdir(pins);
+  const names = await fs.readdir(dir);
+  for (const name of names.filter((each) => each !== "pins")) await removeEntry(fs, join(dir, name));
+  if (names.includes("pins")) await removeEntry(fs, join(dir, "pins"));
   await fs.rmdir(dir);
+}
+
+/** A file, or a directory, which somebody else may have made here. */
+async function removeEntry(fs: FileSystem, path: string): Promise<void> {
+  try {
+    await fs.unlink(path);
+  } catch (error) {
+    if (errnoOf(error) !== "EISDIR") throw error;
+    await removeBlobDirectory(fs, path);
+  }
 }

@@ -2,7 +2,9 @@ import { basename, join } from "node:path";
 import { describeError } from "../base/errors.ts";
 import { adoptableBits, adoptMap } from "./adopt-map.ts";
 import type { FileSystem } from "../base/file-system.ts";
+import { isId } from "../base/ids.ts";
 import {
+  blobTemporaryNames,
   consequence,
   inspectData,
   putMapAside,
@@ -37,9 +39,9 @@ export interface BlobRepair {
 export async function checkBlob(fs: FileSystem, dir: string): Promise<BlobProblem[]> {
   const problems: BlobProblem[] = [];
   const names = await fs.readdir(dir);
-  const pins = await fs.readdir(join(dir, "pins"));
+  const pins = (await fs.readdir(join(dir, "pins"))).filter(isId);
   const severity = pins.length > 0 ? "error" : "warning";
-  const leftovers = names.filter((name) => name.endsWith(".tmp"));
+  const leftovers = names.filter((name) => blobTemporaryNames.includes(name));
   for (const name of leftovers) {
     problems.push({
       severity: "warning",

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { CorruptionError, errnoOf, IoError } from "../base/errors.ts";
 import { isId } from "../base/ids.ts";
+import { blobFileNames, blobTemporaryNames } from "../blob/blob-files.ts";
 import type { VolumeRecord } from "../catalog/metadata-store.ts";
 import { readMapTable } from "../volume/map-file.ts";
 import { layersDir, mapPath, mapsDir, numbered, volumeDir } from "../volume/paths.ts";
@@ -42,6 +43,7 @@ export async function findStrays(data: OfflineData, sound: boolean): Promise<Str
     ...(await strayLayersAndMaps(data, sound)),
     ...(await strayVolumeFiles(data)),
     ...(await strangers(data, "blobs", blobNames, blobRemains)),
+    ...(await strayBlobFiles(data)),
     ...(await strangers(data, "traces", traceNames, /^$/)),
   ];
 }
@@ -128,6 +130,22 @@ async function strayVolumeFiles({ env, rows, volumeIds }: OfflineData): Promise<
     if (row !== undefined && row.state !== "ready") continue; // it goes with all that is in it
     for (const name of await entriesOf(env, join("volumes", id))) {
       if (!volumeFileNames.test(name)) strays.push(orphan(join("volumes", id, name), "is no file of a volume"));
+    }
+  }
+  return strays;
+}
+
+/** Temporary files of its own are the blob's business (blob/check-blob.ts). */
+async function strayBlobFiles({ env, blobIds }: OfflineData): Promise<Stray[]> {
+  const strays: Stray[] = [];
+  for (const id of blobIds) {
+    const dir = join("blobs", id);
+    for (const name of await entriesOf(env, dir)) {
+      const known = blobFileNames.includes(name) || blobTemporaryNames.includes(name);
+      if (!known) strays.push(orphan(join(dir, name), "is no file of a blob"));
+    }
+    for (const name of await entriesOf(env, join(dir, "pins"))) {
+      if (!isId(name)) strays.push(orphan(join(dir, "pins", name), "is no pin of a volume"));
     }
   }
   return strays;

@@ -35,7 +35,8 @@ export async function planRepair(data: OfflineData): Promise<RepairPlan> {
   const steps = [...(await catalogSteps(data, hopeless)), ...(await volumeSteps(data, hopeless))];
   // While something is damaged, what belongs to nothing can't be told: the next repair finds it.
   const sound = steps.length === 0 && hopeless.length === 0;
-  steps.push(...(await blobSteps(data, hopeless)), ...(await straySteps(data, sound)));
+  // A blob that is removed must not take along what is not its own.
+  steps.push(...(await straySteps(data, sound)), ...(await blobSteps(data, hopeless)));
   return { steps, hopeless };
 }
 

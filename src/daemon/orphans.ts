@@ -1,6 +1,9 @@
 import { dirname, join } from "node:path";
 import type { VolumeEnvironment } from "../volume/types.ts";
 
+/** Bytes; leaves room for the number of a copy. A character takes up to four. */
+const longestName = 240;
+
 /**
  * Moves what nothing refers to out of the way, to orphans/, where nothing reads it and nobody deletes it but people.
  * @param paths below the data directory
@@ -12,7 +15,8 @@ export async function moveToOrphans(
 ): Promise<string[]> {
   const moved: string[] = [];
   for (const path of paths) {
-    const plain = join("orphans", path.replaceAll("/", "-"));
+    const name = path.replaceAll("/", "-");
+    const plain = join("orphans", Buffer.byteLength(name) <= longestName ? name : name.slice(0, longestName / 4));
     let free = plain;
     for (let copy = 2; await fs.exists(join(dataDir, free)); copy++) free = `${plain}.${copy}`;
     await fs.rename(join(dataDir, path), join(dataDir, free));

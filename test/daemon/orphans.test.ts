@@ -8,6 +8,7 @@ import { checkData } from "../../src/daemon/offline-check.ts";
 import { OfflineData } from "../../src/daemon/offline-data.ts";
 import { findStrays } from "../../src/daemon/offline-orphans.ts";
 import { planRepair } from "../../src/daemon/offline-repair.ts";
+import { moveToOrphans } from "../../src/daemon/orphans.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import { layerCreator } from "../../src/daemon/volume-files.ts";
 import { CrashingWorld } from "./crashing-world.ts";
@@ -89,6 +90,7 @@ void test("what nothing refers to is reported with what it is; repair moves it a
   const [layer] = await readdir(join(dataDir, "layers"));
   const [map] = await readdir(join(dataDir, "maps"));
   const [volume] = await readdir(join(dataDir, "volumes"));
+  const [blob] = (await readdir(join(dataDir, "blobs"))).filter((name) => /^[0-9a-f]{32}$/.test(name));
   const copy = (from: string, to: string): Promise<void> => cp(join(dataDir, from), join(dataDir, to));
   await copy(`layers/${layer}`, `layers/${id}`);
   await copy(`maps/${map}`, `maps/${id}`);
@@ -102,6 +104,9 @@ void test("what nothing refers to is reported with what it is; repair moves it a
     "volumes/notes": / is no volume/,
     [`volumes/${volume}/notes`]: / is no file of a volume/,
     "blobs/notes": / is nothing that belongs into blobs\//,
+    [`blobs/${blob}/notes`]: / is no file of a blob/,
+    [`blobs/${blob}/data.tmp`]: / is no file of a blob/,
+    [`blobs/${blob}/pins/notes`]: / is no pin of a volume/,
     "traces/notes": / is nothing that belongs into traces\//,
   };
   await mkdir(join(dataDir, "traces"), { recursive: true });
@@ -128,6 +133,69 @@ void test("what nothing refers to is reported with what it is; repair moves it a
   for (const name of ["web", "clone", "heir"]) await ullage.getDevice(name);
   await ullage.getSnapshotDevice("web", "s");
   await ullage.close();
+});
+
+void test("what a blob's directory has beside the blob is moved away before the blob goes, a directory too; its own remains are removed", async (t) => {
+  const dataDir = await prepare(t);
+  const blobs = join(dataDir, "blobs");
+  const [blob] = (await readdir(blobs)).filter((name) => /^[0-9a-f]{32}$/.test(name));
+  // Half made, as far as the files tell; somebody has put more there.
+  await mkdir(join(blobs, id, "folder"), { recursive: true });
+  await writeFile(join(blobs, id, "folder", "letter"), "precious");
+  await writeFile(join(blobs, id, "data"), "");
+  const long = "ä".repeat(120);
+  for (const name of ["map.tmp", "meta.json.tmp", "verified.tmp", long]) await writeFile(join(blobs, blob, name), name);
+  const found = await check(dataDir);
+  assert.equal(found.length, 6, found.join("\n"));
+  assert.equal(found.filter((line) => line.endsWith("was left behind by a crash")).length, 3);
+  assert.equal((await repair(dataDir)).length, found.length);
+  assert.deepEqual(await check(dataDir), []);
+  assert.equal(await readFile(join(dataDir, "orphans", `blobs-${id}-folder`, "letter"), "utf8"), "precious");
+  assert.equal(existsSync(join(blobs, id)), false);
+  assert.deepEqual((await readdir(join(blobs, blob))).toSorted(), ["data", "meta.json", "pins"]);
+  const [moved, ...others] = (await readdir(join(dataDir, "orphans"))).filter((name) =>
+    name.startsWith(`blobs-${blob}`),
+  );
+  assert.deepEqual(others, []);
+  assert.equal(await readFile(join(dataDir, "orphans", moved), "utf8"), long);
+});
+
+void test("a blob that goes takes along what somebody has put beside it, and a removal that was interrupted there is ended by a start", async (t) => {
+  const dataDir = await prepare(t);
+  const blobs = join(dataDir, "blobs");
+  const [blob] = (await readdir(blobs)).filter((name) => /^[0-9a-f]{32}$/.test(name));
+  for (const name of [blob, `${id}.removed`]) {
+    await mkdir(join(blobs, name, "folder", "within"), { recursive: true });
+    await writeFile(join(blobs, name, "folder", "within", "letter"), "?");
+  }
+  const ullage = await Ullage.open({ dataDir });
+  assert.equal(existsSync(join(blobs, `${id}.removed`)), false);
+  await ullage.removeVolume("clone");
+  await ullage.removeVolume("web", { snapshots: true });
+  await ullage.close();
+  assert.equal(existsSync(join(blobs, blob)), false);
+});
+
+void test("a kill while something is moved to orphans/ leaves it at one of both places, and the next repair moves the rest", async (t) => {
+  const template = await prepare(t);
+  const directory = await temporaryDirectory(t);
+  const [blob] = (await readdir(join(template, "blobs"))).filter((name) => /^[0-9a-f]{32}$/.test(name));
+  const paths = [`blobs/${blob}/notes`, `blobs/${blob}/pins/notes`];
+  for (const path of paths) await writeFile(join(template, path), path);
+  for (let step = 1, finished = false; !finished; step++) {
+    const dataDir = join(directory, `${step}`);
+    await cp(template, dataDir, { recursive: true });
+    const world = new CrashingWorld(step);
+    const moving = moveToOrphans({ fs: world.fs, dataDir }, paths);
+    finished = await Promise.race([moving.then(() => true), world.crashed.then(() => false)]);
+    await repair(dataDir);
+    assert.deepEqual(await check(dataDir), []);
+    for (const path of paths) {
+      const orphan = join(dataDir, "orphans", path.replaceAll("/", "-"));
+      assert.equal(await readFile(orphan, "utf8"), path, world.died ?? "no crash");
+      assert.equal(existsSync(join(dataDir, path)), false);
+    }
+  }
 });
 
 void test("while something is damaged, nobody says what belongs to nothing", async (t) => {
