@@ -1,6 +1,8 @@
 import { type BigIntStats, constants, read as readCallback } from "node:fs";
 import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../base/errors.ts";
+import { orAborted } from "../base/or-aborted.ts";
+import { preadPassingInPool, readsAhead } from "../base/posix.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "./backend.ts";
 import { callsFor, type CallOptions, type MountCalls } from "./mount-calls.ts";
 import { demandInside, readHead } from "./object-range.ts";
@@ -13,8 +15,11 @@ const chunkBytes = 1024 * 1024;
 const defaultTimeoutMs = 15_000;
 /** A clone of many extents takes its time. */
 const cloneTimeouts = 10;
-/** Buffers kept for the next read. */
-const spareBuffers = 4;
+/** What is read in one piece of at least so much goes into our cache, and will hardly be read again. */
+const passingBytes = 64 * 1024;
+/** Buffers kept for the next read, of whatever file. */
+const spareBuffers = 8;
+const spare: Buffer[] = [];
 /** A descriptor is kept so long for the next read; it keeps a removed file's space, so not longer. */
 const lingerMs = 1000;
 
@@ -31,13 +36,18 @@ interface Opened {
   /** Reads that use it, and calls that have not returned. Without any it is closed, unless it is `#kept`: then a while later. */
   users: number;
   timer?: NodeJS.Timeout;
+  /** What it was found to be last, or is just being found to be. */
+  looked?: Promise<Identity>;
+  /** The look that will begin when that one has ended. */
+  nextLook?: Promise<Identity> | undefined;
 }
 
 /**
  * A local file or block device. Every call into its file system may hang, and goes by way of mount-calls.ts: it is given up
  * after a while, and what it uses (descriptor, buffer) is left to it until it returns. After the last byte of each read both the descriptor and the path must still be what was
  * pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed. Reads that follow each
- * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew.
+ * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew. Reads that end at about the
+ * same time share a look at what it is.
  * Writes to a block device need not show in its times: only a read-only one counts as pinned.
  */
 export class LocalFileBackend implements Backend {
@@ -45,8 +55,9 @@ export class LocalFileBackend implements Backend {
   readonly #path: string;
   readonly #policy: SourcePolicy | undefined;
   readonly #timeoutMs: number;
-  readonly #spare: Buffer[] = [];
   readonly #closing = new AbortController();
+  /** Large reads leave nothing behind in the page cache, unless that turns out not to work. */
+  #passing = true;
   /** For the next read. */
   #kept: Opened | undefined;
 
@@ -67,34 +78,50 @@ export class LocalFileBackend implements Backend {
     demandInside(identity, offset, length);
     const how = this.#how(options);
     await this.#withFile(identity, how, async (opened) => {
-      let buffer: Buffer | undefined;
-      let reading = false;
-      try {
-        for (let done = 0; done < length;) {
-          const size = Math.min(chunkBytes, length - done);
-          const at = offset + done;
-          const work = async (): Promise<number> => {
-            buffer ??= this.#spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
-            reading = true;
-            try {
-              return await readInPool(opened.file.fd, buffer, size, at);
-            } finally {
-              reading = false;
-            }
-          };
-          const bytes = await this.#use(opened, how, work);
-          if (bytes === 0) break;
-          const drained = sink(buffer!.subarray(0, bytes));
-          if (drained !== undefined) await drained;
-          done += bytes;
-          if (done === length) return await this.#demandUnchanged(opened, identity, how);
-        }
-        await this.#demandUnchanged(opened, identity, how);
-        if (length > 0) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
-      } finally {
-        if (buffer !== undefined && !reading && this.#spare.length < spareBuffers) this.#spare.push(buffer);
-      }
+      const done = await this.#readUpTo(opened, offset, length, sink, how);
+      await this.#demandUnchanged(opened, identity, how);
+      if (done < length) throw badAnswer(`${this.#path} ends before its ${identity.size} bytes do`);
     });
+  }
+
+  /** @returns bytes read; fewer than asked when the file ends before */
+  async #readUpTo(opened: Opened, offset: number, length: number, sink: Sink, how: CallOptions): Promise<number> {
+    let buffer: Buffer | undefined;
+    let reading = false;
+    let done = 0;
+    try {
+      while (done < length) {
+        const size = Math.min(chunkBytes, length - done);
+        const at = offset + done;
+        const work = async (): Promise<number> => {
+          buffer ??= spare.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
+          reading = true;
+          try {
+            return await this.#readInPool(opened.file.fd, buffer, size, at);
+          } finally {
+            reading = false;
+          }
+        };
+        const bytes = await this.#use(opened, how, work);
+        if (bytes === 0) break;
+        const drained = sink(buffer!.subarray(0, bytes));
+        if (drained !== undefined) await drained;
+        done += bytes;
+      }
+      return done;
+    } finally {
+      if (buffer !== undefined && !reading && spare.length < spareBuffers) spare.push(buffer);
+    }
+  }
+
+  async #readInPool(fd: number, buffer: Buffer, length: number, position: number): Promise<number> {
+    if (this.#passing && length >= passingBytes) {
+      const bytes = await preadPassingInPool(fd, buffer, length, position);
+      if (bytes >= 0) return bytes;
+      this.#passing = false; // a kernel before 6.14, or a file system that can't
+      readsAhead(fd, true);
+    }
+    return readInPool(fd, buffer, length, position);
   }
 
   async cloneTo(identity: Identity, path: string): Promise<boolean> {
@@ -206,6 +233,8 @@ export class LocalFileBackend implements Backend {
     try {
       // What was opened, behind all symbolic links.
       if (this.#policy !== undefined) this.#policy.checkFile(await this.#own(readlink(`/proc/self/fd/${file.fd}`)));
+      // Pages that were read ahead would be dropped before they are wanted.
+      if (this.#passing) readsAhead(file.fd, false);
       return opened;
     } catch (error) {
       await this.#release(opened);
@@ -224,11 +253,24 @@ export class LocalFileBackend implements Backend {
   }
 
   async #demandUnchanged(opened: Opened, pinned: Identity, how: CallOptions): Promise<void> {
-    const now = await this.#identify(opened, how);
+    const now = await orAborted((opened.nextLook ??= this.#lookNext(opened)), how.signal);
     if (now.version === pinned.version && now.size === pinned.size) return;
     throw sourceChanged(
       `${this.#path} has changed: it was ${pinned.version} with ${pinned.size} bytes, now it is ${now.version} with ${now.size} bytes`,
     );
+  }
+
+  /** A look that is under way began before the last byte of whoever asks now was there: it does not count for him. */
+  async #lookNext(opened: Opened): Promise<Identity> {
+    opened.users++;
+    try {
+      await opened.looked?.catch(() => undefined); // met by those who wait for it
+      opened.nextLook = undefined;
+      opened.looked = this.#identify(opened, this.#how({}));
+      return await opened.looked;
+    } finally {
+      void this.#leave(opened);
+    }
   }
 
   /** What the descriptor and the path are now. @throws SourceError when they are not the same file */

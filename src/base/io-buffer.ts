@@ -9,11 +9,11 @@ export class IoBuffer {
   readonly address: number;
   readonly length: number;
 
-  /** @param length bytes; the content is undefined (not zeros) */
-  constructor(length: number) {
-    this.bytes = Buffer.allocUnsafeSlow(length);
+  /** @param memory bytes, whose content is undefined (not zeros); or memory that does not move either, to be used as it is */
+  constructor(memory: number | Buffer) {
+    this.bytes = typeof memory === "number" ? Buffer.allocUnsafeSlow(memory) : memory;
     this.address = addressOf(this.bytes);
-    this.length = length;
+    this.length = this.bytes.length;
   }
 
   /** A new buffer holding a copy of `source`. */

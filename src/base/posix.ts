@@ -1,7 +1,7 @@
 import koffi from "koffi";
 
 /**
- * The only file with foreign calls. Pointers are passed as Numbers (user addresses stay below 2^47), so that no call
+ * The only file with foreign calls, beside native-codecs.ts. Pointers are passed as Numbers (user addresses stay below 2^47), so that no call
  * allocates. A wrong address or length here corrupts memory: callers are the classes in base/, which check bounds.
  * Layouts are those of Linux LP64 (x86-64 and arm64 are equal in everything used here).
  */
@@ -79,6 +79,32 @@ export function preadNowait(fd: number, address: number, length: number, offset:
   iovecWords[2] = length;
   iovecWords[3] = 0;
   return preadv2Call(fd, iovecAddress, 1, offset, RWF_NOWAIT) as number;
+}
+
+/** posix_fadvise(2): whether the kernel reads ahead of what it is asked for. */
+export function readsAhead(fd: number, ahead: boolean): void {
+  const POSIX_FADV_NORMAL = 0;
+  const POSIX_FADV_RANDOM = 1;
+  fadviseCall(fd, 0, 0, ahead ? POSIX_FADV_NORMAL : POSIX_FADV_RANDOM);
+}
+
+const RWF_DONTCACHE = 128;
+
+/**
+ * preadv2(2) with RWF_DONTCACHE in the thread pool: what was not in the page cache before does not stay there.
+ * @param buffer memory that does not move @returns bytes read, or -1: read without, that says what the matter is
+ */
+export function preadPassingInPool(fd: number, buffer: Buffer, length: number, offset: number): Promise<number> {
+  const vector = Buffer.allocUnsafeSlow(16);
+  vector.writeBigUInt64LE(BigInt(addressOf(buffer)), 0);
+  vector.writeBigUInt64LE(BigInt(length), 8);
+  return new Promise((resolve, reject) => {
+    const done = (error: Error | null, result: number): void => {
+      if (error) reject(error);
+      else resolve(vector.length > 0 && buffer.length > 0 ? result : -1); // which keeps both for the time of the call
+    };
+    preadv2Call.async(fd, addressOf(vector), 1, offset, RWF_DONTCACHE, done);
+  });
 }
 
 export function pread(fd: number, address: number, length: number, offset: number): number {

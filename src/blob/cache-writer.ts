@@ -5,9 +5,10 @@ import { BLOCK_BYTES } from "./blob-files.ts";
 import type { RangeMap } from "./range-map.ts";
 
 /*
- * Takes the bytes of one request as they arrive and puts them into the cache file. They are gathered in two buffers
- * that take turns: while one is being filled from the network, the thread pool writes the other. So the event loop
- * never waits for the disk, and a slow disk makes the sink's promise late, which slows the sender.
+ * Takes the bytes of one request as they arrive and puts them into the cache file. Small chunks are gathered in two buffers
+ * that take turns: while one is being filled from the network, the thread pool writes the other. Large ones are written from
+ * where they are. So the event loop never waits for the disk, and a slow disk makes the sink's promise late, which
+ * slows the sender.
  */
 
 /** Large enough that a write's trip through the pool costs little beside it. */
@@ -70,9 +71,15 @@ export class CacheWriter {
         transient: false,
       });
     }
+    if (this.#isLarge(chunk, 0)) return this.#drain(chunk, 0);
     const taken = this.#take(chunk, 0);
     if (taken < chunk.length || this.#filled === STAGING_BYTES) return this.#drain(chunk, taken);
   };
+
+  /** Whether the rest of a chunk is worth a write of its own. */
+  #isLarge(chunk: Uint8Array, from: number): boolean {
+    return this.#filled === 0 && chunk.length - from >= STAGING_BYTES;
+  }
 
   /** Resolves when everything is in the cache file. @throws IoError, or SourceError when bytes are missing */
   async finish(): Promise<void> {
@@ -116,8 +123,17 @@ export class CacheWriter {
     for (;;) {
       if (this.#filled === STAGING_BYTES) await this.#flush();
       if (from === chunk.length) return;
-      from = this.#take(chunk, from);
+      from = this.#isLarge(chunk, from) ? await this.#writeFrom(chunk, from) : this.#take(chunk, from);
     }
+  }
+
+  /** Writes whole blocks from where they are: what there is behind them goes through the buffers. @returns their end */
+  async #writeFrom(chunk: Uint8Array, from: number): Promise<number> {
+    const count = Math.floor((chunk.length - from) / BLOCK_BYTES) * BLOCK_BYTES;
+    await this.#writing;
+    this.#begin(new IoBuffer(Buffer.from(chunk.buffer, chunk.byteOffset + from, count)), count);
+    await this.#writing;
+    return from + count;
   }
 
   /** Waits for the write before, starts one of what is gathered, and goes on with the other buffer. */
@@ -125,15 +141,19 @@ export class CacheWriter {
     await this.#writing;
     if (this.#filled === 0) return;
     const full = this.#filling;
-    this.#writing = this.#write(full, this.#filled, this.#offset).catch((error: unknown) => {
+    this.#begin(full, this.#filled);
+    this.#filling = this.#other;
+    this.#other = full;
+    this.#filled = 0;
+  }
+
+  #begin(buffer: IoBuffer, length: number): void {
+    this.#writing = this.#write(buffer, length, this.#offset).catch((error: unknown) => {
       this.#writeError = error;
       throw error;
     });
     this.#writing.catch(() => undefined); // whoever waits next gets it
-    this.#offset += this.#filled;
-    this.#filling = this.#other;
-    this.#other = full;
-    this.#filled = 0;
+    this.#offset += length;
   }
 
   /** Leaves alone what is ready: readers rely on it, and these bytes are not proven good yet. */
@@ -141,20 +161,29 @@ export class CacheWriter {
     for (let at = 0; at < length;) {
       let run = this.#map.readyRun(offset + at, length - at);
       if (offset + at + run === this.#map.size) run = length - at; // the padding goes with the last unit
-      if (!this.#map.isReady(offset + at, run) && !(await this.#leaveOut(buffer, at, run, offset + at))) {
-        await this.#file.write(buffer, at, run, offset + at);
-      }
+      if (!this.#map.isReady(offset + at, run)) await this.#writeRun(buffer, at, run, offset);
       at += run;
     }
   }
 
   /**
-   * Empty parts of an image take no space. The range is punched and not just left, because a request that failed may
-   * have put something there before; nobody reads what is not ready.
-   * @returns false when the bytes are no zeros, or the file system can't punch
+   * Empty parts of an image take no space. They are punched and not just left, because a request that failed may have put
+   * something there before; nobody reads what is not ready.
+   * @param offset of the buffer's first byte in the file
    */
-  async #leaveOut(buffer: IoBuffer, at: number, length: number, offset: number): Promise<boolean> {
-    if (buffer.bytes.compare(zeros, 0, length, at, at + length) !== 0) return false;
-    return this.#file.punch(offset, length);
+  async #writeRun(buffer: IoBuffer, at: number, length: number, offset: number): Promise<void> {
+    const end = at + length;
+    let written = at;
+    const writeUpTo = async (stop: number): Promise<void> => {
+      if (stop > written) await this.#file.write(buffer, written, stop - written, offset + written);
+      written = stop;
+    };
+    for (let piece = at, next; piece < end; piece = next) {
+      next = Math.min(end, piece + STAGING_BYTES);
+      if (buffer.bytes.compare(zeros, 0, next - piece, piece, next) !== 0) continue;
+      await writeUpTo(piece);
+      if (await this.#file.punch(offset + piece, next - piece)) written = next;
+    }
+    await writeUpTo(end);
   }
 }

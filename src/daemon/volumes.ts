@@ -652,7 +652,7 @@ function uncachedPrefix({ from, settings }: CreateVolumeRequest, backends: Backe
 /** What a request contradicts is not in it. */
 function explainUncached(error: unknown, prefix: string): unknown {
   if (!(error instanceof UllageError) || error.code !== "not-cached") return error;
-  return new UllageError("not-cached", `${error.message}; the configuration has cache=none for ${prefix}`, {
+  return new UllageError("not-cached", `the configuration has cache=none for ${prefix}`, {
     cause: error,
     hint: "ask for cache=shared (`--set cache=shared`), or take `cache` out of that table",
   });

@@ -284,13 +284,29 @@ class Gathered {
 
 async function sendWindow(extents: readonly Extent[], gathered: Gathered, sink: Sink): Promise<void> {
   try {
-    for (const extent of extents) {
-      const drained = extent.kind === "zero" ? sendZeros(extent.length, sink) : sink(gathered.bytes.get(extent)!);
+    for (const run of runsOf(extents, gathered)) {
+      const drained = typeof run === "number" ? sendZeros(run, sink) : sink(run);
       if (drained !== undefined) await drained;
     }
   } finally {
     gathered.release();
   }
+}
+
+/** The bytes of the extents, or how many zeros; those that lie behind each other in memory are one run. */
+function* runsOf(extents: readonly Extent[], gathered: Gathered): Generator<Uint8Array | number> {
+  let run: Uint8Array | undefined;
+  for (const extent of extents) {
+    const bytes = extent.kind === "zero" ? undefined : gathered.bytes.get(extent)!;
+    if (run !== undefined && bytes?.buffer === run.buffer && bytes.byteOffset === run.byteOffset + run.length) {
+      run = new Uint8Array(run.buffer, run.byteOffset, run.length + bytes.length);
+      continue;
+    }
+    if (run !== undefined) yield run;
+    if (bytes === undefined) yield extent.length;
+    run = bytes;
+  }
+  if (run !== undefined) yield run;
 }
 
 /** What is stored, of what a request has brought. */

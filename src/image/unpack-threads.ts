@@ -11,7 +11,7 @@ import type { Expected } from "./unpack.ts";
 
 /** Of packed bytes, and of unpacked ones: whoever needs more gets memory of its own. */
 const SLAB_BYTES = 1024 * 1024;
-const SPARE_SLABS = 8;
+const SPARE_SLABS = 16;
 
 /** A piece of the packed bytes. */
 export interface Piece extends Expected {

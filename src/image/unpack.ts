@@ -1,8 +1,9 @@
 import { inflate, inflateRaw, zstdDecompress } from "node:zlib";
+import type { Codec } from "../base/native-codecs.ts";
 import { computeSlots } from "../base/pool-slots.ts";
 
 /** How a small piece of an image is compressed. */
-export type Codec = "deflate" | "zlib" | "zstd";
+export type { Codec } from "../base/native-codecs.ts";
 
 /** What a piece must come to: `bytes` bytes, or `least` at least. */
 export interface Expected {
@@ -26,11 +27,9 @@ export function unpackOptions({ bytes }: Expected): UnpackOptions {
 }
 
 /** @throws Error when a piece has come to something else */
-export function demandExpected(result: Uint8Array, { bytes, least = bytes }: Expected): void {
-  if (result.length >= least && result.length <= bytes) return;
-  throw new Error(
-    `it unpacks to ${result.length > bytes ? "more than" : `${result.length} bytes instead of`} ${bytes}`,
-  );
+export function demandExpected(length: number, { bytes, least = bytes }: Expected): void {
+  if (length >= least && length <= bytes) return;
+  throw new Error(`it unpacks to ${length > bytes ? "more than" : `${length} bytes instead of`} ${bytes}`);
 }
 
 /**
@@ -47,6 +46,6 @@ export async function unpack(packed: Uint8Array, expected: Expected): Promise<Bu
         });
       }),
   );
-  demandExpected(result, expected);
+  demandExpected(result.length, expected);
   return result;
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import {
+import promises, {
   chmod,
   mkdir,
   mkdtemp,
@@ -15,11 +15,13 @@ import {
   utimes,
   writeFile,
 } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { syncBuiltinESMExports } from "node:module";
+import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
 import { LocalFileBackend } from "../../src/backend/localfs.ts";
 import { IoError } from "../../src/base/errors.ts";
+import { anyPageCached, dropPageCache, fileSystemName } from "../../src/base/posix.ts";
 import { requireTool } from "../support/tools.ts";
 import { collect, failsWith, pattern, readBytes } from "./support.ts";
 
@@ -139,6 +141,67 @@ void test("durability rule 31: a link that points elsewhere during a read fails 
     backend.read(identity, 0, 100, () => point(path)),
   );
   assert.deepEqual(await readBytes(backend, identity, 0, 100), content.subarray(0, 100));
+});
+
+void test("durability rule 31: a look that began before the last byte of a read was there does not count for it", async (t) => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  await readBytes(backend, identity, 0, 1); // leaves the descriptor
+  // The next look is made at once, and told late.
+  const real = promises.stat;
+  const looked = Promise.withResolvers<void>();
+  const told = Promise.withResolvers<void>();
+  const restore = (): void => {
+    promises.stat = real;
+    syncBuiltinESMExports();
+  };
+  t.after(restore);
+  promises.stat = (async (...args: Parameters<typeof real>) => {
+    restore();
+    const found = await real(...args);
+    looked.resolve();
+    await told.promise;
+    return found;
+  }) as typeof real;
+  syncBuiltinESMExports();
+  const before = readBytes(backend, identity, 0, 1000);
+  await looked.promise;
+  const { atime, mtime } = await stat(path);
+  await utimes(path, atime, new Date(mtime.getTime() + 1000));
+  const behind = Array.from({ length: 3 }, (_, n) =>
+    failsWith("source-changed", readBytes(backend, identity, n, 1000)),
+  );
+  const ended = Promise.all(behind);
+  const first = await Promise.race([ended, before, new Promise((resolve) => setTimeout(resolve, 50, "all wait"))]);
+  assert.equal(first, "all wait");
+  told.resolve();
+  assert.deepEqual(await before, content.subarray(0, 1000));
+  await ended;
+  await backend.close();
+});
+
+void test("a large read is right with and without the kernel's help, and leaves nothing of the file in the page cache where there is such help", async (t) => {
+  const memory = await mkdtemp("/dev/shm/ullage-localfs-");
+  t.after(() => rm(memory, { recursive: true }));
+  const [major, minor] = release().split(".").map(Number);
+  for (const folder of [directory, memory]) {
+    const file = join(folder, "large.img");
+    const bytes = pattern(3_000_001);
+    await writeFile(file, bytes);
+    const handle = await open(file);
+    try {
+      await handle.datasync();
+      dropPageCache(handle.fd);
+      const backend = new LocalFileBackend(file);
+      const { identity } = await backend.probe(0);
+      assert.ok((await readBytes(backend, identity, 5, 2_999_990)).equals(bytes.subarray(5, 2_999_995)));
+      const helps = folder === directory && fileSystemName(handle.fd) === "ext4" && major * 1000 + minor >= 6_015;
+      if (helps) assert.equal(anyPageCached(handle.fd, 0, 2_900_000), false);
+      await backend.close();
+    } finally {
+      await handle.close();
+    }
+  }
 });
 
 void test("durability rule 31: a file replaced while it is read fails the read", async () => {

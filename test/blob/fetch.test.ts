@@ -196,6 +196,34 @@ void test("chunks of any size end up where they belong", async (t) => {
   assert.deepEqual(await readCacheFile(blob, 0, reader.size), reader.content);
 });
 
+void test("large chunks are written from where they are, with holes where they are empty, and never over what is ready", async (t) => {
+  const content = randomContent(64 * UNIT + 17);
+  content.fill(0, 8 * UNIT, 24 * UNIT);
+  const reader = new MemoryReader(content);
+  reader.chunkBytes = 50 * UNIT + 123;
+  const { blob } = await openBlob(t, reader);
+  await blob.fetch(UNIT * 3, UNIT);
+  reader.content.fill(0xee, 3 * UNIT, 4 * UNIT); // would be seen if it were fetched, or written, again
+  await blob.fillByStreaming((sink, options) => reader.read(0, reader.size, sink, options));
+  const expected = Buffer.from(reader.content);
+  assert.notDeepEqual(await readCacheFile(blob, 3 * UNIT, UNIT), expected.subarray(3 * UNIT, 4 * UNIT));
+  for (const [from, end] of [
+    [0, 3],
+    [4, 65],
+  ]) {
+    const length = Math.min(end * UNIT, reader.size) - from * UNIT;
+    assert.deepEqual(
+      await readCacheFile(blob, from * UNIT, length),
+      expected.subarray(from * UNIT, from * UNIT + length),
+    );
+  }
+  await blob.sync();
+  const allocated = blob.file.allocated();
+  assert.ok(allocated <= (64 - 12) * UNIT, `${allocated} bytes`);
+  const behind = Math.ceil(reader.size / 4096) * 4096 - reader.size;
+  assert.deepEqual(await readCacheFile(blob, reader.size, behind), Buffer.alloc(behind));
+});
+
 void test("a huge fetch is split into bounded requests", async (t) => {
   const reader = new MemoryReader(Buffer.alloc(70 * 1024 * KiB, 1));
   const { blob } = await openBlob(t, reader);

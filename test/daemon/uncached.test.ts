@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
+import { describeError, type UllageError } from "../../src/base/errors.ts";
 import { pattern } from "../backend/support.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { requireTool } from "../support/tools.ts";
@@ -109,16 +110,23 @@ void test("cache=none for a prefix in the configuration: what is made from there
   const below = await ullage.createVolume({ name: "c", from: { source: `${source.url}?kept` } });
   assert.equal(below.settings.cache, "shared");
   // What contradicts it is refused, and says that the configuration is why.
-  const refused = (prefixed: string) => ({
-    code: "not-cached",
-    message: new RegExp(`cache=none for ${prefixed.replaceAll(".", "\\.")}$`),
-    hint: /cache=shared/,
-  });
+  const refused = (prefixed: string) => (error: UllageError) => {
+    assert.match(
+      error.message,
+      new RegExp(`^the configuration has cache=none for ${prefixed.replaceAll(".", "\\.")}$`),
+    );
+    assert.match(describeError(error), /: .*with cache=none nothing/);
+    assert.match(error.hint!, /cache=shared/);
+    return error.code === "not-cached";
+  };
   const elsewhere = { source: packed.url };
   await assert.rejects(ullage.createVolume({ name: "d", from, settings: { hydrate: "auto" } }), refused(prefix));
   await assert.rejects(ullage.createVolume({ name: "d", from: { ...from, download: true } }), refused(prefix));
   await assert.rejects(ullage.createVolume({ name: "d", from: elsewhere }), refused(packed.url));
-  await assert.rejects(ullage.cache.pull(from, false), refused(prefix));
+  await assert.rejects(ullage.cache.pull(from, false), {
+    code: "not-cached",
+    message: `the configuration has cache=none for ${prefix}`,
+  });
   const unpacked = await ullage.createVolume({ name: "d", from: elsewhere, settings: { cache: "shared" } });
   assert.equal(unpacked.size, content.length);
   // It is about sources alone.

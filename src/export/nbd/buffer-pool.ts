@@ -2,6 +2,8 @@ import { IoBuffer } from "../../base/io-buffer.ts";
 import {
   CHUNK_BYTES,
   CHUNKS_KEPT,
+  FRAGMENT_BUFFER_BYTES,
+  FRAGMENT_BUFFERS_KEPT,
   LARGE_RECEIVE_BYTES,
   LARGE_RECEIVES_KEPT,
   PAYLOAD_BUDGET_BYTES,
@@ -34,8 +36,14 @@ export interface BudgetWaiter {
   budgetFree(): void;
 }
 
+const kept = new Map([
+  [CHUNK_BYTES, CHUNKS_KEPT],
+  [FRAGMENT_BUFFER_BYTES, FRAGMENT_BUFFERS_KEPT],
+  [LARGE_RECEIVE_BYTES, LARGE_RECEIVES_KEPT],
+]);
+
 /**
- * The data memory of all connections of a server: recycled chunks of one size, recycled large receive buffers, and a
+ * The data memory of all connections of a server: recycled chunks, buffers for fragments and large receive buffers, and a
  * budget for the rare requests that fit neither. Buffers are handed out most recently used first, because their memory
  * is in the processor's cache. Nothing here ever waits: a connection whose part of the budget is not free stops reading
  * from its client and is called back.
@@ -43,8 +51,9 @@ export interface BudgetWaiter {
 export class BufferPool {
   /** Where data arrives for every connection that holds no buffer of its own: it is parsed or copied in the same turn. */
   readonly shared = new Chunk(CHUNK_BYTES);
-  #chunks: Chunk[] = [];
-  #large: Chunk[] = [];
+  /** By their length. */
+  readonly #spare = new Map<number, Chunk[]>([...kept.keys()].map((length) => [length, []]));
+  readonly #spareChunks = this.#spare.get(CHUNK_BYTES)!;
   #bytesInUse = 0;
   #budgetLeft = PAYLOAD_BUDGET_BYTES;
   #waiters: BudgetWaiter[] = [];
@@ -73,17 +82,21 @@ export class BufferPool {
   }
 
   chunk(): Chunk {
-    this.#bytesInUse += CHUNK_BYTES;
-    const chunk = this.#chunks.pop();
-    if (chunk === undefined) return new Chunk(CHUNK_BYTES);
-    chunk.references = 1;
-    return chunk;
+    return this.#recycled(this.#spareChunks, CHUNK_BYTES);
   }
 
   large(): Chunk {
-    this.#bytesInUse += LARGE_RECEIVE_BYTES;
-    const chunk = this.#large.pop();
-    if (chunk === undefined) return new Chunk(LARGE_RECEIVE_BYTES);
+    return this.#recycled(this.#spare.get(LARGE_RECEIVE_BYTES)!, LARGE_RECEIVE_BYTES);
+  }
+
+  fragment(): Chunk {
+    return this.#recycled(this.#spare.get(FRAGMENT_BUFFER_BYTES)!, FRAGMENT_BUFFER_BYTES);
+  }
+
+  #recycled(spare: Chunk[], length: number): Chunk {
+    this.#bytesInUse += length;
+    const chunk = spare.pop();
+    if (chunk === undefined) return new Chunk(length);
     chunk.references = 1;
     return chunk;
   }
@@ -117,11 +130,8 @@ export class BufferPool {
       return;
     }
     this.#bytesInUse -= chunk.length;
-    if (chunk.length === CHUNK_BYTES) {
-      if (this.#chunks.length < CHUNKS_KEPT) this.#chunks.push(chunk);
-    } else if (this.#large.length < LARGE_RECEIVES_KEPT) {
-      this.#large.push(chunk);
-    }
+    const spare = this.#spare.get(chunk.length)!;
+    if (spare.length < kept.get(chunk.length)!) spare.push(chunk);
   }
 
   /** In a turn of its own: who is served runs requests, and who releases may be in the middle of something. */

@@ -39,6 +39,9 @@ export const PAYLOAD_PROGRESS_BYTES = 1 * MiB;
 
 /** Reads above this are answered in fragments of this size, each sent when the client took the ones before. */
 export const FRAGMENT_BYTES = 1 * MiB;
+/** A fragment that waits for the device has a buffer of its own; so many are kept for reuse. */
+export const FRAGMENT_BUFFER_BYTES = FRAGMENT_BYTES + 4 * KiB;
+export const FRAGMENT_BUFFERS_KEPT = 16;
 /** Larger operations are not done on the event loop even if the device could: copying 2 MiB takes a good part of 1 ms. */
 export const SYNC_BYTES = 2 * MiB;
 /** Replies are handed to the kernel when so many bytes are ready, so that the client starts while we go on. */

@@ -101,7 +101,7 @@ export class SlowOperations {
       const chunk = this.#take(total);
       await this.readInto(chunk, this.#slabAt - total, cookieHigh, cookieLow, offset, length);
     } else {
-      await this.readInto(this.#context.pool.large(), 0, cookieHigh, cookieLow, offset, length);
+      await this.readInto(this.#context.pool.fragment(), 0, cookieHigh, cookieLow, offset, length);
     }
   }
 
@@ -137,7 +137,7 @@ export class SlowOperations {
 
   async readFragment(read: LongRead, offset: number, length: number): Promise<void> {
     const { device, pool, writer } = this.#context;
-    const chunk = pool.large();
+    const chunk = pool.fragment();
     read.pending++;
     this.#begin(length);
     try {
