@@ -49,6 +49,8 @@ export interface ReadOptions {
   signal?: AbortSignal;
   /** Prefetch and hydration: must never delay or fail a foreground read. */
   background?: boolean;
+  /** Aborted when somebody has come to wait for what the background reads: what is still ahead of it is then foreground. */
+  hurry?: AbortSignal;
   /** An attempt failed and is made again; for metrics and health. */
   onRetry?: (error: SourceError) => void;
 }

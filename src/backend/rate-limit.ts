@@ -45,18 +45,22 @@ export class HostRateLimit {
     this.#changed = new AbortController();
   }
 
-  /** Counts bytes that have come. @returns undefined, or when the next ones may come */
-  take(bytes: number, background: boolean, signal?: AbortSignal): Promise<void> | undefined {
+  /**
+   * Counts bytes that have come.
+   * @param isBackground asked again while they wait @returns undefined, or when the next ones may come
+   */
+  take(bytes: number, isBackground: () => boolean, signal?: AbortSignal): Promise<void> | undefined {
     if (this.#bytesPerSecond === null) return undefined;
     this.#pay();
     this.#allDebt += bytes;
+    const background = isBackground();
     if (!background) this.#foregroundDebt += bytes;
-    return this.#waitMs(background) === 0 ? undefined : this.#wait(background, signal);
+    return this.#waitMs(background) === 0 ? undefined : this.#wait(isBackground, signal);
   }
 
-  async #wait(background: boolean, signal: AbortSignal | undefined): Promise<void> {
+  async #wait(isBackground: () => boolean, signal: AbortSignal | undefined): Promise<void> {
     for (;;) {
-      const waitMs = this.#waitMs(background);
+      const waitMs = this.#waitMs(isBackground());
       if (waitMs === 0) return;
       const woken = this.#changed.signal;
       const stop = signal === undefined ? woken : AbortSignal.any([signal, woken]);
@@ -107,9 +111,10 @@ export class RateLimitedBackend extends WrappedBackend {
   }
 
   #limited(sink: Sink, options: ReadOptions | undefined): Sink {
-    const { background = false, signal } = options ?? {};
+    const { background = false, hurry, signal } = options ?? {};
+    const isBackground = (): boolean => background && hurry?.aborted !== true;
     return (chunk) => {
-      const waiting = this.#limit.take(chunk.length, background, signal);
+      const waiting = this.#limit.take(chunk.length, isBackground, signal);
       return waiting === undefined ? sink(chunk) : waiting.then(() => sink(chunk));
     };
   }

@@ -60,26 +60,25 @@ export class RetryBackend extends WrappedBackend {
 
   override probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
     const attempt = (): Promise<Probe> => this.inner.probe(headBytes, signal);
-    const policy = this.#policies.probe;
-    return this.#retry({ policy, signal, background: false, mayRetry: () => true, onRetry: undefined }, attempt);
+    const mayRetry = (): boolean => true;
+    const options = signal === undefined ? {} : { signal };
+    return this.#retry(new Operation(this.#clock, this.#policies.probe, { mayRetry, options }), attempt);
   }
 
   override read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
-    const background = options?.background === true;
-    const policy = background ? this.#policies.background : this.#policies.foreground;
+    const policy = options?.background === true ? this.#policies.background : this.#policies.foreground;
     const mayRetry = (error: SourceError): boolean => counting.bytes === 0 || error.code !== "source-bad-answer";
-    return this.#retry({ policy, background, signal: options?.signal, mayRetry, onRetry: options?.onRetry }, () =>
+    return this.#retry(new Operation(this.#clock, policy, { mayRetry, options }), () =>
       this.inner.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options),
     );
   }
 
   override stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
-    const policy = this.#policies.background;
     const mayRetry = (): boolean => counting.bytes === 0;
-    const { signal, onRetry } = options ?? {};
-    return this.#retry({ policy, background: true, signal, mayRetry, onRetry }, () =>
+    const about = { mayRetry, options: { ...options, background: true } };
+    return this.#retry(new Operation(this.#clock, this.#policies.background, about), () =>
       this.inner.stream(identity, counting.sink, options),
     );
   }
@@ -90,25 +89,25 @@ export class RetryBackend extends WrappedBackend {
   }
 
   async #retry<T>(operation: Operation, attempt: () => Promise<T>): Promise<T> {
-    const { policy } = operation;
-    const deadline = this.#clock.now() + policy.timeLimitMs;
-    for (let attempts = 1; ; attempts++) {
+    for (;;) {
       if (operation.background) await this.#leaveAlone(operation);
+      operation.attempts++;
       try {
         return await attempt();
       } catch (error) {
         this.#noteBusy(error);
         if (!(error instanceof SourceError) || !error.transient || !operation.mayRetry(error)) throw error;
-        if (attempts >= policy.attempts) throw error;
-        operation.onRetry?.(error);
-        await this.#pause(operation, attempts, deadline, error);
+        this.#hasten(operation);
+        if (operation.attempts >= operation.policy.attempts) throw error;
+        operation.options?.onRetry?.(error);
+        await this.#pause(operation, error);
       }
     }
   }
 
-  async #leaveAlone({ signal }: Operation): Promise<void> {
+  async #leaveAlone(operation: Operation): Promise<void> {
     const { aloneMs } = this.#budget;
-    if (aloneMs > 0) await this.#clock.sleep(aloneMs, this.#stop(signal));
+    if (aloneMs > 0) await this.#sleep(aloneMs, operation);
   }
 
   #noteBusy(error: unknown): void {
@@ -116,32 +115,74 @@ export class RetryBackend extends WrappedBackend {
     this.#budget.leaveAlone(Math.min(error.retryAfterMs, longestAloneMs));
   }
 
-  #stop(signal: AbortSignal | undefined): AbortSignal {
-    return signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
+  /** @returns whether the operation is one of the foreground from now on */
+  #hasten(operation: Operation): boolean {
+    const isNew = operation.background && operation.options?.hurry?.aborted === true;
+    if (isNew) operation.hasten(this.#policies.foreground);
+    return isNew;
+  }
+
+  /** @returns whether it was cut short because somebody has come to wait */
+  async #sleep(ms: number, operation: Operation): Promise<boolean> {
+    if (this.#hasten(operation)) return true;
+    const { signal, hurry } = operation.options ?? {};
+    const stop = signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
+    const wake = operation.background && hurry !== undefined ? AbortSignal.any([stop, hurry]) : stop;
+    try {
+      await this.#clock.sleep(ms, wake);
+    } catch (error) {
+      if (stop.aborted || !this.#hasten(operation)) throw error;
+      return true;
+    }
+    return false;
   }
 
   /** Waits for the next attempt's turn. @throws error when that would be after the deadline */
-  async #pause(operation: Operation, attempts: number, deadline: number, error: SourceError): Promise<void> {
-    const { policy, signal, background } = operation;
-    const stop = this.#stop(signal);
+  async #pause(operation: Operation, error: SourceError): Promise<void> {
+    const { policy, attempts } = operation;
     const atLeastMs = (error instanceof SourceBusyError ? error.retryAfterMs : undefined) ?? 0;
     let waitMs = atLeastMs + this.#random() * Math.min(policy.capMs, policy.baseMs * 2 ** attempts);
     for (;;) {
-      if (this.#clock.now() + waitMs > deadline) throw error;
-      await this.#clock.sleep(waitMs, stop);
-      if (this.#budget.take(background)) return;
+      if (this.#clock.now() + waitMs > operation.deadline) throw error;
+      if (await this.#sleep(waitMs, operation)) return;
+      if (this.#budget.take(operation.background)) return;
       // Many reads failed at once. Theirs is a queue without order, whose length the deadline bounds.
       waitMs = policy.baseMs + this.#random() * policy.capMs;
     }
   }
 }
 
-interface Operation {
+/** One read with all its attempts. */
+class Operation {
+  readonly options: ReadOptions | undefined;
+  readonly mayRetry: (error: SourceError) => boolean;
+  readonly #clock: Clock;
   policy: RetryPolicy;
   background: boolean;
-  signal: AbortSignal | undefined;
-  mayRetry(error: SourceError): boolean;
-  onRetry: ((error: SourceError) => void) | undefined;
+  attempts = 0;
+  /** No attempt starts later. */
+  deadline: number;
+
+  constructor(
+    clock: Clock,
+    policy: RetryPolicy,
+    { options, mayRetry }: { options: ReadOptions | undefined; mayRetry: (error: SourceError) => boolean },
+  ) {
+    this.#clock = clock;
+    this.policy = policy;
+    this.options = options;
+    this.background = options?.background === true;
+    this.mayRetry = mayRetry;
+    this.deadline = clock.now() + policy.timeLimitMs;
+  }
+
+  /** Somebody waits for it now, and gets all the attempts of his policy. */
+  hasten(policy: RetryPolicy): void {
+    this.background = false;
+    this.policy = policy;
+    this.attempts = 0;
+    this.deadline = this.#clock.now() + policy.timeLimitMs;
+  }
 }
 
 /** A sink that knows how many bytes went through it. */

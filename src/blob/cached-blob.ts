@@ -286,8 +286,8 @@ export class CachedBlob implements Blob {
     if (first >= request.end) return true;
     const offset = first * this.unitBytes;
     const length = this.#map.bytesOf(first, request.end);
-    const { end, lane, signal } = request;
-    return this.#receive({ first, end, lane, signal }, async (sink, options) => {
+    const { end, lane, signal, hurry } = request;
+    return this.#receive({ first, end, lane, signal, hurry }, async (sink, options) => {
       await (await source).read(offset, length, sink, options);
     });
   }
@@ -342,7 +342,8 @@ export class CachedBlob implements Blob {
     this.stats.requests++;
     let failure: { error: unknown } | undefined;
     try {
-      await read(writer.sink, { signal: request.signal, background, onRetry: (error) => this.#retried(error) });
+      const { signal, hurry } = request;
+      await read(writer.sink, { signal, background, hurry, onRetry: (error) => this.#retried(error) });
       await writer.finish();
     } catch (error) {
       failure = { error };

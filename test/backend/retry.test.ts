@@ -83,6 +83,36 @@ void test("background reads are patient, foreground reads quick", async () => {
   assert.deepEqual(clock.sleeps, [500, 1000, 2000, 4000, 7500]);
 });
 
+void test("a background read that somebody comes to wait for pauses no longer, and has the attempts of a foreground read", async () => {
+  const hurry = new AbortController();
+  const failures = times(12, broken);
+  const { clock, backend } = retrying(failing(failures));
+  const sleep = clock.sleep.bind(clock);
+  const paused: number[] = [];
+  clock.sleep = async (ms, signal) => {
+    paused.push(ms);
+    if (paused.length === 3) hurry.abort();
+    await sleep(ms, signal);
+  };
+  const options = { background: true, hurry: hurry.signal };
+  assert.deepEqual(await readBytes(backend, identity, 10, 500, options), content.subarray(10, 510));
+  assert.deepEqual(paused, [500, 1000, 2000, 50, 100, 200, 400, 800, 1000, 1000, 1000, 1000]);
+  assert.deepEqual(
+    clock.sleeps,
+    [500, 1000, 50, 100, 200, 400, 800, 1000, 1000, 1000, 1000],
+    "the third was cut short",
+  );
+});
+
+void test("nor does it leave a busy source alone for as long as the background does", async () => {
+  const { clock, backend } = retrying(failing([{ error: new SourceBusyError("busy", 40_000) }]));
+  await failsWith("source-busy", readBytes(backend, identity, 0, 500));
+  const hurry = new AbortController();
+  hurry.abort();
+  await readBytes(backend, identity, 0, 500, { background: true, hurry: hurry.signal });
+  assert.deepEqual(clock.sleeps, []);
+});
+
 void test("a retry goes on behind the bytes that the sink has seen", async () => {
   const inner = failing([
     { error: broken(), after: 300 },

@@ -292,23 +292,33 @@ void test("an address that the policy does not let in is not asked for through a
 void test("the rate is shared, the background waits for all of it, the foreground only for its own; a change holds at once", async () => {
   const clock = manualClock();
   const limit = new HostRateLimit(clock, 1000);
-  assert.equal(limit.take(250, true), undefined);
-  const background = limit.take(2000, true)!;
+  assert.equal(
+    limit.take(250, () => true),
+    undefined,
+  );
+  const background = limit.take(2000, () => true)!;
   let done = false;
   void background.then(() => (done = true));
-  assert.equal(limit.take(200, false), undefined, "no foreground chunk waits for the background");
+  assert.equal(
+    limit.take(200, () => false),
+    undefined,
+    "no foreground chunk waits for the background",
+  );
   await clock.advance(1000);
   await clock.advance(1000);
   assert.equal(done, false, "the background pays for the foreground's bytes as well");
   await clock.advance(1000);
   assert.equal(done, true);
-  const foreground = limit.take(10_000, false)!;
+  const foreground = limit.take(10_000, () => false)!;
   let woken = false;
   void foreground.then(() => (woken = true));
   limit.bytesPerSecond = null;
   await clock.advance(0);
   assert.equal(woken, true);
-  assert.equal(limit.take(1e9, true), undefined);
+  assert.equal(
+    limit.take(1e9, () => true),
+    undefined,
+  );
 });
 
 void test("all sources of a host together keep to the limit, byte for byte, and a read waits no longer when it is lifted", async () => {

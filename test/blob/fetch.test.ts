@@ -103,6 +103,21 @@ void test("when a reader is expected, the background waits for a moment", async 
   await Promise.all(background);
 });
 
+void test("who comes to wait for what the background began makes it hurry", async (t) => {
+  const reader = new MemoryReader(randomContent(4 * UNIT));
+  const { blob } = await openBlob(t, reader);
+  const hold = gate();
+  reader.before = () => hold.opened;
+  const fetches = [blob.fetch(0, 1, { background: true }), blob.fetch(0, 1, { soon: true })];
+  await until(() => reader.options.length === 1);
+  const { hurry } = reader.options[0];
+  assert.equal(hurry?.aborted, false);
+  fetches.push(blob.fetch(0, 1));
+  assert.equal(hurry.aborted, true);
+  hold.open();
+  await Promise.all(fetches);
+});
+
 void test("a foreground fetch does not fail with the background flight that it joined", async (t) => {
   const reader = new MemoryReader(randomContent(4 * UNIT));
   const { blob } = await openBlob(t, reader);

@@ -17,6 +17,8 @@ import type { ImageReader } from "../../src/image/image-format.ts";
 export class MemoryReader implements ImageReader {
   readonly content: Buffer;
   readonly requests: { offset: number; length: number; background: boolean }[] = [];
+  /** How it was asked. */
+  readonly options: ReadOptions[] = [];
   /** What the next requests do before they answer. */
   before: (offset: number, length: number, signal?: AbortSignal) => Promise<void> | void = () => undefined;
   chunkBytes = 64 * 1024;
@@ -30,6 +32,7 @@ export class MemoryReader implements ImageReader {
   }
 
   async read(offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
+    this.options.push(options);
     this.requests.push({ offset, length, background: options.background === true });
     await this.before(offset, length, options.signal);
     for (let at = offset; at < offset + length; at += this.chunkBytes) {
