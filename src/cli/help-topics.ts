@@ -44,7 +44,8 @@ What is here of which image:  ullage image ls, ullage image show SOURCE, ullage 
 
 Credentials come from where the provider's own tools find them (AWS_…, ~/.aws, OSS_…, ~/.docker/config.json), or from what
 [[sources.match]] in the configuration file refers to, together with endpoints, mirrors, proxies. They are read again when they
-change. ullage source limit RATE bounds what all sources together deliver.
+change. Those in an address (https://user:password@host/…) are kept in memory only: after a restart a volume needs configured
+ones. ullage source limit RATE bounds what all sources together deliver.
 
 Over the API's unix socket any source may be named; over TCP those that sources.allow lets in (ullage help config).
 
