@@ -7,7 +7,8 @@ import {
   type OpenContext,
 } from "./image-format.ts";
 import { u64be, within } from "./integers.ts";
-import { MappedReader, leadingZeros, type BlockMap, type Extent } from "./mapped-reader.ts";
+import { leadingZeros, type BlockMap, type Extent } from "./block-map.ts";
+import { MappedReader } from "./mapped-reader.ts";
 import { PageCache } from "./page-cache.ts";
 import { readBytes, windowReader } from "./read-bytes.ts";
 

@@ -1,7 +1,8 @@
 import type { ReadOptions } from "../backend/backend.ts";
 import { damagedImage, unsupportedImage, type ImageFormat, type ImageReader } from "./image-format.ts";
 import { u64le, within } from "./integers.ts";
-import { MappedReader, leadingZeros, type BlockMap, type Extent } from "./mapped-reader.ts";
+import { leadingZeros, type BlockMap, type Extent } from "./block-map.ts";
+import { MappedReader } from "./mapped-reader.ts";
 import { PageCache } from "./page-cache.ts";
 import { readBytes } from "./read-bytes.ts";
 

@@ -1,7 +1,7 @@
 import { BatchThreads } from "../base/batch-threads.ts";
 import { firstIndex } from "../base/first-index.ts";
 import { threadFile } from "../base/thread-file.ts";
-import type { BlockMap, Extent, Packed } from "./mapped-reader.ts";
+import type { BlockMap, Extent, Packed } from "./block-map.ts";
 import { XZ_FORMAT, xzFileOf, type XzBlocks } from "./xz-index.ts";
 
 /** A file with one block, and what it unpacks to. */

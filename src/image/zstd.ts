@@ -1,7 +1,8 @@
 import type { ReadOptions } from "../backend/backend.ts";
 import { firstIndex } from "../base/first-index.ts";
 import { damagedImage, type ImageFormat, type ImageReader } from "./image-format.ts";
-import { MappedReader, type BlockMap, type Extent } from "./mapped-reader.ts";
+import type { BlockMap, Extent } from "./block-map.ts";
+import { MappedReader } from "./mapped-reader.ts";
 import { readBytes } from "./read-bytes.ts";
 import { unzstd } from "./unpacker.ts";
 import { isZstdFrame } from "./zstd-frame.ts";

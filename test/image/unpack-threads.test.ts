@@ -4,7 +4,8 @@ import { test } from "node:test";
 import { deflateRawSync, zstdCompressSync } from "node:zlib";
 import type { ReadOptions, Sink } from "../../src/backend/backend.ts";
 import type { ImageReader } from "../../src/image/image-format.ts";
-import { MappedReader, type Extent } from "../../src/image/mapped-reader.ts";
+import type { Extent } from "../../src/image/block-map.ts";
+import { MappedReader } from "../../src/image/mapped-reader.ts";
 import { readBytes } from "../../src/image/read-bytes.ts";
 import { unpackThreads, type Piece } from "../../src/image/unpack-threads.ts";
 

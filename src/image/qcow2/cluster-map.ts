@@ -1,7 +1,7 @@
 import type { ReadOptions } from "../../backend/backend.ts";
 import { damagedImage, type ImageReader } from "../image-format.ts";
 import { within } from "../integers.ts";
-import { leadingZeros, type BlockMap, type Extent } from "../mapped-reader.ts";
+import { leadingZeros, type BlockMap, type Extent } from "../block-map.ts";
 import type { PageCache, PageView } from "../page-cache.ts";
 import { zstdFrameBytes } from "../zstd-frame.ts";
 import type { Qcow2Header } from "./header.ts";
