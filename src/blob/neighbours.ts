@@ -13,6 +13,8 @@ const REMEMBERED = 64;
 /** Weight of one more half in the share of useful ones. */
 const EWMA = 1 / 16;
 const LEAST_USEFUL = 0.2;
+/** So many places are missed before the first neighbour is fetched. */
+const FIRST_MISSES = 8;
 /** Every so many misses it is tried, useful or not. */
 const TRIAL = 16;
 
@@ -49,11 +51,11 @@ export class Neighbours {
     const first = Math.floor(offset / this.half);
     // What goes over the edge of a half is a matter for readahead.
     if (first !== Math.floor((offset + length - 1) / this.half)) return -1;
-    // One place alone, however many read it, says nothing of a reader who goes about.
-    const elsewhere = first !== this.#last && this.#last !== -1;
+    // A few places, however many read them, say nothing of a reader who goes about.
+    if (first === this.#last) return -1;
     this.#last = first;
-    if (!elsewhere) return -1;
-    const tried = ++this.#misses % TRIAL === 0;
+    if (++this.#misses <= FIRST_MISSES) return -1;
+    const tried = this.#misses % TRIAL === 0;
     if (this.#useful < LEAST_USEFUL && !tried) return -1;
     return (first % 2 === 0 ? first + 1 : first - 1) * this.half;
   }
