@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import assert from "node:assert/strict";
 import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
@@ -61,7 +62,12 @@ export async function uselessBlocks(ullage: Ullage, dataDir: string): Promise<Ma
   const useless = new Map<string, number[]>();
   for (const id of await readdir(join(dataDir, "layers"))) {
     if (unsealed.has(id)) continue;
-    const found = (await allocatedBlocks(dataDir, id)).filter((at) => needed.get(id)?.has(at) !== true);
+    const allocated = await allocatedBlocks(dataDir, id).catch((error: unknown) => {
+      // An opened volume gives up layers that it needs no more, in its own time.
+      if ((needed.get(id)?.size ?? 0) === 0 && !existsSync(join(dataDir, "layers", id))) return [];
+      throw error;
+    });
+    const found = allocated.filter((at) => needed.get(id)?.has(at) !== true);
     if (found.length > 0) useless.set(id, found);
   }
   return useless;
