@@ -44,10 +44,10 @@ interface Opened {
 
 /**
  * A local file or block device. Every call into its file system may hang, and goes by way of mount-calls.ts: it is given up
- * after a while, and what it uses (descriptor, buffer) is left to it until it returns. After the last byte of each read both the descriptor and the path must still be what was
- * pinned (durability rule 31), so that neither a change in place nor a replaced file goes unnoticed. Reads that follow each
- * other share a descriptor, unless a policy has to judge it; after one that failed it is opened anew. Reads that end at about the
- * same time share a look at what it is.
+ * after a while, and what it uses (descriptor, buffer) is left to it until it returns. After the last byte of each read both
+ * the descriptor and the path must still be what was pinned (durability rule 31), so that neither a change in place nor a
+ * replaced file goes unnoticed. Reads that follow each other share a descriptor, unless a policy has to judge it; after one
+ * that failed it is opened anew. Reads that end at about the same time share a look at what it is.
  * Writes to a block device need not show in its times: only a read-only one counts as pinned.
  */
 export class LocalFileBackend implements Backend {

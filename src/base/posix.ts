@@ -1,8 +1,8 @@
 import koffi from "koffi";
 
 /**
- * The only file with foreign calls, beside native-codecs.ts. Pointers are passed as Numbers (user addresses stay below 2^47), so that no call
- * allocates. A wrong address or length here corrupts memory: callers are the classes in base/, which check bounds.
+ * The only file with foreign calls, beside native-codecs.ts. Pointers are passed as Numbers (user addresses stay below
+ * 2^47), so that no call allocates. A wrong address or length here corrupts memory: callers are the classes in base/, which check bounds.
  * Layouts are those of Linux LP64 (x86-64 and arm64 are equal in everything used here).
  */
 const libc = koffi.load("libc.so.6");

@@ -120,8 +120,8 @@ export class CachedBlob implements Blob {
     this.#synced = new RangeMap(meta.size, meta.unitBytes, durableBits?.slice());
     this.#durable = new RangeMap(meta.size, meta.unitBytes, durableBits);
     this.#readahead = new ReadaheadFetcher(
-      meta.size,
-      environment.missBytes === 0 ? 0 : Math.max(environment.missBytes, meta.unitBytes),
+      meta,
+      environment.missBytes,
       (offset, length) => this.#map.isReady(offset, length),
       (offset, length) => this.fetch(offset, length, { soon: true }),
     );

@@ -19,7 +19,7 @@ const FIRST_MISSES = 8;
 const TRIAL = 16;
 
 export class Neighbours {
-  /** Bytes of a half. */
+  /** Bytes of a half; 0: there are none. */
   readonly half: number;
   /** Numbers of halves, oldest first. */
   readonly #untouched = new Set<number>();
@@ -28,9 +28,9 @@ export class Neighbours {
   /** The half that was missed last; -1: none yet. */
   #last = -1;
 
-  /** @param half bytes; 0: nothing is fetched in this way */
-  constructor(half: number) {
-    this.half = half;
+  /** @param missBytes what a miss brings; 0: nothing is fetched in this way @param unitBytes of the blob */
+  constructor(missBytes: number, unitBytes: number) {
+    this.half = missBytes === 0 ? 0 : Math.max(missBytes, unitBytes);
   }
 
   /** A range was read, whether it was there or not. Allocates nothing. */

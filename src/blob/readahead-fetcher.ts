@@ -15,15 +15,15 @@ export class ReadaheadFetcher {
   readonly #fetch: (offset: number, length: number) => Promise<void>;
   #underWayBytes = 0;
 
-  /** @param size of the blob, bytes @param missBytes see `Neighbours` */
+  /** @param blob sizes in bytes @param missBytes see `Neighbours` */
   constructor(
-    size: number,
+    { size, unitBytes }: { size: number; unitBytes: number },
     missBytes: number,
     isReady: (offset: number, length: number) => boolean,
     fetch: (offset: number, length: number) => Promise<void>,
   ) {
     this.#size = size;
-    this.#neighbours = new Neighbours(missBytes);
+    this.#neighbours = new Neighbours(missBytes, unitBytes);
     this.#isReady = isReady;
     this.#fetch = fetch;
   }

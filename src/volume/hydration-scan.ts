@@ -102,48 +102,58 @@ export async function* tracedPieces(
       if (run !== undefined && run.offset < at + bytes && !blob.isReady(at, bytes)) batch.push(at);
     }
     if (batch.length * unit < TRACE_BATCH_BYTES) continue;
-    yield* piecesOf(batch, blob, maxBytes);
+    yield* joined(unitsAt(batch, blob), maxBytes);
     batch = [];
   }
-  yield* piecesOf(batch, blob, maxBytes);
+  yield* joined(unitsAt(batch, blob), maxBytes);
 }
 
-/** @param units where they begin, in any order; it is sorted */
-function* piecesOf(units: number[], blob: Blob, maxBytes: number): Generator<Piece, void, undefined> {
-  let piece: Piece | undefined;
-  for (const at of units.sort((a, b) => a - b)) {
-    const length = Math.min(blob.unitBytes, blob.size - at);
-    if (piece !== undefined && piece.offset + piece.length === at && piece.length + length <= maxBytes) {
-      piece.length += length;
-      continue;
-    }
-    if (piece !== undefined) yield piece;
-    piece = { offset: at, length };
+/** @param starts where the units begin, in any order */
+function* unitsAt(starts: readonly number[], blob: Blob): Generator<Piece, void, undefined> {
+  for (const offset of starts.toSorted((a, b) => a - b)) {
+    yield { offset, length: Math.min(blob.unitBytes, blob.size - offset) };
   }
-  if (piece !== undefined) yield piece;
 }
 
 /** What is needed and not ready, as requests of at most `maxBytes`, in ascending order. */
-export async function* missingPieces(
+export function missingPieces(
   target: HydrationTarget,
   blob: Blob,
   maxBytes: number,
 ): AsyncGenerator<Piece, void, undefined> {
-  let piece: Piece | undefined;
+  return joined(missingRuns(target, blob, maxBytes), maxBytes);
+}
+
+async function* missingRuns(
+  target: HydrationTarget,
+  blob: Blob,
+  maxBytes: number,
+): AsyncGenerator<Piece, void, undefined> {
   for await (const { offset, end } of neededUnits(target, blob)) {
     for (let at = offset; at < end;) {
-      let run = blob.readyRun(at, end - at);
-      if (!blob.isReady(at, run)) {
-        run = Math.min(run, maxBytes);
-        if (piece !== undefined && (piece.offset + piece.length !== at || piece.length + run > maxBytes)) {
-          yield piece;
-          piece = undefined;
-        }
-        piece ??= { offset: at, length: 0 };
-        piece.length += run;
+      let length = blob.readyRun(at, end - at);
+      if (!blob.isReady(at, length)) {
+        length = Math.min(length, maxBytes);
+        yield { offset: at, length };
       }
-      at += run;
+      at += length;
     }
   }
-  if (piece !== undefined) yield piece;
+}
+
+/** Neighbours become one, of at most `maxBytes`. */
+async function* joined(
+  pieces: AsyncIterable<Piece> | Iterable<Piece>,
+  maxBytes: number,
+): AsyncGenerator<Piece, void, undefined> {
+  let whole: Piece | undefined;
+  for await (const { offset, length } of pieces) {
+    if (whole !== undefined && whole.offset + whole.length === offset && whole.length + length <= maxBytes) {
+      whole.length += length;
+      continue;
+    }
+    if (whole !== undefined) yield whole;
+    whole = { offset, length };
+  }
+  if (whole !== undefined) yield whole;
 }

@@ -70,7 +70,7 @@ void test("a blob that ends in the middle of a window has no more", async (t) =>
 });
 
 void test("neighbours that nobody reads are soon fetched for a miss in sixteen only; once they are read, for each again", () => {
-  const neighbours = new Neighbours(MISS_BYTES);
+  const neighbours = new Neighbours(MISS_BYTES, 64 * 1024);
   let window = 0;
   const missAndFetch = (): boolean => {
     const at = window++ * 2 * MISS_BYTES;

@@ -10,6 +10,7 @@ import { promisify } from "node:util";
 import type { JobObject } from "../../src/api/job-object.ts";
 import type { ImageView, VolumeView } from "../../src/daemon/views.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
+import { standBetween } from "../support/between.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { requireTool } from "../support/tools.ts";
 import { launchDaemon, run, type Daemon, type Result } from "./support.ts";
@@ -54,20 +55,9 @@ async function startDaemons(t: TestContext): Promise<Daemons> {
 
 /** Stands before the API and calls `onBytes` once, when clients have sent so many bytes; what comes then waits for it. */
 async function meter(t: TestContext, dataDir: string, bytes: number, onBytes: () => Promise<void>): Promise<string> {
-  const path = join(await temporaryDirectory(t), "api.sock");
-  const open = new Set<Socket>();
   let sent = 0;
   let called = false;
-  const server = createServer((client) => {
-    const daemon = connect(join(dataDir, "api.sock"));
-    for (const socket of [client, daemon]) {
-      open.add(socket);
-      socket.on("error", () => undefined);
-      socket.on("close", () => {
-        client.destroy();
-        daemon.destroy();
-      });
-    }
+  const path = await standBetween(t, join(dataDir, "api.sock"), (client, daemon) => {
     daemon.pipe(client);
     client.on("data", (chunk: Buffer) => {
       daemon.write(chunk);
@@ -77,11 +67,6 @@ async function meter(t: TestContext, dataDir: string, bytes: number, onBytes: ()
       client.pause();
       void onBytes().then(() => client.resume());
     });
-  }).listen(path);
-  await once(server, "listening");
-  atEnd(t, async () => {
-    server.close();
-    for (const socket of open) socket.destroy();
   });
   return `unix:${path}`;
 }

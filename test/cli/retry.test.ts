@@ -1,10 +1,8 @@
 import assert from "node:assert/strict";
-import { createServer, connect, type Socket } from "node:net";
-import { once } from "node:events";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import type { SnapshotView, VolumeView } from "../../src/daemon/views.ts";
-import { atEnd, temporaryDirectory } from "../daemon/support.ts";
+import { standBetween } from "../support/between.ts";
 import { launchDaemon, run, type Daemon, type Result } from "./support.ts";
 
 /** Stands between a client and the daemon, and loses the daemon's first answers, as a daemon does that is killed. */
@@ -13,19 +11,8 @@ async function lossy(
   socketPath: string,
   losses: number,
 ): Promise<{ path: string; lost: () => number }> {
-  const path = join(await temporaryDirectory(t), "api.sock");
-  const open = new Set<Socket>();
   let lost = 0;
-  const server = createServer((client) => {
-    const daemon = connect(socketPath);
-    for (const socket of [client, daemon]) {
-      open.add(socket);
-      socket.on("error", () => undefined);
-      socket.on("close", () => {
-        client.destroy();
-        daemon.destroy();
-      });
-    }
+  const path = await standBetween(t, socketPath, (client, daemon) => {
     client.pipe(daemon);
     daemon.on("data", (answer: Buffer) => {
       if (lost < losses) {
@@ -33,11 +20,6 @@ async function lossy(
         client.destroy();
       } else client.write(answer);
     });
-  }).listen(path);
-  await once(server, "listening");
-  atEnd(t, async () => {
-    server.close();
-    for (const socket of open) socket.destroy();
   });
   return { path, lost: () => lost };
 }

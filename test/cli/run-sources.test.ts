@@ -1,11 +1,9 @@
 import assert from "node:assert/strict";
-import { mkdir, readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { readFile } from "node:fs/promises";
 import { test } from "node:test";
-import { temporaryDirectory } from "../daemon/support.ts";
 import { byFormat, makePlainImages } from "../support/disk-images.ts";
 import { readmeKinds } from "../support/offered-images.ts";
-import { makeSmallDisk, runAll } from "../support/run-images.ts";
+import { runAll, smallDisk } from "../support/run-images.ts";
 import { requireTool } from "../support/tools.ts";
 
 /* README says what `ullage run` takes: this does what it says. test/sources/run-variants.test.ts does the rest. */
@@ -27,13 +25,10 @@ void test(
     const named = (await firstColumn("sources")).map((source) => (source.startsWith("/") ? "/" : source.split(":")[0]));
     assert.deepEqual(named, Object.keys(readmeKinds));
 
-    const folder = await temporaryDirectory(t);
-    const path = join(folder, "disk");
-    const size = await makeSmallDisk(path);
-    await mkdir(join(folder, "images"));
-    const images = byFormat(await makePlainImages(path, join(folder, "images"))).first;
+    const { raw, images: folder } = await smallDisk(t);
+    const images = byFormat(await makePlainImages(raw.path, folder)).first;
     const formats = images.map(({ chain }) => chain.split("+")[0]);
     assert.deepEqual(formats.toSorted(), (await firstColumn("formats")).toSorted());
-    await runAll(t, { path, size }, kinds, images);
+    await runAll(t, raw, kinds, images);
   },
 );

@@ -1,10 +1,7 @@
-import { mkdir } from "node:fs/promises";
-import { join } from "node:path";
 import { test } from "node:test";
-import { temporaryDirectory } from "../daemon/support.ts";
 import { byFormat, makeContainedImages, makePlainImages } from "../support/disk-images.ts";
 import { otherKinds, readmeKinds } from "../support/offered-images.ts";
-import { makeSmallDisk, runAll } from "../support/run-images.ts";
+import { runAll, smallDisk } from "../support/run-images.ts";
 import { requireTool } from "../support/tools.ts";
 
 /* What test/cli/run-sources.test.ts has no time for. */
@@ -15,12 +12,9 @@ void test(
   async (t) => {
     const kinds = Object.values(readmeKinds);
     if (!requireTool(t, "qemu-img", "zstd", "xz", ...kinds.flatMap(({ tools }) => tools))) return;
-    const folder = await temporaryDirectory(t);
-    const path = join(folder, "disk");
-    const size = await makeSmallDisk(path);
-    await mkdir(join(folder, "images"));
-    const images = await makePlainImages(path, join(folder, "images"));
-    await runAll(t, { path, size }, kinds, byFormat(images).others);
+    const { raw, images: folder } = await smallDisk(t);
+    const images = await makePlainImages(raw.path, folder);
+    await runAll(t, raw, kinds, byFormat(images).others);
   },
 );
 
@@ -29,11 +23,8 @@ void test(
   { timeout: 280_000 },
   async (t) => {
     if (!requireTool(t, "qemu-img", "zstd", "xz", ...otherKinds.flatMap(({ tools }) => tools))) return;
-    const folder = await temporaryDirectory(t);
-    const path = join(folder, "disk");
-    const size = await makeSmallDisk(path);
-    await mkdir(join(folder, "images"));
-    await runAll(t, { path, size }, otherKinds, await makePlainImages(path, join(folder, "images")));
+    const { raw, images: folder } = await smallDisk(t);
+    await runAll(t, raw, otherKinds, await makePlainImages(raw.path, folder));
   },
 );
 
@@ -42,12 +33,9 @@ void test(
   { timeout: 280_000 },
   async (t) => {
     if (!requireTool(t, "qemu-img", "zstd", "xz")) return;
-    const folder = await temporaryDirectory(t);
-    const path = join(folder, "disk");
-    const size = await makeSmallDisk(path);
-    await mkdir(join(folder, "images"));
-    const images = await makeContainedImages(path, join(folder, "images"));
+    const { raw, images: folder } = await smallDisk(t);
+    const images = await makeContainedImages(raw.path, folder);
     const withoutRanges = otherKinds.filter(({ name }) => name === "http without ranges");
-    await runAll(t, { path, size }, [readmeKinds["/"], ...withoutRanges], images);
+    await runAll(t, raw, [readmeKinds["/"], ...withoutRanges], images);
   },
 );

@@ -1,11 +1,13 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { writeFile } from "node:fs/promises";
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { promisify } from "node:util";
 import type { VolumeView } from "../../src/daemon/views.ts";
 import { pattern } from "../backend/support.ts";
 import { launch } from "../cli/support.ts";
+import { temporaryDirectory } from "../daemon/support.ts";
 import type { DiskImage } from "./disk-images.ts";
 import type { Offer, OfferKind } from "./offered-images.ts";
 
@@ -17,6 +19,14 @@ export async function makeSmallDisk(path: string): Promise<number> {
   const content = Buffer.concat([pattern(MiB), Buffer.alloc(2 * MiB), pattern(MiB, 3)]);
   await writeFile(path, content);
   return content.length;
+}
+
+/** The same in a folder of the test's, with an empty one for images of it. */
+export async function smallDisk(t: TestContext): Promise<{ raw: { path: string; size: number }; images: string }> {
+  const folder = await temporaryDirectory(t);
+  const [path, images] = [join(folder, "disk"), join(folder, "images")];
+  await mkdir(images);
+  return { raw: { path, size: await makeSmallDisk(path) }, images };
 }
 
 /** Offers every image by every kind, and runs a disk from each: it must be the raw one, byte by byte. */

@@ -87,8 +87,8 @@ export class RemoteBlob implements Blob {
     this.unitBytes = opened.unitBytes;
     this.#pins = pins;
     this.#readahead = new ReadaheadFetcher(
-      opened.size,
-      options.missBytes ?? Math.max(MISS_BYTES, opened.unitBytes),
+      opened,
+      options.missBytes ?? MISS_BYTES,
       (offset, length) => this.isReady(offset, length),
       (offset, length) => this.#fetch(offset, length, Lane.readahead),
     );
