@@ -4,7 +4,7 @@ import { IoError, SourceError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import type { CachedBlob } from "../../src/blob/cached-blob.ts";
 import { Hydration, type HydrationOptions, type HydrationStatus } from "../../src/volume/hydration.ts";
-import type { HydrationTarget } from "../../src/volume/hydration-scan.ts";
+import { tracedPieces, type HydrationTarget } from "../../src/volume/hydration-scan.ts";
 import { HydrationSlots } from "../../src/volume/hydration-slots.ts";
 import {
   ManualClock,
@@ -447,4 +447,27 @@ void test("closing ends it at once, though the source hangs, and tells who waits
   await waiting;
   hydration.start();
   assert.equal(reader.requests.length, 16);
+});
+
+void test("what a trace names is asked for in its order, but for 2 MiB at a time, in which neighbours are one request", async (t) => {
+  const reader = new MemoryReader(randomContent(16 * MiB));
+  const { blob } = await openBlob(t, reader, { unitBytes: UNIT });
+  await blob.fetch(3 * UNIT, UNIT);
+  const read = (unit: number): [number, number, number] => [0, unit * UNIT + 100, 200];
+  const batch = [9, 1, 3, 8, 0, 9, 2, ...Array.from({ length: 27 }, (_, index) => 40 + 2 * index)];
+  const reads = [...batch, 7, 100, 99].map(read);
+  const pieces: [number, number][] = [];
+  for await (const { offset, length } of tracedPieces(new FakeVolume([blob]), blob, reads, MiB)) {
+    pieces.push([offset / UNIT, length / UNIT]);
+  }
+  assert.deepEqual(pieces.slice(0, 3), [
+    [0, 3],
+    [8, 2],
+    [40, 1],
+  ]);
+  assert.deepEqual(pieces.slice(-2), [
+    [7, 1],
+    [99, 2],
+  ]);
+  assert.equal(pieces.length, 2 + 27 + 2);
 });
