@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { schemeOf } from "../backend/source-address.ts";
 import { SourceBusyError } from "../backend/source-errors.ts";
 import type { Clock } from "../base/clock.ts";
 import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
@@ -37,7 +38,10 @@ import { type SourceTrouble, SourceTroubles } from "./source-trouble.ts";
 
 /** The map file lags at most this much behind ... */
 const PERSIST_AFTER_MS = 2000;
-/** ... or this many bytes, whatever comes first (plus the time that a sync takes). */
+/**
+ * ... or this many bytes that came in the background, whatever comes first (plus the time that a sync takes). Where somebody
+ * waits for what comes, the disk is his meanwhile, the more so as it may be the one that the source is read from.
+ */
 const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
 
 /** What a blob needs from its surroundings; shared by all blobs of a cache. */
@@ -97,7 +101,8 @@ export class CachedBlob implements Blob {
   #failedSyncs = 0;
   /** Counts evictions, for the same reason. */
   #evictions = 0;
-  #unsyncedBytes = 0;
+  /** Bytes of the background that no sync covers yet. */
+  #unsyncedBehind = 0;
   #persisting = false;
   #persistFailure = "";
   /** Syncs and evictions, one after the other: both write the map. */
@@ -128,7 +133,7 @@ export class CachedBlob implements Blob {
     this.#cold = environment.evicts() ? new ColdUnits(this.#map) : undefined;
     this.#queue = new FetchQueue({
       map: this.#map,
-      lanes: new FetchLanes(environment.traffic),
+      lanes: new FetchLanes(environment.traffic, schemeOf(meta.url) === undefined),
       traffic: environment.traffic,
       missBytes: environment.missBytes,
       transfer: (request) => this.#transfer(request),
@@ -313,7 +318,7 @@ export class CachedBlob implements Blob {
     if (!(await this.file.punch(offset, bytes))) return request.first;
     if (failedSyncs !== this.#failedSyncs) return undefined;
     this.#becameReady(request.first, end);
-    this.#noteUnsynced(0);
+    this.#noteUnsynced();
     return end;
   }
 
@@ -362,7 +367,8 @@ export class CachedBlob implements Blob {
     this.#troubles.note(undefined);
     if (failedSyncs !== this.#failedSyncs) return false;
     this.#becameReady(request.first, request.end);
-    this.#noteUnsynced(writer.received);
+    if (request.lane === "background") this.#unsyncedBehind += writer.received;
+    this.#noteUnsynced();
     this.#environment.filled(writer.received);
     return true;
   }
@@ -464,7 +470,7 @@ export class CachedBlob implements Blob {
   async #syncRound(): Promise<void> {
     if (this.#durable.missing === this.#map.missing) return;
     const bits = this.#map.copyBits();
-    this.#unsyncedBytes = 0;
+    this.#unsyncedBehind = 0;
     try {
       await this.file.datasync();
     } catch (error) {
@@ -492,9 +498,8 @@ export class CachedBlob implements Blob {
     return lost;
   }
 
-  #noteUnsynced(bytes: number): void {
-    this.#unsyncedBytes += bytes;
-    if (this.#unsyncedBytes >= PERSIST_AFTER_BYTES && this.#syncWaiting === undefined) void this.#persist();
+  #noteUnsynced(): void {
+    if (this.#unsyncedBehind >= PERSIST_AFTER_BYTES && this.#syncWaiting === undefined) void this.#persist();
     if (!this.#persisting) void this.#persistLater();
   }
 

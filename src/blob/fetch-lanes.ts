@@ -1,4 +1,5 @@
 import type { Clock } from "../base/clock.ts";
+import { diskPlaces } from "../base/pool-slots.ts";
 
 /*
  * Who may talk to the source now. Three lanes, each first come first served, none waiting for a slower one:
@@ -13,6 +14,12 @@ const lanes = ["foreground", "readahead", "background"] as const;
 
 /** Requests at once, per blob, so that a source that hangs takes nothing from the others. */
 const LANE_LIMIT: Record<Lane, number> = { foreground: 32, readahead: 8, background: 16 };
+
+/**
+ * In the foreground, for a file of this host: those for which there are threads, and a few that are next. Who waits longer
+ * waits here, where his requests grow, and takes no memory yet.
+ */
+const LOCAL_FOREGROUND_LIMIT = diskPlaces.total + 2;
 
 /**
  * Readahead and background together: no more than a backend lets through, because what waits inside a backend can't be
@@ -187,12 +194,15 @@ export interface Job {
 
 export class FetchLanes {
   readonly #traffic: FetchTraffic;
+  readonly #foregroundLimit: number;
   readonly #queued: Record<Lane, Set<Job>> = { foreground: new Set(), readahead: new Set(), background: new Set() };
   readonly #running: Record<Lane, number> = { foreground: 0, readahead: 0, background: 0 };
   readonly #forget: () => void;
 
-  constructor(traffic: FetchTraffic) {
+  /** @param local the source is a file of this host */
+  constructor(traffic: FetchTraffic, local = false) {
     this.#traffic = traffic;
+    this.#foregroundLimit = local ? LOCAL_FOREGROUND_LIMIT : LANE_LIMIT.foreground;
     this.#forget = traffic.onQuiet(() => this.#pump());
   }
 
@@ -230,7 +240,12 @@ export class FetchLanes {
   #hasRoom(lane: Lane): boolean {
     const running = this.#running;
     if (lane !== "foreground" && running.readahead + running.background >= BEHIND_LIMIT) return false;
-    return running[lane] < (lane === "background" ? this.#traffic.backgroundLimit : LANE_LIMIT[lane]);
+    return running[lane] < this.#limitOf(lane);
+  }
+
+  #limitOf(lane: Lane): number {
+    if (lane === "foreground") return this.#foregroundLimit;
+    return lane === "background" ? this.#traffic.backgroundLimit : LANE_LIMIT[lane];
   }
 
   async #run(job: Job, lane: Lane): Promise<void> {

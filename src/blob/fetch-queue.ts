@@ -12,8 +12,9 @@ import type { RangeMap } from "./range-map.ts";
  *         last waiter leaves        last waiter leaves: aborted
  *          \--> gone                 \--> abandoned --transfer returns--> gone
  *
- * A flight keeps its units until its transfer has returned, however it ends: bytes of a failed request may still be on
- * their way into the cache file, and no other flight may call these units ready before they have arrived.
+ * While a flight is queued it takes in what is asked for right behind it: who has many small requests under way gets few
+ * large ones. A flight keeps its units until its transfer has returned, however it ends: bytes of a failed request may still
+ * be on their way into the cache file, and no other flight may call these units ready before they have arrived.
  */
 
 /** A request is at most this long: the larger, the longer somebody waits who needs only a part of it. */
@@ -22,6 +23,9 @@ const MAX_FLIGHT_BYTES: Record<Lane, number> = {
   readahead: 1024 * 1024,
   background: 1024 * 1024,
 };
+
+/** A queued flight grows to so much: what is worth one request, and makes nobody wait much longer who is in it. */
+const MAX_JOINED_BYTES = 1024 * 1024;
 
 /** Larger ranges are fetched one window after the other. */
 const WINDOW_BYTES = 32 * 1024 * 1024;
@@ -44,9 +48,10 @@ export interface Transfer {
 
 class Flight implements Job, Transfer {
   readonly first: number;
-  readonly end: number;
+  end: number;
   /** The lane that it is queued in or was started from. */
   lane: Lane;
+  started = false;
   waiters = 0;
   abandoned = false;
   ended = false;
@@ -73,6 +78,7 @@ class Flight implements Job, Transfer {
   }
 
   async run(): Promise<void> {
+    this.started = true;
     const outcome = await this.#transfer(this);
     this.ended = true;
     this.#settle(outcome);
@@ -170,7 +176,7 @@ export class FetchQueue {
         const limit = Math.min(Math.ceil(end / least) * least, map.units, runFirst + maxUnits);
         let runEnd = unit + 1;
         while (runEnd < limit && this.#isFree(runEnd)) runEnd++;
-        flight = this.#launch(runFirst, runEnd, lane);
+        flight = this.#join(runFirst, runEnd, lane) ?? this.#launch(runFirst, runEnd, lane);
       } else {
         this.#options.lanes.promote(flight, lane);
         if (lane === "foreground" && flight.lane !== lane) flight.hasten();
@@ -187,9 +193,23 @@ export class FetchQueue {
     return !this.#map.has(unit) && !this.#byUnit.has(unit);
   }
 
+  /** Makes the units part of the flight that ends where they begin, if that is queued in the same lane and short. */
+  #join(first: number, end: number, lane: Lane): Flight | undefined {
+    const flight = this.#byUnit.get(first - 1);
+    if (flight === undefined || flight.started || flight.lane !== lane) return undefined;
+    if ((end - flight.first) * this.#map.unitBytes > MAX_JOINED_BYTES) return undefined;
+    this.#hold(flight, first, end);
+    flight.end = end;
+    return flight;
+  }
+
+  #hold(flight: Flight, first: number, end: number): void {
+    for (let unit = first; unit < end; unit++) this.#byUnit.set(unit, flight);
+  }
+
   #launch(first: number, end: number, lane: Lane): Flight {
     const flight = new Flight(first, end, lane, (started) => this.#transfer(started));
-    for (let unit = first; unit < end; unit++) this.#byUnit.set(unit, flight);
+    this.#hold(flight, first, end);
     this.#options.lanes.submit(flight);
     return flight;
   }
@@ -279,7 +299,7 @@ export class FetchQueue {
     for (const { first, end } of runs) {
       const flight = new Flight(first, end, "background", () => promise);
       flight.waiters++;
-      for (let unit = first; unit < end; unit++) this.#byUnit.set(unit, flight);
+      this.#hold(flight, first, end);
       flights.push(flight);
     }
     const held = flights.map((flight) => flight.run());

@@ -2,14 +2,18 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { IoError } from "../../src/base/errors.ts";
 import type { File } from "../../src/base/file-system.ts";
+import { diskPlaces } from "../../src/base/pool-slots.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
+import type { CachedBlob } from "../../src/blob/cached-blob.ts";
 import {
   ManualClock,
   MemoryReader,
   gate,
   openBlob,
+  openCache,
   randomContent,
   readCacheFile,
+  testObject,
   until,
   withCalls,
   withFile,
@@ -48,6 +52,82 @@ void test("a queued background fetch that a foreground one needs goes first, as 
   hold.open();
   await Promise.all(fetches);
   assert.equal(reader.requests.length, 32);
+});
+
+/** So many units in the foreground, far from all others, that the next one has to wait. */
+function takeAllPlaces(blob: CachedBlob, from: number): Promise<void>[] {
+  return Array.from({ length: 32 }, (_, n) => blob.fetch((from + 2 * n) * UNIT, UNIT));
+}
+
+void test("small fetches that wait for their turn become few large requests, as far as they lie behind each other", async (t) => {
+  const reader = new MemoryReader(randomContent(256 * UNIT));
+  const { blob } = await openBlob(t, reader);
+  const hold = gate();
+  reader.before = () => hold.opened;
+  const fetches = takeAllPlaces(blob, 150);
+  await until(() => reader.requests.length === 32);
+  for (let unit = 0; unit < 40; unit++) if (unit !== 20) fetches.push(blob.fetch(unit * UNIT, UNIT));
+  hold.open();
+  await Promise.all(fetches);
+  const runs = reader.requests.slice(32).map(({ offset, length }) => [offset / UNIT, length / UNIT]);
+  assert.deepEqual(runs, [
+    [0, 16],
+    [16, 4],
+    [21, 16],
+    [37, 3],
+  ]);
+  assert.deepEqual(await readCacheFile(blob, 0, 20 * UNIT), reader.content.subarray(0, 20 * UNIT));
+});
+
+void test("a request that is under way grows no more", async (t) => {
+  const reader = new MemoryReader(randomContent(4 * UNIT));
+  const { blob } = await openBlob(t, reader);
+  const hold = gate();
+  reader.before = (offset) => (offset === 0 ? hold.opened : undefined);
+  const first = blob.fetch(0, UNIT);
+  await until(() => reader.requests.length === 1);
+  await blob.fetch(UNIT, UNIT);
+  hold.open();
+  await first;
+});
+
+void test("what somebody waits for does not join what others only want soon, and it goes on when they leave", async (t) => {
+  const reader = new MemoryReader(randomContent(256 * UNIT));
+  const { blob } = await openBlob(t, reader);
+  const hold = gate();
+  reader.before = () => hold.opened;
+  const fetches = takeAllPlaces(blob, 150);
+  for (let n = 0; n < 8; n++) fetches.push(blob.fetch((80 + 2 * n) * UNIT, UNIT, { soon: true }));
+  await until(() => reader.requests.length === 40);
+  fetches.push(blob.fetch(0, UNIT, { soon: true }), blob.fetch(UNIT, UNIT));
+  const leaving = new AbortController();
+  const left = assert.rejects(blob.fetch(2 * UNIT, UNIT, { signal: leaving.signal }), /enough/);
+  leaving.abort(new Error("enough"));
+  await left;
+  hold.open();
+  await Promise.all(fetches);
+  const runs = reader.requests.slice(40).map(({ offset, length }) => [offset / UNIT, length / UNIT]);
+  assert.deepEqual(
+    runs.toSorted(([a], [b]) => a - b),
+    [
+      [0, 1],
+      [1, 2],
+    ],
+  );
+});
+
+void test("a file of this host is asked for no more at once than there are threads for, and a few", async (t) => {
+  const reader = new MemoryReader(randomContent(64 * UNIT));
+  const { cache } = await openCache(t, { openSource: () => Promise.resolve(reader) });
+  const blob = await cache.create({ ...testObject(reader.size), url: "/images/disk.raw", unitBytes: UNIT });
+  const hold = gate();
+  reader.before = () => hold.opened;
+  const fetches = Array.from({ length: 20 }, (_, n) => blob.fetch(2 * n * UNIT, UNIT));
+  await until(() => reader.requests.length > 0);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(reader.requests.length, diskPlaces.total + 2);
+  hold.open();
+  await Promise.all(fetches);
 });
 
 void test("while somebody waits for the source, the background starts nothing; once he has his bytes, all it may", async (t) => {
