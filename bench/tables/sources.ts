@@ -117,7 +117,7 @@ async function compressedImage(context: Context): Promise<Table> {
         await dropPageCache();
         return megabytesPerSecond(bytes, () => convert(context, image, "qcow2"));
       },
-      read: () => fromStart((uri) => run("nbdcopy", ["--connections=1", uri, "null:"])),
+      read: () => fromStart(async (uri) => void (await run("nbdcopy", ["--connections=1", uri, "null:"]))),
       "read and written again": () => fromStart((uri) => convert(context, uri, "raw")),
     };
     const rates = await interleaved(context.rounds, ways);
