@@ -10,6 +10,7 @@ import {
   type SnapshotRecord,
   type VolumeRecord,
 } from "../catalog/metadata-store.ts";
+import { MISS_BYTES } from "../blob/neighbours.ts";
 import { blockBytes } from "../volume/owner-map.ts";
 import { revertVolume, shrinkVolume } from "../volume/rebase-volume.ts";
 import { Volume } from "../volume/volume.ts";
@@ -20,7 +21,7 @@ import { ManagedVolume, type VolumeHost } from "./managed-volume.ts";
 import type { ReclaimVolume } from "./reclaim.ts";
 import { Reclaimer } from "./reclaimer.ts";
 import { Snapshots } from "./snapshots.ts";
-import type { FoundImage } from "./volume-sources.ts";
+import type { FoundImage, SharedBlob } from "./volume-sources.ts";
 import { allBlobSpace, blobSpace } from "./space.ts";
 import { removeVolumeFiles } from "./volume-files.ts";
 import { fillDisk, type ImportContent } from "./volume-import.ts";
@@ -31,6 +32,15 @@ import type { AllSpaceView, CloneRequest, CreateVolumeRequest, OriginView, Space
 const openingAtOnce = 2;
 /** At the end, volumes that are closed at the same time. */
 const closingAtOnce = 64;
+
+/**
+ * Whoever is given a disk looks at its beginning first, partition table or superblock: it is on its way while the rest of
+ * the volume is made.
+ */
+function bringBeginning(blob: SharedBlob | undefined): void {
+  if (blob === undefined || blob.size === 0) return;
+  blob.fetch(0, Math.min(MISS_BYTES, blob.size), { soon: true }).catch(() => undefined); // met by who needs it
+}
 
 /** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
 export interface ImportedVolume {
@@ -479,6 +489,7 @@ export class Volumes implements VolumeNames {
               onDownload?.(bytes, total);
             },
           });
+    if (settings.hydrate === "auto") bringBeginning(blob);
     try {
       const size = found === undefined ? volume.record.size : volumeSize(blob?.size, wanted);
       const format = blob?.meta.imageFormat ?? null;
