@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { digestOf } from "../backend/http-answer.ts";
+import { digestOf } from "../backend/http/http-answer.ts";
 import type { Clock } from "../base/clock.ts";
 import { CorruptionError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { FileSystem, ReadableFile } from "../base/file-system.ts";

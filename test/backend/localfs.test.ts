@@ -19,7 +19,7 @@ import { syncBuiltinESMExports } from "node:module";
 import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { IoError } from "../../src/base/errors.ts";
 import { anyPageCached, dropPageCache, fileSystemName } from "../../src/base/posix.ts";
 import { requireTool } from "../support/tools.ts";

@@ -1,6 +1,6 @@
 import { describeError } from "../../src/base/errors.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
-import { dropLayers } from "../../src/daemon/layer-files.ts";
+import { dropLayers } from "../../src/daemon/snapshots/layer-files.ts";
 import { loadFrozenMap, readFrozenTable } from "../../src/volume/frozen-map.ts";
 import { frozenMapPath, mapsDir, snapshotPath, volumeDir } from "../../src/volume/paths.ts";
 import { baseOf, frozenReferences } from "../../src/volume/references.ts";
