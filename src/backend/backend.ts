@@ -65,7 +65,7 @@ export interface Probe {
   mediaType?: string;
 }
 
-/** What pins an object's content. Two that are the same (file-identity.ts) mean equal bytes, unless `strong` is false. */
+/** What pins an object's content. Two that are the same (file/file-identity.ts) mean equal bytes, unless `strong` is false. */
 export interface Identity {
   /** Bytes of the object. */
   size: number;

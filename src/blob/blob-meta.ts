@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import type { Identity } from "../backend/backend.ts";
-import { isSameIdentity } from "../backend/file-identity.ts";
+import { isSameIdentity } from "../backend/file/file-identity.ts";
 import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
 import { isId } from "../base/ids.ts";
 

@@ -1,10 +1,10 @@
 import { join } from "node:path";
 import type { Identity } from "../backend/backend.ts";
-import { isSameIdentity } from "../backend/file-identity.ts";
+import { isSameIdentity } from "../backend/file/file-identity.ts";
 import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
-import { type Hashing, HashThread } from "../base/hash-thread.ts";
+import { type Hashing, HashThread } from "../base/threads/hash-thread.ts";
 import { isId } from "../base/ids.ts";
 import { Slots } from "../base/pool-slots.ts";
 import type { ImageReader } from "../image/image-format.ts";

@@ -19,7 +19,7 @@ import { syncBuiltinESMExports } from "node:module";
 import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { IoError } from "../../src/base/errors.ts";
 import { anyPageCached, dropPageCache, fileSystemName } from "../../src/base/posix.ts";
 import { requireTool } from "../support/tools.ts";
@@ -303,7 +303,7 @@ void test("a file that may not be read is an error that names the user", async (
   // Root may read anything: the child gives that up.
   const drop = process.getuid?.() === 0 ? "process.setgid(65534); process.setuid(65534);" : "";
   const script = `
-    import { LocalFileBackend } from "${import.meta.dirname}/../../src/backend/localfs.ts";
+    import { LocalFileBackend } from "${import.meta.dirname}/../../src/backend/file/localfs.ts";
     ${drop}
     await new LocalFileBackend("${path}").probe(1).catch((error) => console.log(error.code, error.hint));`;
   const output = execFileSync(process.execPath, ["--input-type=module", "-e", script], { encoding: "utf8" });

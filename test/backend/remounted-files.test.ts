@@ -3,7 +3,7 @@ import { renameSync, rmSync, statSync, truncateSync, utimesSync, writeFileSync }
 import { join } from "node:path";
 import { test } from "node:test";
 import type { Identity } from "../../src/backend/backend.ts";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { LoopDisk, SshfsDisk } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";
