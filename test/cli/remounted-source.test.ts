@@ -22,14 +22,14 @@ const patience = { timeout: 240_000 };
 interface World {
   /** The file. */
   path: string;
-  remount(): void;
-  replace(): void;
+  remount(this: void): void;
+  replace(this: void): void;
 }
 
 interface Kind {
   name: string;
   tools: readonly ToolName[];
-  start(t: TestContext): Promise<World>;
+  start(this: void, t: TestContext): Promise<World>;
 }
 
 const kinds: Kind[] = [
