@@ -64,8 +64,8 @@ export async function followEvents() {
   }
 }
 
-/** @param {ServerEvent} event */
-function tell(event) {
+/** @param {ServerEvent} event what the server says, or what it could not say because it went away */
+export function tell(event) {
   for (const listener of listeners) listener(event);
 }
 

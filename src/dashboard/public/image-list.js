@@ -3,10 +3,11 @@ import { call } from "./api.js";
 import { onEvent } from "./events.js";
 import { can } from "./features.js";
 import { Poller } from "./polling.js";
+import { readPulls } from "./pulling.js";
 
 /*
- * What the cache holds, and what is being fetched into it, as the server last told while somebody looked. There are no
- * events for blobs: it is asked by the clock, and after what is likely to change something.
+ * What the cache holds, as the server last told while somebody looked. There are no events for blobs: it is asked by the
+ * clock, and after what is likely to change something.
  */
 
 /**
@@ -33,15 +34,6 @@ import { Poller } from "./polling.js";
 
 /** @typedef {{ blobs: number, diskBytes: number, capacityBytes: number | null, reserve: number, evictedBytes: number }} Cache */
 
-/**
- * @typedef {object} Job
- * @property {string} id
- * @property {string} kind
- * @property {string | null} target
- * @property {string} state
- * @property {{ done: number, total: number | null, unit: string }} progress
- */
-
 const pageBlobs = 100;
 const pollMs = 5_000;
 
@@ -49,8 +41,6 @@ const pollMs = 5_000;
 export const blobs = signal(null);
 /** @type {import("@preact/signals").Signal<Cache | null>} */
 export const cache = signal(null);
-/** @type {import("@preact/signals").Signal<Job[]>} */
-export const pulls = signal([]);
 /** Why the last reading failed. */
 export const imagesProblem = signal(/** @type {import("./api.js").Problem | null} */ (null));
 
@@ -61,8 +51,7 @@ let poller;
 export function followImages() {
   const current = new Poller(readAll, () => pollMs);
   poller = current;
-  const quiet = onEvent(({ type, data }) => {
-    if (type === "job") noteJob(data);
+  const quiet = onEvent(({ type }) => {
     if (["reset", "job", "volume-created", "volume-removed"].includes(type)) current.hint();
   });
   return () => {
@@ -78,14 +67,13 @@ export function refreshImages() {
 
 async function readAll() {
   try {
-    const [found, whole, jobs] = await Promise.all([
+    const [found, whole] = await Promise.all([
       readBlobs(),
       can("GET", "/v1/cache") ? call("v1/cache") : null,
-      can("GET", "/v1/jobs") ? call("v1/jobs") : { jobs: [] },
+      can("GET", "/v1/jobs") ? readPulls() : undefined,
     ]);
     blobs.value = found;
     cache.value = whole;
-    pulls.value = jobs.jobs.filter(isRunningPull);
     imagesProblem.value = null;
   } catch (error) {
     imagesProblem.value = /** @type {import("./api.js").Problem} */ (error);
@@ -108,15 +96,6 @@ async function readBlobs() {
     if (a.image !== b.image) return place(a) < place(b) ? -1 : 1;
     return a.createdAt > b.createdAt ? -1 : 1;
   });
-}
-
-/** @param {Job} job */
-const isRunningPull = ({ kind, state }) => kind === "image-pull" && state === "running";
-
-/** What an answer or an event told of a job. @param {Job} job */
-export function noteJob(job) {
-  const others = pulls.value.filter(({ id }) => id !== job.id);
-  pulls.value = isRunningPull(job) ? [...others, job] : others;
 }
 
 /** What an answer told of a blob. @param {Blob} blob */

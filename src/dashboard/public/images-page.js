@@ -5,17 +5,18 @@ import { call } from "./api.js";
 import { EvictDialog, FreeDialog, isUnused } from "./evict-dialogs.js";
 import { can } from "./features.js";
 import { formatBytes, formatCount, formatShare, plural } from "./format.js";
-import { blobs, cache, followImages, imagesProblem, noteJob, outdated, pulls } from "./image-list.js";
+import { blobs, cache, followImages, imagesProblem, outdated } from "./image-list.js";
 import { imageOrder } from "./image-order.js";
 import { ImageRow } from "./image-row.js";
 import { Filter, Pager, SortChoice, TableHead } from "./list-parts.js";
 import { Bar, ProblemBox } from "./parts.js";
 import { PullDialog } from "./pull-dialog.js";
+import { noteJob, pulls } from "./pulling.js";
 
 /* The cache: every version of every image that is here, for which volumes, and what is being fetched. */
 
 /** @typedef {import("./image-list.js").Blob} Blob */
-/** @typedef {import("./image-list.js").Job} Job */
+/** @typedef {import("./pulling.js").Job} Job */
 
 export function ImagesPage() {
   const dialog = useSignal(/** @type {"" | "pull" | "free"} */ (""));

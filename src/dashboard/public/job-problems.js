@@ -4,6 +4,7 @@ import { signal } from "@preact/signals";
 import { Problem } from "./api.js";
 import { onEvent } from "./events.js";
 import { ProblemBox } from "./parts.js";
+import { isAskedForAgain } from "./pulling.js";
 
 /** What is kept of work that failed in the background; the oldest goes first. */
 const maxProblems = 5;
@@ -16,7 +17,7 @@ export function JobProblems() {
   useEffect(
     () =>
       onEvent(({ type, data }) => {
-        if (type !== "job" || data.state !== "failed" || data.error === null) return;
+        if (type !== "job" || data.state !== "failed" || data.error === null || isAskedForAgain(data)) return;
         const { status, code, detail, hint } = data.error;
         const what = data.kind === "image-pull" ? "fetched" : "made";
         const problem = new Problem({

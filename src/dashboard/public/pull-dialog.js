@@ -1,17 +1,17 @@
 import { html } from "htm/preact";
 import { useSignal } from "@preact/signals";
-import { call } from "./api.js";
-import { noteJob, refreshImages } from "./image-list.js";
+import { refreshImages } from "./image-list.js";
 import { ActionForm, Dialog } from "./parts.js";
+import { pull } from "./pulling.js";
 import { noSource, openingMore, SourceDetails, SourceField, sourceRequest } from "./source-fields.js";
 
 /** Fetching an image before a volume is made from it. @param {{ onClose: () => void }} props */
 export function PullDialog({ onClose }) {
   const form = useSignal(noSource);
   const busy = useSignal(false);
-  const pull = async () => {
-    const asking = { method: "POST", body: sourceRequest(form.value), patient: true };
-    noteJob(await openingMore(form, () => call("v1/images", asking)));
+  const submit = async () => {
+    const body = sourceRequest(form.value);
+    await openingMore(form, () => pull(body));
     refreshImages();
     onClose();
   };
@@ -19,7 +19,7 @@ export function PullDialog({ onClose }) {
     <${ActionForm}
       label="Pull"
       busyLabel="Asking the source…"
-      onSubmit=${pull}
+      onSubmit=${submit}
       onCancel=${onClose}
       onBusy=${(/** @type {boolean} */ value) => (busy.value = value)}
     >
