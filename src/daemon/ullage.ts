@@ -16,7 +16,7 @@ import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import type { CacheLimits } from "../blob/cache-space.ts";
 import type { SocketAccess } from "../export/listen-address.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
-import { HydrationSlots } from "../volume/hydration-slots.ts";
+import { HydrationSlots } from "../volume/hydration/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
 import { BlobListener } from "./cache/blob-listener.ts";
 import { BootTraces } from "./cache/boot-traces.ts";

@@ -1,9 +1,10 @@
-import { type BigIntStats, constants, read as readCallback } from "node:fs";
+import { constants, read as readCallback } from "node:fs";
 import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../../base/errors.ts";
 import { orAborted } from "../../base/or-aborted.ts";
 import { preadPassingInPool, readsAhead } from "../../base/posix.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend.ts";
+import { fileVersion, isSameIdentity, timesTell } from "./file-identity.ts";
 import { callsFor, type CallOptions, type MountCalls } from "./mount-calls.ts";
 import { demandInside, readHead } from "../object-range.ts";
 import type { SourcePolicy } from "../source-guard.ts";
@@ -45,8 +46,8 @@ interface Opened {
 /**
  * A local file or block device. Every call into its file system may hang, and goes by way of mount-calls.ts: it is given up
  * after a while, and what it uses (descriptor, buffer) is left to it until it returns. After the last byte of each read both
- * the descriptor and the path must still be what was pinned (durability rule 31), so that neither a change in place nor a
- * replaced file goes unnoticed. Reads that follow each other share a descriptor, unless a policy has to judge it; after one
+ * the descriptor and the path must still be what was pinned (durability rule 31; file-identity.ts), so that neither a change in
+ * place nor a replaced file goes unnoticed. Reads that follow each other share a descriptor, unless a policy has to judge it; after one
  * that failed it is opened anew. Reads that end at about the same time share a look at what it is.
  * Writes to a block device need not show in its times: only a read-only one counts as pinned.
  */
@@ -254,7 +255,7 @@ export class LocalFileBackend implements Backend {
 
   async #demandUnchanged(opened: Opened, pinned: Identity, how: CallOptions): Promise<void> {
     const now = await orAborted((opened.nextLook ??= this.#lookNext(opened)), how.signal);
-    if (now.version === pinned.version && now.size === pinned.size) return;
+    if (isSameIdentity(now, pinned)) return;
     throw sourceChanged(
       `${this.#path} has changed: it was ${pinned.version} with ${pinned.size} bytes, now it is ${now.version} with ${now.size} bytes`,
     );
@@ -279,16 +280,14 @@ export class LocalFileBackend implements Backend {
       this.#use(found, how, () => found.file.stat({ bigint: true })),
       this.#own(found.calls.run(() => stat(this.#path, { bigint: true }), how)),
     ]);
-    const version = versionOf(opened);
-    if (versionOf(named) !== version) throw sourceChanged(`${this.#path} was replaced while it was read`);
-    if (!opened.isBlockDevice()) return { size: Number(opened.size), version, strong: true };
+    const isSame = (["dev", "ino", "mtimeNs", "ctimeNs"] as const).every((each) => opened[each] === named[each]);
+    if (!isSame) throw sourceChanged(`${this.#path} was replaced while it was read`);
+    const version = fileVersion(opened, found.calls.keepsInodes);
+    const strong = timesTell(opened, Date.now());
+    if (!opened.isBlockDevice()) return { size: Number(opened.size), version, strong };
     const { size, readOnly } = await this.#own(blockDevice(opened.rdev));
-    return { size, version, strong: readOnly };
+    return { size, version, strong: strong && readOnly };
   }
-}
-
-function versionOf({ dev, ino, mtimeNs, ctimeNs }: BigIntStats): string {
-  return `file:${dev}:${ino}:${mtimeNs}:${ctimeNs}`;
 }
 
 /** Size in bytes, and whether nobody can write: from /sys/dev/block, because stat knows neither. */

@@ -29,6 +29,9 @@ const disks = new Set(
   ).split(" "),
 );
 
+/** FAT, and programs behind FUSE, make up a file's inode number when it is looked up, often another one the next time. */
+const inodesMadeUp = /^(?:fuse(?:blk|\..*)?|vfat|msdos|exfat)$/;
+
 /** As many links lead from one to the next before the kernel calls it a loop. */
 const maxLinks = 40;
 /** So long somebody waits for a descriptor to be closed. */
@@ -97,6 +100,16 @@ export class MountCalls {
     const { total, background } = disk ? diskPlaces : otherMountPlaces;
     this.#places = total;
     this.#admission = new Admission(total, background);
+  }
+
+  /** The kernel gives a mount's number to another one when it has gone. */
+  isOf({ device, path, type }: Mount): boolean {
+    return this.#mount.device === device && this.#mount.path === path && this.#mount.type === type;
+  }
+
+  /** Whether a file has one inode number as long as it lives, also when the file system is mounted again. */
+  get keepsInodes(): boolean {
+    return !inodesMadeUp.test(this.#mount.type);
   }
 
   /** Nothing is under way or owed. */
@@ -237,7 +250,7 @@ const everything: Mount = { id: -1, parent: -1, device: "", path: "/", type: "un
 
 function callsOf(mount: Mount = everything, mounts: readonly Mount[]): MountCalls {
   let calls = known.get(mount.id);
-  if (calls !== undefined) return calls;
+  if (calls?.isOf(mount) === true) return calls;
   for (const [id, old] of known) if (old.idle && !mounts.some((there) => there.id === id)) known.delete(id);
   calls = new MountCalls(mount);
   known.set(mount.id, calls);

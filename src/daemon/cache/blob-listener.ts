@@ -1,4 +1,4 @@
-import { Acceptor } from "../../base/acceptor.ts";
+import { Acceptor } from "../../base/threads/acceptor.ts";
 import { BlobManager, type BlobManagerOptions } from "../../blob/remote/manager.ts";
 import { openListeningSocket, type ListeningSocket } from "../../export/listening-socket.ts";
 import type { SocketAccess } from "../../export/listen-address.ts";

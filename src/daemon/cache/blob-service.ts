@@ -1,3 +1,4 @@
+import { isSameIdentity } from "../../backend/file/file-identity.ts";
 import { SourceError, UllageError } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
 import type { Answerer, ProgressAnswer, QuestionName, Questions } from "../../blob/remote/questions.ts";
@@ -49,8 +50,7 @@ export class BlobService implements Answerer {
       if (volume !== undefined) demandVolumeId(volume);
       const key = making !== undefined && isId(making) ? making : undefined;
       const found = await this.#sources.find(request, signal, { guarded: guarded || !trusted });
-      const { version, size } = found.identity;
-      if (version !== identity.version || size !== identity.size) {
+      if (!isSameIdentity(found.identity, identity)) {
         await found.close();
         throw new SourceError("source-changed", `${found.url} has changed just now`, {
           transient: false,

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { shownVersion } from "../../backend/file/file-identity.ts";
 import { UllageError } from "../../base/errors.ts";
 import { shownSource } from "../../base/without-secrets.ts";
 import type { BlobLook } from "../../blob/blob-look.ts";
@@ -126,7 +127,7 @@ function blobView(look: BlobLook, all: VolumeRecord[]): BlobView {
     image: imageIdOf(meta),
     source: shownSource(url),
     format: imageFormat,
-    identity: identity.version === "" ? null : identity.version,
+    identity: identity.version === "" ? null : shownVersion(identity.version),
     pinned: identity.strong,
     verified: meta.uncached === true ? null : verified, // nothing stays for which that would hold
     cache: meta.uncached === true ? "none" : "shared",

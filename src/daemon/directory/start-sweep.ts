@@ -3,7 +3,7 @@ import { CorruptionError, UllageError } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
 import type { ExportRecord, MetadataStore, SnapshotRecord, VolumeRecord } from "../../catalog/metadata-store.ts";
 import { layersDir, mapsDir } from "../../volume/paths.ts";
-import { frozenMaps, frozenReferences, volumeReferences } from "../../volume/references.ts";
+import { frozenMaps, frozenReferences, volumeReferences } from "../../volume/layers/references.ts";
 import type { VolumeEnvironment } from "../../volume/types.ts";
 import type { Warning } from "../health/health.ts";
 import { moveToOrphans } from "./orphans.ts";

@@ -2,7 +2,7 @@ import { join } from "node:path";
 import { CorruptionError } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
 import { layerPath, layersDir } from "../../volume/paths.ts";
-import { frozenMaps, frozenReferences, volumeReferences } from "../../volume/references.ts";
+import { frozenMaps, frozenReferences, volumeReferences } from "../../volume/layers/references.ts";
 import type { VolumeEnvironment } from "../../volume/types.ts";
 
 /** What is about to go, and what only memory knows. */

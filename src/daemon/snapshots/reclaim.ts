@@ -1,9 +1,9 @@
 import { CorruptionError, describeError, errnoOf, UllageError } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
-import { visitFrozenMap } from "../../volume/frozen-map.ts";
-import { Layer } from "../../volume/layer.ts";
-import { MapClaims } from "../../volume/map-claims.ts";
-import { visitMapFile } from "../../volume/map-file.ts";
+import { visitFrozenMap } from "../../volume/map/frozen-map.ts";
+import { Layer } from "../../volume/layers/layer.ts";
+import { MapClaims } from "../../volume/map/map-claims.ts";
+import { visitMapFile } from "../../volume/map/map-file.ts";
 import { Pace } from "../../volume/pace.ts";
 import { layersDir } from "../../volume/paths.ts";
 import {
@@ -13,9 +13,9 @@ import {
   frozenReferences,
   steadily,
   volumeReferences,
-} from "../../volume/references.ts";
+} from "../../volume/layers/references.ts";
 import type { VolumeEnvironment } from "../../volume/types.ts";
-import { UnclaimedBlocks } from "../../volume/unclaimed-blocks.ts";
+import { UnclaimedBlocks } from "../../volume/map/unclaimed-blocks.ts";
 import type { Volume } from "../../volume/volume.ts";
 import type { Turns } from "../turns.ts";
 

@@ -6,9 +6,9 @@ import { didYouMean } from "../../base/similar.ts";
 import type { Blob } from "../../blob/blob.ts";
 import { checkName } from "../../catalog/names.ts";
 import type { SnapshotRecord } from "../../catalog/metadata-store.ts";
-import { loadFrozenMap, readFrozenTable } from "../../volume/frozen-map.ts";
+import { loadFrozenMap, readFrozenTable } from "../../volume/map/frozen-map.ts";
 import { frozenMapPath, mapsDir, volumeDir } from "../../volume/paths.ts";
-import { baseOf, frozenReferences } from "../../volume/references.ts";
+import { baseOf, frozenReferences } from "../../volume/layers/references.ts";
 import {
   describedSnapshots,
   describeSnapshot,

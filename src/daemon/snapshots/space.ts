@@ -2,7 +2,7 @@ import { join } from "node:path";
 import { errnoOf } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
 import { layerPath, layersDir } from "../../volume/paths.ts";
-import { baseOf, frozenMaps, frozenReferences, volumeReferences } from "../../volume/references.ts";
+import { baseOf, frozenMaps, frozenReferences, volumeReferences } from "../../volume/layers/references.ts";
 import type { VolumeEnvironment } from "../../volume/types.ts";
 
 /** Bytes on disk in layers; what several volumes need is `sharedBytes` of each of them. */

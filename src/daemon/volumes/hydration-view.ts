@@ -1,5 +1,5 @@
 import type { HydrationWish, Standing } from "../../catalog/metadata-store.ts";
-import { type Hydration, type HydrationStatus, PAUSED_BY_USER } from "../../volume/hydration.ts";
+import { type Hydration, type HydrationStatus, PAUSED_BY_USER } from "../../volume/hydration/hydration.ts";
 import type { HydrationView } from "../views.ts";
 
 /** Makes hydration do what the user wishes. */

@@ -11,7 +11,7 @@ import {
   type VolumeRecord,
 } from "../../catalog/metadata-store.ts";
 import { MISS_BYTES } from "../../blob/neighbours.ts";
-import { blockBytes } from "../../volume/owner-map.ts";
+import { blockBytes } from "../../volume/map/owner-map.ts";
 import { revertVolume, shrinkVolume } from "../../volume/rebase-volume.ts";
 import { Volume } from "../../volume/volume.ts";
 import type { VolumeNames } from "../exports/export-names.ts";

@@ -1,8 +1,8 @@
-import type { Clock } from "../base/clock.ts";
-import { IoError, UllageError, describeError, errnoOf } from "../base/errors.ts";
-import { orAborted } from "../base/or-aborted.ts";
-import type { Blob } from "../blob/blob.ts";
-import type { TracedRead } from "../blob/boot-trace.ts";
+import type { Clock } from "../../base/clock.ts";
+import { IoError, UllageError, describeError, errnoOf } from "../../base/errors.ts";
+import { orAborted } from "../../base/or-aborted.ts";
+import type { Blob } from "../../blob/blob.ts";
+import type { TracedRead } from "../../blob/boot-trace.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
 import { measureNeed, missingPieces, tracedPieces, type HydrationTarget, type Piece } from "./hydration-scan.ts";
 import type { HydrationSlots } from "./hydration-slots.ts";

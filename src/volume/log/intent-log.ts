@@ -1,13 +1,13 @@
-import { allOf } from "../base/all-of.ts";
-import { crc32c } from "../base/crc32c.ts";
-import { describeError, IoError } from "../base/errors.ts";
-import type { File, FileBinding } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { headerBytes, openHeader, sealHeader } from "./header.ts";
-import type { VolumeLimits } from "./limits.ts";
+import { allOf } from "../../base/all-of.ts";
+import { crc32c } from "../../base/crc32c.ts";
+import { describeError, IoError } from "../../base/errors.ts";
+import type { File, FileBinding } from "../../base/file-system.ts";
+import { IoBuffer } from "../../base/io-buffer.ts";
+import { headerBytes, openHeader, sealHeader } from "../header.ts";
+import type { VolumeLimits } from "../limits.ts";
 import { getU64, putU64, recordBytes, RecordView } from "./log-record.ts";
-import { logPath } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import { logPath } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /*
  * The intent log: what makes the owner map crash-safe. One file per checkpoint interval:

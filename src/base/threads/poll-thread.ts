@@ -1,6 +1,6 @@
 import { closeSync } from "node:fs";
 import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from "node:worker_threads";
-import { eventfd, signalEvent } from "./posix.ts";
+import { eventfd, signalEvent } from "../posix.ts";
 
 /** What every such thread starts with; `setup` is its own. */
 export interface PollThreadData<Setup> {

@@ -1,4 +1,4 @@
-import { crc32c } from "../base/crc32c.ts";
+import { crc32c } from "../../base/crc32c.ts";
 
 /*
  * Records of the intent log: 40 bytes each, little-endian, 8-byte aligned.

@@ -1,16 +1,16 @@
-import { allOf } from "../base/all-of.ts";
-import { CorruptionError } from "../base/errors.ts";
-import type { File } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { headerBytes, openHeader, sealHeader } from "./header.ts";
-import { getU64, putU64 } from "./log-record.ts";
+import { allOf } from "../../base/all-of.ts";
+import { CorruptionError } from "../../base/errors.ts";
+import type { File } from "../../base/file-system.ts";
+import { IoBuffer } from "../../base/io-buffer.ts";
+import { headerBytes, openHeader, sealHeader } from "../header.ts";
+import { getU64, putU64 } from "../log/log-record.ts";
 import { MapDecoder, type MapVisitor, usedOwners, visitFrames } from "./map-codec.ts";
 import { readFrames, writeFrames } from "./map-frames.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
-import { frozenMapPath, mapsDir } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
-import { writeWhole } from "./whole-file.ts";
+import { frozenMapPath, mapsDir } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
+import { writeWhole } from "../whole-file.ts";
 
 /*
  * A frozen map, <data>/maps/<id>: a volume's owner map as it was when a snapshot was taken. Never changed, owned by nobody,

@@ -1,5 +1,5 @@
-import { logPath, mapPath, numbered } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import { logPath, mapPath, numbered } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /** Removes the maps and logs that checkpoint `number`, durable and verified, has made needless. */
 export async function removeOlderFiles(env: VolumeEnvironment, dir: string, number: number): Promise<void> {

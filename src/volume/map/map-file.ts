@@ -1,16 +1,16 @@
-import { CorruptionError } from "../base/errors.ts";
-import type { File } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { headerBytes, openHeader, sealHeader } from "./header.ts";
-import { getU64, putU64 } from "./log-record.ts";
+import { CorruptionError } from "../../base/errors.ts";
+import type { File } from "../../base/file-system.ts";
+import { IoBuffer } from "../../base/io-buffer.ts";
+import { headerBytes, openHeader, sealHeader } from "../header.ts";
+import { getU64, putU64 } from "../log/log-record.ts";
 import { loadFrozenMap } from "./frozen-map.ts";
 import { MapDecoder, type MapVisitor, usedOwners, visitFrames } from "./map-codec.ts";
 import { readFrames, writeFrames } from "./map-frames.ts";
 import { blockBytes, OwnerMap } from "./owner-map.ts";
 import { OwnerTable } from "./owner-table.ts";
-import { mapPath } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
-import { writeWhole } from "./whole-file.ts";
+import { mapPath } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
+import { writeWhole } from "../whole-file.ts";
 
 /*
  * A checkpoint: a volume's owner map as of one LSN, in a file that is complete or absent. It holds the map itself or, the

@@ -1,4 +1,4 @@
-import { CorruptionError } from "../base/errors.ts";
+import { CorruptionError } from "../../base/errors.ts";
 import { chunkBlocks, maxOwner, type OwnerMap } from "./owner-map.ts";
 import { ownerKindOf, ownerKinds, OwnerTable } from "./owner-table.ts";
 

@@ -1,6 +1,6 @@
 import type { MessageCommand, MessageEvent, MessageSetup } from "./message-sockets.ts";
 import { type Polled, POLLERR, POLLHUP, POLLIN, POLLOUT, pollSetup, runPollLoop, tellMain } from "./poll-loop.ts";
-import { addressOf, closeDescriptor, EAGAIN, EINTR, errno, errnoName, receiveMessage, sendMessage } from "./posix.ts";
+import { addressOf, closeDescriptor, EAGAIN, EINTR, errno, errnoName, receiveMessage, sendMessage } from "../posix.ts";
 
 /*
  * One connection at a time is read up to the end of one message, never beyond: descriptors ride on the first byte of a

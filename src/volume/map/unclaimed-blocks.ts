@@ -1,6 +1,6 @@
-import type { Layer } from "./layer.ts";
+import type { Layer } from "../layers/layer.ts";
 import { chunkBlocks } from "./owner-map.ts";
-import type { Pace } from "./pace.ts";
+import type { Pace } from "../pace.ts";
 
 /** 32 blocks a word. */
 const chunkWords = chunkBlocks / 32;

@@ -1,10 +1,10 @@
-import { CorruptionError } from "../base/errors.ts";
-import type { File } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { headerBytes } from "./header.ts";
+import { CorruptionError } from "../../base/errors.ts";
+import type { File } from "../../base/file-system.ts";
+import { IoBuffer } from "../../base/io-buffer.ts";
+import { headerBytes } from "../header.ts";
 import { decodeLogHeader, generationSeed, type LogHeader } from "./intent-log.ts";
 import { recordBytes, RecordType, RecordView } from "./log-record.ts";
-import { ownerKindOf, type Owner } from "./owner-table.ts";
+import { ownerKindOf, type Owner } from "../map/owner-table.ts";
 
 /*
  * Reads a log that some earlier life wrote. Replay goes on while records are whole, linked and consecutive; where that

@@ -1,11 +1,11 @@
-import { CorruptionError, IoError } from "../base/errors.ts";
-import type { File } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { headerBytes, openHeader, sealHeader } from "./header.ts";
-import { blockBytes } from "./owner-map.ts";
-import { layerPath } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
-import { writeWhole } from "./whole-file.ts";
+import { CorruptionError, IoError } from "../../base/errors.ts";
+import type { File } from "../../base/file-system.ts";
+import { IoBuffer } from "../../base/io-buffer.ts";
+import { headerBytes, openHeader, sealHeader } from "../header.ts";
+import { blockBytes } from "../map/owner-map.ts";
+import { layerPath } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
+import { writeWhole } from "../whole-file.ts";
 
 /*
  * A layer: a sparse file of a 4096-byte header and the blocks of one volume, block n at 4096 + 4096 n, that were written

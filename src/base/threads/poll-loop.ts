@@ -1,6 +1,6 @@
 import { receiveMessageOnPort, workerData } from "node:worker_threads";
 import type { PollThreadData } from "./poll-thread.ts";
-import { drainEvent, poll } from "./posix.ts";
+import { drainEvent, poll } from "../posix.ts";
 
 export const POLLIN = 1;
 export const POLLOUT = 4;

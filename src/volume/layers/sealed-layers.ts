@@ -1,8 +1,8 @@
-import type { File } from "../base/file-system.ts";
+import type { File } from "../../base/file-system.ts";
 import { Layer } from "./layer.ts";
-import type { OwnerTable } from "./owner-table.ts";
-import { layerPath } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import type { OwnerTable } from "../map/owner-table.ts";
+import { layerPath } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /** The layers below the head: opened, read-only, when a block of theirs is first read, so that a deep chain opens fast. */
 export class SealedLayers {

@@ -1,4 +1,4 @@
-import { CorruptionError, UllageError } from "../base/errors.ts";
+import { CorruptionError, UllageError } from "../../base/errors.ts";
 import { maxOwner } from "./owner-map.ts";
 
 /** What a small owner id of one map stands for. */

@@ -1,4 +1,4 @@
-import type { Clock } from "../base/clock.ts";
+import type { Clock } from "../../base/clock.ts";
 
 /** A change of the limit is noticed after this long at most. */
 const MAX_NAP_MS = 250;

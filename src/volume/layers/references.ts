@@ -1,12 +1,12 @@
-import { errnoOf } from "../base/errors.ts";
-import { isId } from "../base/ids.ts";
-import { readFrozenTable } from "./frozen-map.ts";
-import { ownersInLog, readLogHeader } from "./log-reader.ts";
-import { readMapTable } from "./map-file.ts";
-import type { OwnerTable } from "./owner-table.ts";
-import { logPath, mapPath, mapsDir, numbered, volumeDir } from "./paths.ts";
-import { readPoison } from "./poison.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import { errnoOf } from "../../base/errors.ts";
+import { isId } from "../../base/ids.ts";
+import { readFrozenTable } from "../map/frozen-map.ts";
+import { ownersInLog, readLogHeader } from "../log/log-reader.ts";
+import { readMapTable } from "../map/map-file.ts";
+import type { OwnerTable } from "../map/owner-table.ts";
+import { logPath, mapPath, mapsDir, numbered, volumeDir } from "../paths.ts";
+import { readPoison } from "../poison.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /*
  * Who refers to which layer and frozen map, read from the files themselves when a removal needs to know (durability

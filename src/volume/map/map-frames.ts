@@ -1,8 +1,8 @@
-import { crc32c } from "../base/crc32c.ts";
-import { CorruptionError } from "../base/errors.ts";
-import type { File } from "../base/file-system.ts";
-import { IoBuffer } from "../base/io-buffer.ts";
-import { headerBytes } from "./header.ts";
+import { crc32c } from "../../base/crc32c.ts";
+import { CorruptionError } from "../../base/errors.ts";
+import type { File } from "../../base/file-system.ts";
+import { IoBuffer } from "../../base/io-buffer.ts";
+import { headerBytes } from "../header.ts";
 import { encodeMap } from "./map-codec.ts";
 import type { OwnerMap } from "./owner-map.ts";
 import type { OwnerTable } from "./owner-table.ts";

@@ -1,5 +1,5 @@
 import { PollThread } from "./poll-thread.ts";
-import { closeDescriptor, duplicate } from "./posix.ts";
+import { closeDescriptor, duplicate } from "../posix.ts";
 
 /** How messages are cut out of the stream: a header of fixed size that says how long the body is. */
 export interface MessageFraming {

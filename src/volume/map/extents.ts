@@ -1,8 +1,8 @@
-import type { Blob } from "../blob/blob.ts";
-import { type Extent, ExtentState } from "../export/block-device.ts";
+import type { Blob } from "../../blob/blob.ts";
+import { type Extent, ExtentState } from "../../export/block-device.ts";
 import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
 import type { OwnerTable } from "./owner-table.ts";
-import type { MapRun } from "./types.ts";
+import type { MapRun } from "../types.ts";
 
 /*
  * Questions about the map that change nothing: where bytes are (BLOCK_STATUS, `volume map`) and which ranges of a blob are

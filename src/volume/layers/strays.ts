@@ -1,9 +1,9 @@
-import { describeError } from "../base/errors.ts";
-import type { Clock } from "../base/clock.ts";
-import type { RangeLock } from "../base/range-lock.ts";
+import { describeError } from "../../base/errors.ts";
+import type { Clock } from "../../base/clock.ts";
+import type { RangeLock } from "../../base/range-lock.ts";
 import type { Head } from "./head.ts";
 import type { Layer } from "./layer.ts";
-import type { OwnerMap } from "./owner-map.ts";
+import type { OwnerMap } from "../map/owner-map.ts";
 
 /*
  * Strays: blocks with data in the head's file that the map does not give to the head. A kill between a write and its

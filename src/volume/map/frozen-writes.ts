@@ -1,8 +1,8 @@
 import { dirname } from "node:path";
-import { describeError, IoError } from "../base/errors.ts";
+import { describeError, IoError } from "../../base/errors.ts";
 import { type FrozenMap, writeFrozenMap } from "./frozen-map.ts";
-import { frozenMapPath } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import { frozenMapPath } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /**
  * A snapshot is often followed by something that is in a hurry, a clone or a client: the file can wait so long, ms. Until

@@ -1,5 +1,5 @@
-import type { Blob } from "../blob/blob.ts";
-import type { TracedRead } from "../blob/boot-trace.ts";
+import type { Blob } from "../../blob/blob.ts";
+import type { TracedRead } from "../../blob/boot-trace.ts";
 
 /** What hydration knows of the volume that it fills. */
 export interface HydrationTarget {

@@ -1,17 +1,17 @@
-import { allOf } from "../base/all-of.ts";
-import { CounterWait } from "../base/counter-wait.ts";
-import { describeError, IoError } from "../base/errors.ts";
-import type { File } from "../base/file-system.ts";
+import { allOf } from "../../base/all-of.ts";
+import { CounterWait } from "../../base/counter-wait.ts";
+import { describeError, IoError } from "../../base/errors.ts";
+import type { File } from "../../base/file-system.ts";
 import { discardLog, IntentLog } from "./intent-log.ts";
-import type { Layer } from "./layer.ts";
-import type { VolumeLimits } from "./limits.ts";
+import type { Layer } from "../layers/layer.ts";
+import type { VolumeLimits } from "../limits.ts";
 import { RecordType } from "./log-record.ts";
-import { type Checkpoint, writeMapFile } from "./map-file.ts";
-import type { OwnerMap } from "./owner-map.ts";
-import type { OwnerTable } from "./owner-table.ts";
+import { type Checkpoint, writeMapFile } from "../map/map-file.ts";
+import type { OwnerMap } from "../map/owner-map.ts";
+import type { OwnerTable } from "../map/owner-table.ts";
 import { removeOlderFiles } from "./old-files.ts";
-import { logPath, numbered } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import { logPath, numbered } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /*
  * The journal makes acknowledged operations durable: flush rounds (group commit) and checkpoints.

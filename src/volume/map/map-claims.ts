@@ -1,7 +1,7 @@
 import type { MapVisitor } from "./map-codec.ts";
 import { chunkBlocks, type OwnerMap } from "./owner-map.ts";
 import type { OwnerTable } from "./owner-table.ts";
-import type { Pace } from "./pace.ts";
+import type { Pace } from "../pace.ts";
 import type { UnclaimedBlocks } from "./unclaimed-blocks.ts";
 
 /** Uniform chunks of a map in memory that are looked at before the clock is. */

@@ -1,14 +1,14 @@
-import { CorruptionError, describeError, IoError, UllageError } from "../base/errors.ts";
-import type { File, FileBinding } from "../base/file-system.ts";
-import type { FrozenMap } from "./frozen-map.ts";
-import { headerBytes } from "./header.ts";
+import { CorruptionError, describeError, IoError, UllageError } from "../../base/errors.ts";
+import type { File, FileBinding } from "../../base/file-system.ts";
+import type { FrozenMap } from "../map/frozen-map.ts";
+import { headerBytes } from "../header.ts";
 import { encodeLogHeader, type LogHeader } from "./intent-log.ts";
-import { Layer } from "./layer.ts";
+import { Layer } from "../layers/layer.ts";
 import { type LogContents, type LogVisitor, readLog, readLogHeader } from "./log-reader.ts";
-import { loadMapFile, type LoadedMap } from "./map-file.ts";
-import { blockBytes, type OwnerMap } from "./owner-map.ts";
-import { logPath, mapPath, numbered } from "./paths.ts";
-import type { VolumeEnvironment } from "./types.ts";
+import { loadMapFile, type LoadedMap } from "../map/map-file.ts";
+import { blockBytes, type OwnerMap } from "../map/owner-map.ts";
+import { logPath, mapPath, numbered } from "../paths.ts";
+import type { VolumeEnvironment } from "../types.ts";
 
 /*
  * Recovery: the newest valid checkpoint and all logs after it, read by one of three rules (durability rules 2, 7, 9, 10).

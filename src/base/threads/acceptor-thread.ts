@@ -1,6 +1,6 @@
 import type { AcceptorCommand, AcceptorMessage, AcceptorSetup } from "./acceptor.ts";
 import { type Polled, POLLIN, pollSetup, runPollLoop, tellMain } from "./poll-loop.ts";
-import { accept, EAGAIN, EINTR, errno, errnoName } from "./posix.ts";
+import { accept, EAGAIN, EINTR, errno, errnoName } from "../posix.ts";
 
 /** Accepted descriptors that the main thread has not taken over; it is busy, so more would only pile up. */
 const MAX_PENDING = 64;
