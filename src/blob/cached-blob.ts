@@ -3,7 +3,7 @@ import type { ReadOptions, Sink } from "../backend/backend.ts";
 import { schemeOf } from "../backend/source-address.ts";
 import { SourceBusyError } from "../backend/source-errors.ts";
 import type { Clock } from "../base/clock.ts";
-import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
+import { IoError, SourceError, UllageError, describeError, errnoOf } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
@@ -12,7 +12,7 @@ import { type Blob, type BlobStats, type FetchOptions, keptByUser } from "./blob
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
 import { ColdUnits, type UnitRun } from "./cold-units.ts";
 import { DigestContentCheck, type CheckState, type CheckSurroundings } from "./content-check.ts";
-import { replaceFile } from "./durable-file.ts";
+import { overwriteFile, replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
 import { RangeMap } from "./range-map.ts";
@@ -562,10 +562,13 @@ export class CachedBlob implements Blob {
         this.#evictions++;
         for (const map of [this.#map, this.#synced, this.#durable]) forEachUnit(runs, (unit) => map.remove(unit));
         try {
-          await this.#writeMap(this.#durable.copyBits());
+          await this.#takeFromMap();
         } catch (error) {
           // All of it is still there. What came meanwhile was not among it.
-          [this.#map, this.#synced, this.#durable].forEach((map, index) => map.addAll(before[index]));
+          [this.#map, this.#synced].forEach((map, index) => map.addAll(before[index]));
+          if (error instanceof TornMapError) this.#durable.clear();
+          else this.#durable.addAll(before[2]);
+          this.#noteUnsynced();
           throw error;
         }
         for (const { first, end } of runs) {
@@ -584,6 +587,24 @@ export class CachedBlob implements Blob {
 
   #writeMap(bits: Uint8Array): Promise<void> {
     return replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
+  }
+
+  /**
+   * Writes the map of which something was taken. A full disk has no room for a new one, and eviction is what would make
+   * some: the old one is written over then. If a crash tears it, it is not believed, and the blob, which nobody was
+   * promised, is fetched anew.
+   */
+  async #takeFromMap(): Promise<void> {
+    const bits = this.#durable.copyBits();
+    try {
+      await this.#writeMap(bits);
+    } catch (error) {
+      if (errnoOf(error) !== "ENOSPC") throw error;
+      const map = encodeRangeMap(this.meta, this.#inode, bits);
+      await overwriteFile(this.#environment.fs, join(this.#dir, "map"), map).catch((cause: unknown) => {
+        throw new TornMapError(errnoOf(cause), `the range map of blob ${this.id} could not be written over`, cause);
+      });
+    }
   }
 
   async #persist(): Promise<void> {
@@ -649,6 +670,9 @@ export class CachedBlob implements Blob {
     }
   }
 }
+
+/** The map on disk may be a mix of two. */
+class TornMapError extends IoError {}
 
 function forEachUnit(runs: readonly UnitRun[], work: (unit: number) => void): void {
   for (const { first, end } of runs) for (let unit = first; unit < end; unit++) work(unit);
