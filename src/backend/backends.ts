@@ -115,7 +115,7 @@ export class Backends {
   }
 
   #openFile(path: string, settings: SourceSettings | undefined, guarded: boolean): Backend {
-    const elsewhere = (settings?.mirrors ?? []).map((prefix) => mirrored(path, settings!, prefix));
+    const elsewhere = (settings?.alternatives ?? []).map((prefix) => mirrored(path, settings!, prefix));
     const { policy, file } = this.#options;
     const places = [path, ...elsewhere].map((each) => new LocalFileBackend(each, guarded ? policy : undefined, file));
     return places.length === 1 ? places[0] : new AlternativesBackend(places);

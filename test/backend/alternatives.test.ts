@@ -20,7 +20,7 @@ beforeEach(async () => {
   [first, second] = ["first", "second"].map((name) => join(directory, name));
   for (const each of [first, second]) await mkdir(each);
   backend = openBackend(join(first, "disk.img"), {
-    settings: [{ prefix: `${first}/`, mirrors: [`${second}/`] }],
+    settings: [{ prefix: `${first}/`, alternatives: [`${second}/`] }],
     retry: { probe: tried, foreground: tried, background: tried },
   });
 });
