@@ -113,13 +113,13 @@ export const isFilePrefix = (value: unknown): boolean => typeof value === "strin
 
 /** As paths are written in sources: without `.`, `..` and doubled slashes; the one at its end says that a directory is meant. */
 function filePrefix(value: string): string {
-  let path: string;
+  let named: string;
   try {
-    path = resolve(value.startsWith("/") ? value : fileURLToPath(value));
+    named = resolve(value.startsWith("/") ? value : fileURLToPath(value));
   } catch (error) {
     throw new Error("names no files of this host: write /path, or file:///path", { cause: error });
   }
-  return value.endsWith("/") && path !== "/" ? `${path}/` : path;
+  return value.endsWith("/") && named !== "/" ? `${named}/` : named;
 }
 
 export const filePrefixes: Kind = {

@@ -72,8 +72,8 @@ void test("a client's read of a file is tried again for as long as is configured
   /** @returns how long it was waited before the read failed, s; the time passes at once */
   const triedFor = async (settings: SourceSettings[]): Promise<number> => {
     let waitedMs = 0;
-    const sleep = (ms: number): Promise<void> => Promise.resolve(void (waitedMs += ms));
-    const clock = { now: () => waitedMs, wallTime: () => "", sleep };
+    const wait = (ms: number): Promise<void> => Promise.resolve(void (waitedMs += ms));
+    const clock = { now: () => waitedMs, wallTime: () => "", sleep: wait };
     const backend = openBackend(path, { clock, settings });
     await failsWith("source-io", readBytes(backend, identity, 4096, 1000));
     await backend.close();
