@@ -1,4 +1,5 @@
-import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { ReadOptions, Sink, ZeroTaker } from "../backend/backend.ts";
 import { SharedWork } from "../base/shared-work.ts";
 import type { BlockMap, Extent, Packed, Stored } from "./block-map.ts";
 import { damagedImage, type ImageReader } from "./image-format.ts";
@@ -30,6 +31,10 @@ const MAX_GAP_BYTES = 64 * 1024;
 /** One request brings at most this, or one cluster. */
 const MAX_REQUEST_BYTES = 2 * 1024 * 1024;
 
+/** Of the disk, looked at in one step by a question about zeros; and how long steps may go on without letting others in. */
+const TELL_BYTES = 16 * 1024 * 1024;
+const TELL_MS = 1;
+
 /** So many clusters are unpacked by one of the threads that are there for it; fewer, in the thread pool. */
 const BATCH_PIECES = 2;
 
@@ -53,6 +58,30 @@ export class MappedReader implements ImageReader {
 
   zeroRun(offset: number, length: number, options?: ReadOptions): Promise<number> {
     return this.#map.zeroRun(offset, length, options);
+  }
+
+  async tellZeros(offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
+    const end = offset + length;
+    let since = performance.now();
+    for (let at = offset; at < end;) {
+      if (performance.now() - since > TELL_MS) {
+        await nextTurn();
+        options?.signal?.throwIfAborted();
+        since = performance.now();
+      }
+      const zeros = await this.#map.zeroRun(at, end - at, options);
+      if (zeros > 0) take(zeros, true);
+      else await this.#tellExtents(at, Math.min(TELL_BYTES, end - at), take, options);
+      at += zeros > 0 ? zeros : Math.min(TELL_BYTES, end - at);
+    }
+  }
+
+  async #tellExtents(offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
+    for (const extent of await this.#map.extents(offset, length, options)) {
+      const source = extent.kind === "stored" ? extent.source : undefined;
+      if (extent.kind !== "stored" || source?.tellZeros === undefined) take(extent.length, extent.kind === "zero");
+      else await source.tellZeros(extent.at, extent.length, take, options);
+    }
   }
 
   async read(offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
