@@ -31,8 +31,13 @@ const MAX_GAP_BYTES = 64 * 1024;
 /** One request brings at most this, or one cluster. */
 const MAX_REQUEST_BYTES = 2 * 1024 * 1024;
 
-/** Of the disk, looked at in one step by a question about zeros; and how long steps may go on without letting others in. */
-const TELL_BYTES = 16 * 1024 * 1024;
+/**
+ * A question about zeros looks at so much of the disk in one step: more each time, while there are few extents in it. And how
+ * long steps may go on without letting others in.
+ */
+const FIRST_TELL_BYTES = 1024 * 1024;
+const MAX_TELL_BYTES = 16 * 1024 * 1024;
+const MANY_EXTENTS = 1024;
 const TELL_MS = 1;
 
 /** So many clusters are unpacked by one of the threads that are there for it; fewer, in the thread pool. */
@@ -62,6 +67,7 @@ export class MappedReader implements ImageReader {
 
   async tellZeros(offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
     const end = offset + length;
+    let step = FIRST_TELL_BYTES;
     let since = performance.now();
     for (let at = offset; at < end;) {
       if (performance.now() - since > TELL_MS) {
@@ -70,17 +76,16 @@ export class MappedReader implements ImageReader {
         since = performance.now();
       }
       const zeros = await this.#map.zeroRun(at, end - at, options);
-      if (zeros > 0) take(zeros, true);
-      else await this.#tellExtents(at, Math.min(TELL_BYTES, end - at), take, options);
-      at += zeros > 0 ? zeros : Math.min(TELL_BYTES, end - at);
-    }
-  }
-
-  async #tellExtents(offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
-    for (const extent of await this.#map.extents(offset, length, options)) {
-      const source = extent.kind === "stored" ? extent.source : undefined;
-      if (extent.kind !== "stored" || source?.tellZeros === undefined) take(extent.length, extent.kind === "zero");
-      else await source.tellZeros(extent.at, extent.length, take, options);
+      if (zeros > 0) {
+        take(zeros, true);
+        at += zeros;
+        continue;
+      }
+      const count = Math.min(step, end - at);
+      const extents = await this.#map.extents(at, count, options);
+      await tellExtents(extents, take, options);
+      if (extents.length < MANY_EXTENTS) step = Math.min(2 * step, MAX_TELL_BYTES);
+      at += count;
     }
   }
 
@@ -253,6 +258,29 @@ export class MappedReader implements ImageReader {
       const packed = await readBytes(this.#source, extent.at, extent.packedBytes, { ...options, signal });
       return this.#unpack(extent, packed, options);
     });
+  }
+}
+
+/** What the image that this one lies on has may be zeros there: it is asked, about what is in one piece at once. */
+async function tellExtents(
+  extents: readonly Extent[],
+  take: ZeroTaker,
+  options: ReadOptions | undefined,
+): Promise<void> {
+  for (let index = 0; index < extents.length;) {
+    const first = extents[index++];
+    const source = first.kind === "stored" ? first.source : undefined;
+    if (first.kind !== "stored" || source?.tellZeros === undefined) {
+      take(first.length, first.kind === "zero");
+      continue;
+    }
+    let { length } = first;
+    for (; index < extents.length; index++) {
+      const next = extents[index];
+      if (next.kind !== "stored" || next.source !== source || next.at !== first.at + length) break;
+      length += next.length;
+    }
+    await source.tellZeros(first.at, length, take, options);
   }
 }
 
