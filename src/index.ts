@@ -10,24 +10,24 @@
  * with a stable `code`.
  */
 export { Ullage, type UllageOptions } from "./daemon/ullage.ts";
-export type { CreateOptions } from "./daemon/volumes.ts";
+export type { CreateOptions } from "./daemon/volumes/volumes.ts";
 export type { RequestKey } from "./daemon/request-key.ts";
-export type { MadeVolume } from "./daemon/volume-jobs.ts";
-export type { ContentFormat, ContentReader, DataRuns, VolumeContent } from "./daemon/contents.ts";
-export type { ImportContent } from "./daemon/volume-import.ts";
+export type { MadeVolume } from "./daemon/volumes/volume-jobs.ts";
+export type { ContentFormat, ContentReader, DataRuns, VolumeContent } from "./daemon/volumes/contents.ts";
+export type { ImportContent } from "./daemon/volumes/volume-import.ts";
 export type { Piece } from "./image/sparse-stream.ts";
 export type { Run } from "./base/zero-blocks.ts";
 export type { JobProgress, Jobs, JobState, JobView } from "./daemon/jobs.ts";
 export type { ConnectionEventView, Events, UllageEvent } from "./daemon/events.ts";
-export type { Measured } from "./daemon/measured.ts";
-export type { VolumeTraffic } from "./daemon/volume-traffic.ts";
-export type { ListenTarget, NbdOptions } from "./daemon/nbd-listeners.ts";
+export type { Measured } from "./daemon/health/measured.ts";
+export type { VolumeTraffic } from "./daemon/volumes/volume-traffic.ts";
+export type { ListenTarget, NbdOptions } from "./daemon/exports/nbd-listeners.ts";
 export type * from "./daemon/views.ts";
 export { volumeViewStates } from "./daemon/views.ts";
-export type { HealthCheck, HealthStatus, Warning } from "./daemon/health.ts";
+export type { HealthCheck, HealthStatus, Warning } from "./daemon/health/health.ts";
 export type { Log, LogFields, LogLevel } from "./daemon/log.ts";
 export type { MetadataStore, Settings } from "./catalog/metadata-store.ts";
-export type { CacheControl } from "./daemon/cache-control.ts";
+export type { CacheControl } from "./daemon/cache/cache-control.ts";
 export type { CacheLimits } from "./blob/cache-space.ts";
 export { type BlobManagerConnection, connectBlobManager } from "./blob/remote/connect.ts";
 export type { Blob, BlobStats, FetchOptions } from "./blob/blob.ts";

@@ -5,7 +5,7 @@ import type { Socket } from "node:net";
 import { UllageError } from "../base/errors.ts";
 import { formatListenAddress, isLocalAddress, type ListenAddress } from "../export/listen-address.ts";
 import { adoptListeningSocket, openListeningSocket } from "../export/listening-socket.ts";
-import type { ListenTarget } from "../daemon/nbd-listeners.ts";
+import type { ListenTarget } from "../daemon/exports/nbd-listeners.ts";
 import { answerRequests } from "./http-refusals.ts";
 import { noteAccess, type Access, type ApiAuth } from "./connection-access.ts";
 

@@ -1,7 +1,7 @@
 import { Readable } from "node:stream";
 import { UllageError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
-import type { VolumeContent } from "../daemon/contents.ts";
+import type { VolumeContent } from "../daemon/volumes/contents.ts";
 import { sparseAlive, sparseData, sparseEnd, sparseFailure, sparseHeader } from "../image/sparse-stream.ts";
 import type { ByteRange } from "./byte-range.ts";
 import { problemOf } from "./problems.ts";

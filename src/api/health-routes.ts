@@ -1,5 +1,5 @@
 import type { FastifyInstance } from "fastify";
-import { checkNames } from "../daemon/health.ts";
+import { checkNames } from "../daemon/health/health.ts";
 import type { ApiContext } from "./route-module.ts";
 import { problemResponses, ref } from "./schemas.ts";
 

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from "fastify";
-import { imagePlace } from "../daemon/images.ts";
+import { imagePlace } from "../daemon/cache/images.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import { cursor, nextCursor, page, placeOf } from "./paging.ts";
 import { problemResponses, ref } from "./schemas.ts";

@@ -75,11 +75,11 @@ export interface Probe {
   mediaType?: string;
 }
 
-/** What pins an object's content. Two equal identities mean equal bytes, unless `strong` is false. */
+/** What pins an object's content. Two that are the same (file/file-identity.ts) mean equal bytes, unless `strong` is false. */
 export interface Identity {
   /** Bytes of the object. */
   size: number;
-  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:dev:ino:mtimeNs:ctimeNs`, `digest:sha256:…`, `sample:sha256:…`; "" when the source offers nothing */
+  /** `etag:"abc"`, `last-modified:… etag:W/"abc"`, `file:ino:mtimeNs:ctimeNs`, `digest:sha256:…`, `sample:sha256:…`; "" when the source offers nothing */
   version: string;
   /** False: a change could go unnoticed (no validator, or a weak one); needs `--unpinned`. */
   strong: boolean;

@@ -1,10 +1,10 @@
 import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { SourceError } from "../base/errors.ts";
-import { parseTarget } from "./http-target.ts";
-import { isNbd, parseNbdSource } from "./nbd-address.ts";
-import { canonicalStoreSource } from "./object-store.ts";
-import { canonicalRegistrySource } from "./registry.ts";
+import { parseTarget } from "./http/http-target.ts";
+import { isNbd, parseNbdSource } from "./nbd/nbd-address.ts";
+import { canonicalStoreSource } from "./object-store/object-store.ts";
+import { canonicalRegistrySource } from "./registry/registry.ts";
 
 /**
  * The one form in which a source is stored, compared and shown: an absolute path, or an address without credentials.

@@ -1,16 +1,16 @@
 import { createHash } from "node:crypto";
 import { SourceError } from "../base/errors.ts";
-import { awsChain, awsProfile } from "./aws-credentials.ts";
-import type { Connections } from "./connections.ts";
+import { awsChain, awsProfile } from "./object-store/aws-credentials.ts";
+import type { Connections } from "./http/connections.ts";
 import { type CredentialLoader, type CredentialSource, loaderOf } from "./credentials.ts";
-import { dockerCredentials } from "./docker-credentials.ts";
-import { type HttpObject, PlainObject } from "./http-object.ts";
-import { parseTarget } from "./http-target.ts";
-import { StoreSite } from "./object-store.ts";
-import { OssDialect } from "./oss.ts";
-import { ossEnvironment } from "./oss-credentials.ts";
-import { parseRegistrySource, registryEndpoint, RegistrySite } from "./registry.ts";
-import { S3Dialect } from "./s3.ts";
+import { dockerCredentials } from "./registry/docker-credentials.ts";
+import { type HttpObject, PlainObject } from "./http/http-object.ts";
+import { parseTarget } from "./http/http-target.ts";
+import { StoreSite } from "./object-store/object-store.ts";
+import { OssDialect } from "./object-store/oss.ts";
+import { ossEnvironment } from "./object-store/oss-credentials.ts";
+import { parseRegistrySource, registryEndpoint, RegistrySite } from "./registry/registry.ts";
+import { S3Dialect } from "./object-store/s3.ts";
 import { schemeOf } from "./source-address.ts";
 import type { SourceSettings } from "./source-settings.ts";
 

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import type { Identity } from "../backend/backend.ts";
+import { isSameIdentity } from "../backend/file/file-identity.ts";
 import { CorruptionError, UllageError, describeError } from "../base/errors.ts";
 import { isId } from "../base/ids.ts";
 
@@ -116,6 +117,16 @@ function isBacking(value: unknown): value is BackingMeta {
 }
 
 const backingOf = ({ url, imageFormat, identity }: BackingMeta): BackingMeta => ({ url, imageFormat, identity });
+
+/** Whether the same surely pinned images are below both. */
+export function isSameBacking(one: readonly BackingMeta[], other: readonly BackingMeta[]): boolean {
+  const isSame = (each: BackingMeta, at: number): boolean => {
+    const { url, imageFormat, identity } = other[at];
+    const pinned = each.identity.strong && identity.strong && isSameIdentity(each.identity, identity);
+    return pinned && each.url === url && each.imageFormat === imageFormat;
+  };
+  return one.length === other.length && one.every(isSame);
+}
 
 function isIdentity(value: unknown): value is Identity {
   if (typeof value !== "object" || value === null) return false;

@@ -1,10 +1,10 @@
 import { join } from "node:path";
-import { isDeepStrictEqual } from "node:util";
 import type { Identity } from "../backend/backend.ts";
+import { isSameIdentity } from "../backend/file/file-identity.ts";
 import type { Clock } from "../base/clock.ts";
 import { UllageError, describeError } from "../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../base/file-system.ts";
-import { type Hashing, HashThread } from "../base/hash-thread.ts";
+import { type Hashing, HashThread } from "../base/threads/hash-thread.ts";
 import { isId } from "../base/ids.ts";
 import { Slots } from "../base/pool-slots.ts";
 import type { ImageReader } from "../image/image-format.ts";
@@ -18,7 +18,7 @@ import {
 } from "./blob-index.ts";
 import { lookAtFiles, type BlobLook } from "./blob-look.ts";
 import { diskBytesOf, readBlobMeta, removeBlobDirectory } from "./blob-files.ts";
-import { isUnit, usualUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
+import { isSameBacking, isUnit, usualUnit, type BackingMeta, type BlobMeta } from "./blob-meta.ts";
 import { type CacheLimits, CacheSpace } from "./cache-space.ts";
 import { StagingBuffers } from "./cache-writer.ts";
 import { CachedBlob, type BlobEnvironment } from "./cached-blob.ts";
@@ -243,16 +243,15 @@ export class BlobCache {
     uncached = false,
     backing: readonly BackingMeta[] = [],
   ): BlobMeta | undefined {
-    if (!identity.strong || backing.some((each) => !each.identity.strong)) return undefined;
+    if (!identity.strong) return undefined;
     return this.list().find(
       (meta) =>
         meta.url === url &&
-        isDeepStrictEqual(meta.backing ?? [], backing) &&
+        isSameBacking(meta.backing ?? [], backing) &&
         (meta.uncached === true) === uncached &&
         (meta.imageFormat === imageFormat || meta.imageFormat.startsWith(`${imageFormat}+`)) &&
         meta.identity.strong &&
-        meta.identity.version === identity.version &&
-        meta.identity.size === identity.size,
+        isSameIdentity(meta.identity, identity),
     );
   }
 

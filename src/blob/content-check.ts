@@ -1,9 +1,9 @@
 import { join } from "node:path";
-import { digestOf } from "../backend/http-answer.ts";
+import { digestOf } from "../backend/http/http-answer.ts";
 import type { Clock } from "../base/clock.ts";
 import { CorruptionError, SourceError, UllageError, describeError } from "../base/errors.ts";
 import type { FileSystem, ReadableFile } from "../base/file-system.ts";
-import type { Hashing } from "../base/hash-thread.ts";
+import type { Hashing } from "../base/threads/hash-thread.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { orAborted } from "../base/or-aborted.ts";
 import type { Slots } from "../base/pool-slots.ts";

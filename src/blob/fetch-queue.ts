@@ -1,4 +1,4 @@
-import { IoError, UllageError } from "../base/errors.ts";
+import { IoError, SourceError, UllageError } from "../base/errors.ts";
 import { orAborted } from "../base/or-aborted.ts";
 import type { FetchLanes, FetchTraffic, Job, Lane } from "./fetch-lanes.ts";
 import type { RangeMap } from "./range-map.ts";
@@ -15,6 +15,9 @@ import type { RangeMap } from "./range-map.ts";
  * While a flight is queued it takes in what is asked for right behind it: who has many small requests under way gets few
  * large ones. A flight keeps its units until its transfer has returned, however it ends: bytes of a failed request may still
  * be on their way into the cache file, and no other flight may call these units ready before they have arrived.
+ *
+ * A flight may bring more than one of its waiters asked for. When it fails because some bytes can't be had (a damaged
+ * cluster, a bad sector), these need not be his: he asks once more, for each of his units alone.
  */
 
 /** A request is at most this long: the larger, the longer somebody waits who needs only a part of it. */
@@ -142,41 +145,49 @@ export class FetchQueue {
   }
 
   async #fetchUnits(first: number, end: number, lane: Lane, signal: AbortSignal | undefined): Promise<void> {
+    let elsewhere: SourceError | undefined;
     for (let round = 0; round < MAX_ROUNDS; round++) {
       signal?.throwIfAborted();
       if (this.#closed) throw new UllageError("closed", "the blob is closed");
-      const flights = this.#board(first, end, lane);
+      const flights = this.#board(first, end, lane, elsewhere !== undefined);
       if (flights.length === 0) return;
       const outcomes = await this.#ride(flights, lane, signal);
-      for (const outcome of outcomes) {
+      for (const [index, outcome] of outcomes.entries()) {
         if (outcome.kind !== "failed") continue;
         // A background request may fail where a foreground one would not: it has fewer retries.
         if (lane === "foreground" && outcome.lane !== "foreground") continue;
-        throw outcome.error;
+        const flight = flights[index];
+        if ((flight.first >= first && flight.end <= end) || !isOfAPlace(outcome.error)) throw outcome.error;
+        elsewhere = outcome.error;
       }
     }
     if (this.#map.nextMissing(first, end) < end) {
-      throw new IoError("EIO", `units ${first} to ${end - 1} were fetched ${MAX_ROUNDS} times and did not stay ready`);
+      const often = `units ${first} to ${end - 1} were fetched ${MAX_ROUNDS} times and did not stay ready`;
+      throw new IoError("EIO", often, elsewhere);
     }
   }
 
-  /** The flights, joined or new, that bring every missing unit of [first, end). */
-  #board(first: number, end: number, lane: Lane): Flight[] {
+  /**
+   * The flights, joined or new, that bring every missing unit of [first, end).
+   * @param alone new ones bring a unit each
+   */
+  #board(first: number, end: number, lane: Lane, alone: boolean): Flight[] {
     const map = this.#map;
     const flights: Flight[] = [];
-    const maxUnits = Math.max(1, Math.floor(MAX_FLIGHT_BYTES[lane] / map.unitBytes));
+    const maxUnits = alone ? 1 : Math.max(1, Math.floor(MAX_FLIGHT_BYTES[lane] / map.unitBytes));
     let unit = map.nextMissing(first, end);
     while (unit < end) {
       let flight = this.#whole ?? this.#byUnit.get(unit);
       if (flight === undefined) {
         // Who waits for a little gets what is around it: the round trip costs more.
-        const least = lane === "foreground" ? this.#missUnits : 1;
+        const least = lane === "foreground" && !alone ? this.#missUnits : 1;
         let runFirst = unit;
         while (runFirst % least !== 0 && this.#isFree(runFirst - 1)) runFirst--;
         const limit = Math.min(Math.ceil(end / least) * least, map.units, runFirst + maxUnits);
         let runEnd = unit + 1;
         while (runEnd < limit && this.#isFree(runEnd)) runEnd++;
-        flight = this.#join(runFirst, runEnd, lane) ?? this.#launch(runFirst, runEnd, lane);
+        const grown = alone ? undefined : this.#join(runFirst, runEnd, lane);
+        flight = grown ?? this.#launch(runFirst, runEnd, lane);
       } else {
         this.#options.lanes.promote(flight, lane);
         if (lane === "foreground" && flight.lane !== lane) flight.hasten();
@@ -259,7 +270,7 @@ export class FetchQueue {
    * @throws what `transfer` was rejected with
    */
   async fetchWhole(transfer: (request: Transfer) => Promise<boolean>, signal?: AbortSignal): Promise<void> {
-    await this.#untilNoneFlies();
+    while (this.#flies()) await this.#landed();
     signal?.throwIfAborted();
     if (this.#closed) throw new UllageError("closed", "the blob is closed");
     if (this.#map.missing === 0) return;
@@ -314,7 +325,7 @@ export class FetchQueue {
 
   /** The same for every unit, after the flights that are under way. */
   async holdAll(work: () => Promise<void>): Promise<void> {
-    await this.#untilNoneFlies();
+    while (this.#flies()) await this.#landed();
     const { promise, resolve } = Promise.withResolvers<Outcome>();
     const flight = new Flight(0, this.#map.units, "background", () => promise);
     flight.waiters++;
@@ -329,10 +340,13 @@ export class FetchQueue {
     }
   }
 
-  async #untilNoneFlies(): Promise<void> {
-    while (this.#whole !== undefined || this.#byUnit.size > 0) {
-      await Promise.all([...this.#flights()].map((flight) => flight.done));
-    }
+  #flies(): boolean {
+    return this.#whole !== undefined || this.#byUnit.size > 0;
+  }
+
+  /** Who waited for the same flights may have made new ones before its caller goes on: he has to look again. */
+  async #landed(): Promise<void> {
+    await Promise.all([...this.#flights()].map((flight) => flight.done));
   }
 
   #flights(): Set<Flight> {
@@ -349,4 +363,9 @@ export class FetchQueue {
     await Promise.all([...flights].map((flight) => flight.done));
     this.#options.lanes.close();
   }
+}
+
+/** Whether a failure is one of the bytes asked for, so that others of the same object may well be read. */
+function isOfAPlace(error: unknown): error is SourceError {
+  return error instanceof SourceError && (error.code === "image-damaged" || error.code === "source-io");
 }

@@ -1,7 +1,7 @@
 import type { Blob, FetchOptions } from "./blob.ts";
 import type { TracedRead } from "./boot-trace.ts";
 
-/** Requests under way, and bytes of one: see volume/hydration.ts, which does the same for what a volume needs. */
+/** Requests under way, and bytes of one: see volume/hydration/hydration.ts, which does the same for what a volume needs. */
 const REQUESTS = 16;
 const REQUEST_BYTES = 1024 * 1024;
 

@@ -1,4 +1,4 @@
-import { isNbd } from "../backend/nbd-address.ts";
+import { isNbd } from "../backend/nbd/nbd-address.ts";
 import { schemeOf } from "../backend/source-address.ts";
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";

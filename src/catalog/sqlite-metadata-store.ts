@@ -1,6 +1,6 @@
 import { Worker } from "node:worker_threads";
 import { UllageError } from "../base/errors.ts";
-import { threadFile } from "../base/thread-file.ts";
+import { threadFile } from "../base/threads/thread-file.ts";
 import type { CatalogDatabase } from "./catalog-database.ts";
 import type { CatalogCall, CatalogReply, CatalogStart } from "./catalog-protocol.ts";
 import type {

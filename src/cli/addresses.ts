@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import type { ListenTarget } from "../daemon/nbd-listeners.ts";
+import type { ListenTarget } from "../daemon/exports/nbd-listeners.ts";
 import { parseListenAddress, type ListenAddress, type SocketAccess } from "../export/listen-address.ts";
 import { takeInheritedSockets } from "../export/socket-activation.ts";
 import type { ServerAddresses } from "./server.ts";

@@ -1,5 +1,5 @@
 import { Command, CommanderError } from "commander";
-import { callsUnderWay } from "../backend/mount-calls.ts";
+import { callsUnderWay } from "../backend/file/mount-calls.ts";
 import { describeError, UllageError } from "../base/errors.ts";
 import { packageVersion } from "../daemon/version.ts";
 import { addAttachCommand } from "./commands/attach.ts";

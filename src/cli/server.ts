@@ -4,7 +4,7 @@ import { ApiListener } from "../api/api-listener.ts";
 import type { ApiAuth } from "../api/connection-access.ts";
 import { Tokens } from "../api/tokens.ts";
 import type { Log } from "../daemon/log.ts";
-import type { ListenTarget, NbdOptions } from "../daemon/nbd-listeners.ts";
+import type { ListenTarget, NbdOptions } from "../daemon/exports/nbd-listeners.ts";
 import type { Ullage } from "../daemon/ullage.ts";
 import {
   formatListenAddress,

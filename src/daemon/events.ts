@@ -1,5 +1,5 @@
 import { withoutSecrets } from "../base/without-secrets.ts";
-import type { Warning } from "./health.ts";
+import type { Warning } from "./health/health.ts";
 import type { JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
 import type { ConnectionView, ExportView, ReclaimView, SnapshotView, VolumeView } from "./views.ts";

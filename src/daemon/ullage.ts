@@ -16,35 +16,35 @@ import type { ConnectionWatch } from "../export/nbd/connection.ts";
 import type { CacheLimits } from "../blob/cache-space.ts";
 import type { SocketAccess } from "../export/listen-address.ts";
 import { ExportTraffic } from "../export/export-traffic.ts";
-import { HydrationSlots } from "../volume/hydration-slots.ts";
+import { HydrationSlots } from "../volume/hydration/hydration-slots.ts";
 import type { VolumeEnvironment, VolumeInfo } from "../volume/types.ts";
-import { BlobListener } from "./blob-listener.ts";
-import { BootTraces } from "./boot-traces.ts";
-import { CacheControl } from "./cache-control.ts";
-import { demandSameCache } from "./cache-place.ts";
-import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./contents.ts";
-import { DataDirectory } from "./data-directory.ts";
-import { DataProbe } from "./data-probe.ts";
-import { EventLoopDelay } from "./event-loop-delay.ts";
+import { BlobListener } from "./cache/blob-listener.ts";
+import { BootTraces } from "./cache/boot-traces.ts";
+import { CacheControl } from "./cache/cache-control.ts";
+import { demandSameCache } from "./cache/cache-place.ts";
+import { Contents, type ContentFormat, type ContentReader, type VolumeContent } from "./volumes/contents.ts";
+import { DataDirectory } from "./directory/data-directory.ts";
+import { DataProbe } from "./directory/data-probe.ts";
+import { EventLoopDelay } from "./health/event-loop-delay.ts";
 import { Events, tellWarnings } from "./events.ts";
-import { ExportNames, type NamedExport } from "./export-names.ts";
+import { ExportNames, type NamedExport } from "./exports/export-names.ts";
 import type { RequestKey } from "./request-key.ts";
-import { findingsOf } from "./health-checks.ts";
-import { checksOf, worstOf, type Finding, type Warning } from "./health.ts";
-import { Images } from "./images.ts";
+import { findingsOf } from "./health/health-checks.ts";
+import { checksOf, worstOf, type Finding, type Warning } from "./health/health.ts";
+import { Images } from "./cache/images.ts";
 import { Jobs, type JobView } from "./jobs.ts";
 import type { Log } from "./log.ts";
-import type { ManagedVolume } from "./managed-volume.ts";
-import { processFigures, type Measured, type MeasuredVolume } from "./measured.ts";
-import { NbdListeners, type ListenTarget, type NbdOptions } from "./nbd-listeners.ts";
-import type { Reclaimed } from "./reclaim.ts";
-import { runtimeDirectory } from "./runtime-directory.ts";
-import { RemoteSources } from "./remote-sources.ts";
-import { Sources } from "./sources.ts";
-import { sweepAtStart } from "./start-sweep.ts";
+import type { ManagedVolume } from "./volumes/managed-volume.ts";
+import { processFigures, type Measured, type MeasuredVolume } from "./health/measured.ts";
+import { NbdListeners, type ListenTarget, type NbdOptions } from "./exports/nbd-listeners.ts";
+import type { Reclaimed } from "./snapshots/reclaim.ts";
+import { runtimeDirectory } from "./directory/runtime-directory.ts";
+import { RemoteSources } from "./sources/remote-sources.ts";
+import { Sources } from "./sources/sources.ts";
+import { sweepAtStart } from "./directory/start-sweep.ts";
 import { packageVersion } from "./version.ts";
-import { VolumeMeters } from "./volume-meters.ts";
-import { volumeTraffic, type VolumeTraffic } from "./volume-traffic.ts";
+import { VolumeMeters } from "./volumes/volume-meters.ts";
+import { volumeTraffic, type VolumeTraffic } from "./volumes/volume-traffic.ts";
 import type {
   AllSpaceView,
   AddExportRequest,
@@ -67,10 +67,10 @@ import type {
   VolumeChangeRequest,
   VolumeView,
 } from "./views.ts";
-import type { ImportContent } from "./volume-import.ts";
-import { VolumeJobs, type MadeVolume } from "./volume-jobs.ts";
-import type { VolumeSources } from "./volume-sources.ts";
-import { Volumes, type CreateOptions } from "./volumes.ts";
+import type { ImportContent } from "./volumes/volume-import.ts";
+import { VolumeJobs, type MadeVolume } from "./volumes/volume-jobs.ts";
+import type { VolumeSources } from "./sources/volume-sources.ts";
+import { Volumes, type CreateOptions } from "./volumes/volumes.ts";
 
 /** How a data directory is opened. */
 export interface UllageOptions {

@@ -1,6 +1,6 @@
 import type { CacheLimits } from "../blob/cache-space.ts";
 import type { Settings } from "../catalog/metadata-store.ts";
-import type { HealthCheck, HealthStatus, Warning } from "./health.ts";
+import type { HealthCheck, HealthStatus, Warning } from "./health/health.ts";
 
 /*
  * What users see of things: the objects of the REST API, of `--json` and of the library. Sizes are bytes, times RFC 3339.

@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
-import { BatchThreads } from "../base/batch-threads.ts";
-import { threadFile } from "../base/thread-file.ts";
+import { BatchThreads } from "../base/threads/batch-threads.ts";
+import { threadFile } from "../base/threads/thread-file.ts";
 import type { Expected } from "./unpack.ts";
 
 /*

@@ -1,6 +1,6 @@
-import { BatchThreads } from "../base/batch-threads.ts";
+import { BatchThreads } from "../base/threads/batch-threads.ts";
 import { firstIndex } from "../base/first-index.ts";
-import { threadFile } from "../base/thread-file.ts";
+import { threadFile } from "../base/threads/thread-file.ts";
 import type { BlockMap, Extent, Packed } from "./block-map.ts";
 import { XZ_FORMAT, xzFileOf, type XzBlocks } from "./xz-index.ts";
 

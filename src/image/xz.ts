@@ -1,6 +1,6 @@
 import { Worker } from "node:worker_threads";
 import type { Sink } from "../backend/backend.ts";
-import { threadFile } from "../base/thread-file.ts";
+import { threadFile } from "../base/threads/thread-file.ts";
 import { damagedImage, unsupportedImage, type ImageFormat, type Unpacker } from "./image-format.ts";
 import { MappedReader } from "./mapped-reader.ts";
 import { XzMap } from "./xz-blocks.ts";

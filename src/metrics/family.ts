@@ -1,5 +1,5 @@
 import { type LatencyHistogram, latencyBounds } from "../base/latency-histogram.ts";
-import type { Measured } from "../daemon/measured.ts";
+import type { Measured } from "../daemon/health/measured.ts";
 
 /** One line of a metric, in the shape that prom-client writes. */
 export interface Sample {

@@ -1,6 +1,6 @@
 import { Counter, type Gauge, Histogram, Registry } from "prom-client";
 import { latencyBounds } from "../base/latency-histogram.ts";
-import type { Measured } from "../daemon/measured.ts";
+import type { Measured } from "../daemon/health/measured.ts";
 import type { Family, Sample } from "./family.ts";
 import { processFamilies } from "./process-families.ts";
 import { sourceFamilies } from "./source-families.ts";

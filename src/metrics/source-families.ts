@@ -1,5 +1,5 @@
 import type { LaneTraffic, SourceTraffic } from "../blob/source-traffic.ts";
-import type { Measured } from "../daemon/measured.ts";
+import type { Measured } from "../daemon/health/measured.ts";
 import { type Family, histogramSamples, type Sample } from "./family.ts";
 
 const lanes = ["foreground", "background"] as const;

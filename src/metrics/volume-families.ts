@@ -1,7 +1,7 @@
 import { operations } from "../export/export-traffic.ts";
-import type { Measured, MeasuredVolume } from "../daemon/measured.ts";
+import type { Measured, MeasuredVolume } from "../daemon/health/measured.ts";
 import { volumeViewStates, type VolumeView } from "../daemon/views.ts";
-import type { VolumeMeter } from "../daemon/volume-meters.ts";
+import type { VolumeMeter } from "../daemon/volumes/volume-meters.ts";
 import { type Family, histogramSamples, type Sample, summarySamples } from "./family.ts";
 
 /** A gauge with one value per volume; undefined: none for this one. */

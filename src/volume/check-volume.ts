@@ -1,15 +1,15 @@
 import { CorruptionError, describeError, IoError, UllageError } from "../base/errors.ts";
-import { type FrozenMap, loadFrozenMap } from "./frozen-map.ts";
-import { IntentLog } from "./intent-log.ts";
-import { Layer } from "./layer.ts";
+import { type FrozenMap, loadFrozenMap } from "./map/frozen-map.ts";
+import { IntentLog } from "./log/intent-log.ts";
+import { Layer } from "./layers/layer.ts";
 import { volumeLimits } from "./limits.ts";
-import { type Checkpoint, writeMapFile } from "./map-file.ts";
-import { blockBytes } from "./owner-map.ts";
-import { OwnerTable } from "./owner-table.ts";
+import { type Checkpoint, writeMapFile } from "./map/map-file.ts";
+import { blockBytes } from "./map/owner-map.ts";
+import { OwnerTable } from "./map/owner-table.ts";
 import { frozenMapPath, logPath, mapPath, numbered, volumeDir } from "./paths.ts";
 import { markPoisoned, readPoison } from "./poison.ts";
-import { recover, type Recovered, RecoverySyncError, secureEmptyLogs, syncAll } from "./recovery.ts";
-import { frozenReferences, volumeReferences } from "./references.ts";
+import { recover, type Recovered, RecoverySyncError, secureEmptyLogs, syncAll } from "./log/recovery.ts";
+import { frozenReferences, volumeReferences } from "./layers/references.ts";
 import { describedSnapshots, readSnapshot } from "./snapshot-files.ts";
 import type { VolumeEnvironment } from "./types.ts";
 

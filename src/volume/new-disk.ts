@@ -1,6 +1,6 @@
 import type { IoBuffer } from "../base/io-buffer.ts";
-import { Layer } from "./layer.ts";
-import { blockBytes, OwnerMap } from "./owner-map.ts";
+import { Layer } from "./layers/layer.ts";
+import { blockBytes, OwnerMap } from "./map/owner-map.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 /** Written bytes after which they are synced: neither memory nor the sync at the end may have to take all of them. */

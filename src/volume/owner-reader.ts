@@ -3,11 +3,11 @@ import type { ReadableFile } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { TraceRecorder } from "../blob/boot-trace.ts";
-import type { Head } from "./head.ts";
-import type { Layer } from "./layer.ts";
-import { blockBytes, type OwnerMap, zeroOwner } from "./owner-map.ts";
+import type { Head } from "./layers/head.ts";
+import type { Layer } from "./layers/layer.ts";
+import { blockBytes, type OwnerMap, zeroOwner } from "./map/owner-map.ts";
 import { ReadEpochs } from "./read-epochs.ts";
-import type { SealedLayers } from "./sealed-layers.ts";
+import type { SealedLayers } from "./layers/sealed-layers.ts";
 
 /*
  * Reads disk ranges from whoever owns them: run by run, zeros from nowhere, written blocks from a layer, the rest from a

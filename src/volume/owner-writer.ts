@@ -2,13 +2,13 @@ import type { Clock } from "../base/clock.ts";
 import { IoError } from "../base/errors.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import type { Range, RangeLock } from "../base/range-lock.ts";
-import type { Journal } from "./journal.ts";
-import type { Head } from "./head.ts";
+import type { Journal } from "./log/journal.ts";
+import type { Head } from "./layers/head.ts";
 import type { VolumeLimits } from "./limits.ts";
-import { RecordType } from "./log-record.ts";
-import { blockBytes, chunkBlocks, type OwnerMap, zeroOwner } from "./owner-map.ts";
+import { RecordType } from "./log/log-record.ts";
+import { blockBytes, chunkBlocks, type OwnerMap, zeroOwner } from "./map/owner-map.ts";
 import type { OwnerReader } from "./owner-reader.ts";
-import type { Strays } from "./strays.ts";
+import type { Strays } from "./layers/strays.ts";
 
 /*
  * Writes, trims and zeroes. Each goes through these steps, and a crash between any two is harmless (docs/DURABILITY.md):

@@ -1,12 +1,12 @@
 import { CorruptionError } from "../base/errors.ts";
-import { loadFrozenMap } from "./frozen-map.ts";
-import { IntentLog } from "./intent-log.ts";
-import { Layer } from "./layer.ts";
+import { loadFrozenMap } from "./map/frozen-map.ts";
+import { IntentLog } from "./log/intent-log.ts";
+import { Layer } from "./layers/layer.ts";
 import { volumeLimits } from "./limits.ts";
-import { type Checkpoint, loadMapFile, writeMapFile } from "./map-file.ts";
-import { removeOlderFiles } from "./old-files.ts";
-import { blockBytes, OwnerMap } from "./owner-map.ts";
-import { OwnerTable } from "./owner-table.ts";
+import { type Checkpoint, loadMapFile, writeMapFile } from "./map/map-file.ts";
+import { removeOlderFiles } from "./log/old-files.ts";
+import { blockBytes, OwnerMap } from "./map/owner-map.ts";
+import { OwnerTable } from "./map/owner-table.ts";
 import { logPath, mapPath, numbered, volumeDir } from "./paths.ts";
 import type { VolumeEnvironment } from "./types.ts";
 

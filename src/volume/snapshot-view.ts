@@ -2,11 +2,11 @@ import { IoError, UllageError } from "../base/errors.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
-import { learnZeros, listExtents } from "./extents.ts";
-import type { FrozenMap } from "./frozen-map.ts";
-import { changedRuns, type ChangeRun } from "./map-diff.ts";
+import { learnZeros, listExtents } from "./map/extents.ts";
+import type { FrozenMap } from "./map/frozen-map.ts";
+import { changedRuns, type ChangeRun } from "./map/map-diff.ts";
 import { OwnerReader } from "./owner-reader.ts";
-import { SealedLayers } from "./sealed-layers.ts";
+import { SealedLayers } from "./layers/sealed-layers.ts";
 import type { VolumeEnvironment } from "./types.ts";
 
 const readOnlyError = (): IoError => new IoError("EROFS", "a snapshot never changes");

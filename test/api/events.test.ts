@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { EventStreams } from "../../src/api/event-stream.ts";
 import type { Clock } from "../../src/base/clock.ts";
 import { Events, type UllageEvent } from "../../src/daemon/events.ts";
-import { VolumeNews } from "../../src/daemon/volume-news.ts";
+import { VolumeNews } from "../../src/daemon/volumes/volume-news.ts";
 import type { VolumeView } from "../../src/daemon/views.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { requireTool } from "../support/tools.ts";

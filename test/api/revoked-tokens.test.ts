@@ -9,7 +9,7 @@ import { OpenCalls } from "../../src/api/open-calls.ts";
 import { problemOf } from "../../src/api/problems.ts";
 import { Tokens } from "../../src/api/tokens.ts";
 import { UllageError } from "../../src/base/errors.ts";
-import type { VolumeContent } from "../../src/daemon/contents.ts";
+import type { VolumeContent } from "../../src/daemon/volumes/contents.ts";
 import { readSparse } from "../../src/image/sparse-stream.ts";
 import { atEnd, temporaryDirectory } from "../daemon/support.ts";
 import { requireTool } from "../support/tools.ts";

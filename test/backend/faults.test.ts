@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { RetryBudget } from "../../src/backend/retry-budget.ts";
+import { RetryBudget } from "../../src/backend/wrappers/retry-budget.ts";
 import { describeError, SourceError } from "../../src/base/errors.ts";
 import { systemClock } from "../../src/base/clock.ts";
 import type { FakeServer, Trouble } from "../support/fake-server.ts";

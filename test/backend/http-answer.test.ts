@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import { conditionsFor, identityOf, parseContentRange, pinsOf } from "../../src/backend/http-answer.ts";
+import { conditionsFor, identityOf, parseContentRange, pinsOf } from "../../src/backend/http/http-answer.ts";
 
 void test("Content-Range is understood exactly or not at all", () => {
   assert.deepEqual(parseContentRange("bytes 0-99/1234"), { first: 0, last: 99, total: 1234 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { redirectedTarget, parseTarget } from "../../src/backend/http-target.ts";
+import { redirectedTarget, parseTarget } from "../../src/backend/http/http-target.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { failsWith, httpBackend, pattern, readBytes } from "./support.ts";
 

@@ -4,7 +4,7 @@ import { mkdir, rename, rm, symlink, unlink, writeFile } from "node:fs/promises"
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { callsUnderWay } from "../../src/backend/mount-calls.ts";
+import { callsUnderWay } from "../../src/backend/file/mount-calls.ts";
 import { diskPlaces, otherMountPlaces, otherPlaces } from "../../src/base/pool-slots.ts";
 import type { SourceError } from "../../src/base/errors.ts";
 import { temporaryDirectory } from "../daemon/support.ts";

@@ -19,7 +19,7 @@ import { syncBuiltinESMExports } from "node:module";
 import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { IoError } from "../../src/base/errors.ts";
 import { anyPageCached, dropPageCache, fileSystemName } from "../../src/base/posix.ts";
 import { requireTool } from "../support/tools.ts";
@@ -38,10 +38,10 @@ afterEach(() => rm(directory, { recursive: true }));
 
 void test("probe tells size, identity and the first bytes", async () => {
   const { identity, head, ranges } = await new LocalFileBackend(path).probe(512);
-  const { dev, ino } = await stat(path);
+  const { ino } = await stat(path);
   assert.equal(identity.size, content.length);
   assert.equal(identity.strong, true);
-  assert.match(identity.version, new RegExp(`^file:${dev}:${ino}:\\d{19}:\\d{19}$`));
+  assert.match(identity.version, new RegExp(`^file:${ino}:\\d{19}:\\d{19}$`));
   assert.deepEqual(head, content.subarray(0, 512));
   assert.equal(ranges, true);
 });
@@ -72,6 +72,61 @@ void test("reads give exactly their ranges, in order, at any alignment", async (
   ] as const) {
     assert.deepEqual(await readBytes(backend, identity, offset, length), content.subarray(offset, offset + length));
   }
+});
+
+void test("what an older version pinned, with the device, is the same file; what only looks alike is not", async () => {
+  const backend = new LocalFileBackend(path);
+  const { identity } = await backend.probe(0);
+  const [inode, mtime, ctime] = identity.version.split(":").slice(1).map(BigInt);
+  const readAs = (version: string, size = content.length): Promise<Buffer> =>
+    readBytes(backend, { size, version, strong: true }, 0, 100);
+  for (const device of [(await stat(path)).dev, 1, 2 ** 53]) {
+    const bytes = await readAs(`file:${device}:${inode}:${mtime}:${ctime}`);
+    assert.deepEqual(bytes, content.subarray(0, 100));
+    for (const [i, m, c] of [
+      [1n, 0n, 0n],
+      [0n, 1n, 0n],
+      [0n, 0n, 1n],
+    ]) {
+      await failsWith("source-changed", readAs(`file:${device}:${inode + i}:${mtime + m}:${ctime + c}`));
+    }
+    await failsWith("source-changed", readAs(`file:${device}:${inode}:${mtime}:${ctime}`, content.length - 1));
+  }
+  for (const version of ["", "file:", `file:${ctime}`, `${identity.version}:1`, `etag:${identity.version}`]) {
+    await failsWith("source-changed", readAs(version));
+  }
+});
+
+void test("times that are whole seconds pin a file once it can't be written to within the same second", async () => {
+  const backend = new LocalFileBackend(path);
+  const real = promises.stat;
+  const withTimes = async (ns: bigint): Promise<boolean> => {
+    const opened = await open(path);
+    const whole = { mtimeNs: ns, ctimeNs: ns };
+    const changed = (async (...args: Parameters<typeof real>) =>
+      Object.assign((await real(...args))!, whole)) as typeof real;
+    const prototype = Object.getPrototypeOf(opened) as { stat: typeof opened.stat };
+    const ofDescriptor = prototype.stat;
+    await opened.close();
+    promises.stat = changed;
+    syncBuiltinESMExports();
+    prototype.stat = async function (this: typeof opened, ...args: []) {
+      return Object.assign(await ofDescriptor.apply(this, args), whole);
+    } as typeof ofDescriptor;
+    try {
+      return (await backend.probe(0)).identity.strong;
+    } finally {
+      promises.stat = real;
+      syncBuiltinESMExports();
+      prototype.stat = ofDescriptor;
+    }
+  };
+  const second = 1_000_000_000n;
+  const now = BigInt(Math.floor(Date.now() / 1000)) * second;
+  assert.equal(await withTimes(now + 3600n * second), false);
+  assert.equal(await withTimes(now), false);
+  assert.equal(await withTimes(now - 2n * second), true);
+  assert.equal(await withTimes(now + 1n), true);
 });
 
 void test("many reads at once, with slow sinks, do not get each other's bytes", async () => {
@@ -248,7 +303,7 @@ void test("a file that may not be read is an error that names the user", async (
   // Root may read anything: the child gives that up.
   const drop = process.getuid?.() === 0 ? "process.setgid(65534); process.setuid(65534);" : "";
   const script = `
-    import { LocalFileBackend } from "${import.meta.dirname}/../../src/backend/localfs.ts";
+    import { LocalFileBackend } from "${import.meta.dirname}/../../src/backend/file/localfs.ts";
     ${drop}
     await new LocalFileBackend("${path}").probe(1).catch((error) => console.log(error.code, error.hint));`;
   const output = execFileSync(process.execPath, ["--input-type=module", "-e", script], { encoding: "utf8" });

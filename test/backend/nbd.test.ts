@@ -4,7 +4,7 @@ import { randomInt } from "node:crypto";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { parseNbdSource } from "../../src/backend/nbd-address.ts";
+import { parseNbdSource } from "../../src/backend/nbd/nbd-address.ts";
 import { sourcePolicy } from "../../src/backend/source-guard.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { type NbdSource, startNbdkit, startNbdServer, startQemuNbd } from "../support/nbd-source.ts";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { isoDate, signV1, signV4 } from "../../src/backend/oss.ts";
+import { isoDate, signV1, signV4 } from "../../src/backend/object-store/oss.ts";
 
 void test("version 1 gives the signature of OSS's documentation", () => {
   const headers = {

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { canonicalSource } from "../../src/backend/source-address.ts";
 import { sourcePolicy } from "../../src/backend/source-guard.ts";
 import type { SourceSettings } from "../../src/backend/source-settings.ts";
-import { parseChallenges } from "../../src/backend/www-authenticate.ts";
+import { parseChallenges } from "../../src/backend/http/www-authenticate.ts";
 import { SourceError, describeError } from "../../src/base/errors.ts";
 import { artifact, type FakeRegistry, startFakeRegistry } from "../support/registry-fake.ts";
 import { collect, failsWith, openBackend, pattern, readBytes } from "./support.ts";

@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Backend, Identity, Probe, ReadOptions, Sink } from "../../src/backend/backend.ts";
-import { RetryBackend, type RetryOptions } from "../../src/backend/retry.ts";
+import { RetryBackend, type RetryOptions } from "../../src/backend/wrappers/retry.ts";
 import { SourceBusyError, badAnswer, sourceChanged, unreachable } from "../../src/backend/source-errors.ts";
-import { RetryBudget } from "../../src/backend/retry-budget.ts";
+import { RetryBudget } from "../../src/backend/wrappers/retry-budget.ts";
 import { type Clock, systemClock } from "../../src/base/clock.ts";
 import { IoError } from "../../src/base/errors.ts";
 import { startHttpSource } from "../support/http-source.ts";

@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, rename, rm, symlink, writeFile } from "node:fs/promises
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { sourcePolicy, type Resolver, type SourcePolicy } from "../../src/backend/source-guard.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { failsWith, httpBackend, openBackend, pattern, readBytes } from "./support.ts";

@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import type { Backend, Identity, ReadOptions, Sink } from "../../src/backend/backend.ts";
 import { Backends, type BackendsOptions } from "../../src/backend/backends.ts";
-import { Connections, type ConnectionOptions } from "../../src/backend/connections.ts";
-import { HttpBackend } from "../../src/backend/http.ts";
-import { PlainObject } from "../../src/backend/http-object.ts";
+import { Connections, type ConnectionOptions } from "../../src/backend/http/connections.ts";
+import { HttpBackend } from "../../src/backend/http/http.ts";
+import { PlainObject } from "../../src/backend/http/http-object.ts";
 import { systemClock } from "../../src/base/clock.ts";
 import { describeError, SourceError } from "../../src/base/errors.ts";
 

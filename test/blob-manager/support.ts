@@ -4,7 +4,7 @@ import type { TestContext } from "node:test";
 import { systemClock } from "../../src/base/clock.ts";
 import { ManagerClient } from "../../src/blob/remote/manager-client.ts";
 import { RemoteBlob } from "../../src/blob/remote/remote-blob.ts";
-import { BlobListener } from "../../src/daemon/blob-listener.ts";
+import { BlobListener } from "../../src/daemon/cache/blob-listener.ts";
 import { httpBackend } from "../backend/support.ts";
 import {
   atEnd,

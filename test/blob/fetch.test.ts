@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { IoError } from "../../src/base/errors.ts";
+import { IoError, SourceError } from "../../src/base/errors.ts";
 import type { File } from "../../src/base/file-system.ts";
 import { diskPlaces } from "../../src/base/pool-slots.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
@@ -216,6 +216,44 @@ void test("a foreground fetch does not fail with the background flight that it j
     reader.requests.map((request) => request.background),
     [true, false],
   );
+});
+
+/** From here on the unit can't be had. */
+function damage(reader: MemoryReader, unit: number): void {
+  const { before } = reader;
+  reader.before = async (offset, length, signal) => {
+    await before(offset, length, signal);
+    if (offset > unit * UNIT || offset + length <= unit * UNIT) return;
+    throw new SourceError("image-damaged", "a cluster that can't be unpacked", { transient: false });
+  };
+}
+
+void test("what can't be had of an image fails who asks for it, and nobody who asks for what is around it", async (t) => {
+  const reader = new MemoryReader(randomContent(16 * UNIT));
+  const { blob } = await openBlob(t, reader, { missBytes: 4 * UNIT });
+  damage(reader, 5);
+  const [damaged, ...around] = [5, 4, 6, 7].map((unit) => blob.fetch(unit * UNIT, UNIT));
+  await Promise.all([assert.rejects(damaged, { code: "image-damaged" }), ...around]);
+  assert.deepEqual(await readCacheFile(blob, 6 * UNIT, 2 * UNIT), reader.content.subarray(6 * UNIT, 8 * UNIT));
+  assert.equal(blob.isReady(5 * UNIT, 1), false);
+});
+
+void test("small fetches that became one request fail one by one, also while there is room for one only", async (t) => {
+  const reader = new MemoryReader(randomContent(256 * UNIT));
+  const { blob } = await openBlob(t, reader);
+  const hold = gate();
+  const room = gate();
+  reader.before = (offset) => (offset === 150 * UNIT ? room.opened : offset > 150 * UNIT ? hold.opened : undefined);
+  const others = takeAllPlaces(blob, 150);
+  await until(() => reader.requests.length === 32);
+  damage(reader, 5);
+  const larger = Array.from({ length: 8 }, (_, n) => blob.fetch(0, (14 - n) * UNIT));
+  const failing = [...larger, blob.fetch(5 * UNIT, UNIT)].map((one) => assert.rejects(one, { code: "image-damaged" }));
+  const around = Array.from({ length: 16 }, (_, unit) => unit).filter((unit) => unit !== 5);
+  const fetches = around.map((unit) => blob.fetch(unit * UNIT, UNIT));
+  room.open();
+  await Promise.all([...failing, ...fetches]).finally(() => hold.open());
+  await Promise.all(others);
 });
 
 void test("an aborted fetch stops waiting, and the flight goes on for the others", async (t) => {

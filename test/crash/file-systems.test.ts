@@ -5,7 +5,7 @@ import { test, type TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import koffi from "koffi";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
-import { readLogHeader } from "../../src/volume/log-reader.ts";
+import { readLogHeader } from "../../src/volume/log/log-reader.ts";
 import { runtimePoisonPath } from "../../src/volume/paths.ts";
 import { LoopDisk } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";

@@ -8,6 +8,7 @@ import { backingSource } from "../../src/backend/backing-name.ts";
 import type { Ullage } from "../../src/daemon/ullage.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { makeDisk, run } from "../image/support.ts";
+import { makeBlobsOlder } from "../support/older-blobs.ts";
 import { requireTool } from "../support/tools.ts";
 import { atEnd, openUllage, temporaryDirectory } from "./support.ts";
 
@@ -99,6 +100,27 @@ for (const [format, ...flags] of [
     assert.equal(blobs.length, 2, "the third volume shares the first one's blob");
   });
 }
+
+void test("images that an older version pinned, with their devices, are shared by a new volume until one below changes", async (t) => {
+  if (!requireTool(t, "qemu-img", "qemu-io")) return;
+  const dir = await temporaryDirectory(t);
+  const { top, raw } = makeChain(dir, "raw");
+  const dataDir = join(dir, "data");
+  const first = await openUllage(t, { dataDir });
+  await create(first, "old", top);
+  await (await first.getDevice("old")).read(0, 4096, new IoBuffer(4096), 0);
+  await first.close();
+  makeBlobsOlder(dataDir);
+  const ullage = await openUllage(t, { dataDir });
+  await create(ullage, "shares", top);
+  const [blob, ...others] = await ullage.listBlobs();
+  assert.deepEqual([blob.volumes, others.length], [["old", "shares"], 0]);
+  assert.match(blob.identity ?? "", /^file:\d+:\d+:\d+$/);
+  for (const name of ["old", "shares"]) assert.ok((await readVolume(ullage, name)).equals(raw));
+  writeFileSync(join(dir, "below", "base"), Buffer.alloc(9 * MIB, 99));
+  await create(ullage, "new", top);
+  assert.equal((await ullage.listBlobs()).length, 2);
+});
 
 void test("an image below that has changed fails reads, though the image itself has not; a new volume gets the new version", async (t) => {
   if (!requireTool(t, "qemu-img", "qemu-io")) return;

@@ -5,8 +5,8 @@ import { join } from "node:path";
 import { systemClock } from "../../src/base/clock.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import type { Ullage } from "../../src/daemon/ullage.ts";
-import { loadFrozenMap } from "../../src/volume/frozen-map.ts";
-import { Layer } from "../../src/volume/layer.ts";
+import { loadFrozenMap } from "../../src/volume/map/frozen-map.ts";
+import { Layer } from "../../src/volume/layers/layer.ts";
 import type { VolumeEnvironment } from "../../src/volume/types.ts";
 import type { Volume } from "../../src/volume/volume.ts";
 

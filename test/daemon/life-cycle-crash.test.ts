@@ -6,7 +6,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
-import { layerCreator } from "../../src/daemon/volume-files.ts";
+import { layerCreator } from "../../src/daemon/volumes/volume-files.ts";
 import type { VolumeEnvironment } from "../../src/volume/types.ts";
 import { temporaryDirectory } from "./support.ts";
 import { CrashingWorld } from "./crashing-world.ts";

@@ -5,7 +5,7 @@ import { appendFileSync, existsSync, readdirSync, statfsSync, statSync, unlinkSy
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { promisify } from "node:util";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { LoopDisk } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";

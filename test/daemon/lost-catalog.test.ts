@@ -3,9 +3,9 @@ import { mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
-import { checkData } from "../../src/daemon/offline-check.ts";
-import { OfflineData } from "../../src/daemon/offline-data.ts";
-import { planRepair } from "../../src/daemon/offline-repair.ts";
+import { checkData } from "../../src/daemon/offline/offline-check.ts";
+import { OfflineData } from "../../src/daemon/offline/offline-data.ts";
+import { planRepair } from "../../src/daemon/offline/offline-repair.ts";
 import { Ullage } from "../../src/daemon/ullage.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";
 

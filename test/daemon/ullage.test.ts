@@ -8,6 +8,7 @@ import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import type { BlockDevice, Client } from "../../src/export/block-device.ts";
 import { startHttpSource } from "../support/http-source.ts";
+import { until } from "../blob/support.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";
 
 async function read(device: BlockDevice, offset: number, length: number): Promise<Buffer> {
@@ -82,6 +83,17 @@ void test("making a volume asks an HTTP source once, and its first read once mor
   assert.equal(source.requests.length, 1);
   await read(await ullage.getDevice("v"), 4096, 4096);
   assert.equal(source.requests.length, 2);
+});
+
+void test("the beginning of a disk that is to be hydrated is fetched before anything else, while the volume is made", async (t) => {
+  await using source = await startHttpSource({ content: Buffer.alloc(8 * 2 ** 20, "x") });
+  const ullage = await openUllage(t);
+  await ullage.createVolume({ name: "v", from: { source: source.url } });
+  await until(() => source.requests.length > 1);
+  assert.deepEqual([source.requests[1].start, source.requests[1].end], [0, 2 ** 18]);
+  await read(await ullage.getDevice("v"), 0, 4096);
+  const beginnings = source.requests.filter(({ start }) => start === 0);
+  assert.equal(beginnings.length, 2); // with the look at what it is
 });
 
 void test("a source without ranges needs `download`, and then is not needed any more", async (t) => {

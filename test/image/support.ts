@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import type { ReadOptions, Sink } from "../../src/backend/backend.ts";
-import { LocalFileBackend } from "../../src/backend/localfs.ts";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import type { ImageReader, OpenContext } from "../../src/image/image-format.ts";
 import { objectReader } from "../../src/image/object-reader.ts";
 import { openImage, type OpenedImage } from "../../src/image/open-image.ts";

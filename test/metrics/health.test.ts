@@ -6,7 +6,7 @@ import { IoError } from "../../src/base/errors.ts";
 import type { File, FileSystem } from "../../src/base/file-system.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
-import { DataProbe } from "../../src/daemon/data-probe.ts";
+import { DataProbe } from "../../src/daemon/directory/data-probe.ts";
 import type { HealthView } from "../../src/daemon/views.ts";
 import { launchDaemon } from "../cli/support.ts";
 import { temporaryDirectory } from "../daemon/support.ts";

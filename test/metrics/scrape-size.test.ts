@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Measured, MeasuredVolume } from "../../src/daemon/measured.ts";
+import type { Measured, MeasuredVolume } from "../../src/daemon/health/measured.ts";
 import { SourceTraffics } from "../../src/blob/source-traffic.ts";
-import { VolumeMeters } from "../../src/daemon/volume-meters.ts";
+import { VolumeMeters } from "../../src/daemon/volumes/volume-meters.ts";
 import { Metrics } from "../../src/metrics/metrics.ts";
 import { Scrape } from "./support.ts";
 

@@ -1,9 +1,9 @@
 import { describeError } from "../../src/base/errors.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
-import { dropLayers } from "../../src/daemon/layer-files.ts";
-import { loadFrozenMap, readFrozenTable } from "../../src/volume/frozen-map.ts";
+import { dropLayers } from "../../src/daemon/snapshots/layer-files.ts";
+import { loadFrozenMap, readFrozenTable } from "../../src/volume/map/frozen-map.ts";
 import { frozenMapPath, mapsDir, snapshotPath, volumeDir } from "../../src/volume/paths.ts";
-import { baseOf, frozenReferences } from "../../src/volume/references.ts";
+import { baseOf, frozenReferences } from "../../src/volume/layers/references.ts";
 import { forgetSnapshot, readSnapshot } from "../../src/volume/snapshot-files.ts";
 import { SnapshotView } from "../../src/volume/snapshot-view.ts";
 import type { CreateVolumeOptions } from "../../src/volume/open-volume.ts";

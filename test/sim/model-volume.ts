@@ -4,7 +4,7 @@ import type { Blob } from "../../src/blob/blob.ts";
 import type { Turns } from "../../src/daemon/turns.ts";
 import { poisonPath, runtimePoisonPath, volumeDir } from "../../src/volume/paths.ts";
 import { revertVolume } from "../../src/volume/rebase-volume.ts";
-import { baseOf } from "../../src/volume/references.ts";
+import { baseOf } from "../../src/volume/layers/references.ts";
 import type { VolumeEnvironment } from "../../src/volume/types.ts";
 import { Volume } from "../../src/volume/volume.ts";
 import type { End, Profile } from "./crash-driver.ts";

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { SignatureV4 } from "@smithy/signature-v4";
-import { percentEncodePath } from "../../src/backend/object-store.ts";
-import { Sha256 } from "../../src/backend/s3.ts";
+import { percentEncodePath } from "../../src/backend/object-store/object-store.ts";
+import { Sha256 } from "../../src/backend/object-store/s3.ts";
 
 interface Store {
   origin: string;

@@ -1,7 +1,8 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
+import { sftpServer } from "./tools.ts";
 
 /** Small file systems for tests, below the checkout's test/out. They go with the test that made them. */
 
@@ -51,27 +52,73 @@ export function mountOverlay(t: TestContext): string {
 /** A file system on a loop device over a sparse file. */
 export class LoopDisk {
   readonly dir: string;
-  readonly #device: string;
+  readonly #image: string;
+  #device: string;
 
   /** Makes the file system and mounts it. */
   constructor(t: TestContext, kind: "ext4" | "xfs", bytes: number) {
-    let device: string | undefined;
+    this.#device = "";
     const base = outDirectory(t, () => {
       unmount(join(base, kind));
-      if (device !== undefined) spawnSync("losetup", ["--detach", device], { stdio: "ignore", timeout: 60_000 });
+      if (this.#device !== "") spawnSync("losetup", ["--detach", this.#device], { stdio: "ignore", timeout: 60_000 });
     });
     this.dir = join(base, kind);
     mkdirSync(this.dir);
-    const image = join(base, `${kind}.img`);
-    run("truncate", "-s", String(bytes), image);
-    run(`mkfs.${kind}`, "-q", image);
-    device = run("losetup", "--find", "--show", image).trim();
-    this.#device = device;
+    this.#image = join(base, `${kind}.img`);
+    run("truncate", "-s", String(bytes), this.#image);
+    run(`mkfs.${kind}`, "-q", this.#image);
+    this.#device = run("losetup", "--find", "--show", this.#image).trim();
     this.mount();
   }
 
   mount(): void {
     run("mount", this.#device, this.dir);
+  }
+
+  /** @throws when somebody still uses it */
+  unmount(): void {
+    run("umount", this.dir);
+  }
+
+  /** Takes a copy of the whole, which is not mounted just now. @returns what mounts it over this one, and what that gives to unmount it */
+  copy(): () => () => void {
+    const copy = `${this.#image}.copy`;
+    run("cp", this.#image, copy);
+    return () => {
+      run("mount", "-o", "loop", copy, this.dir);
+      return () => this.unmount();
+    };
+  }
+
+  /** What is unmounted gets another device number, as disks do when the machine starts again. */
+  changeDevice(): void {
+    const next = run("losetup", "--find", "--show", this.#image).trim();
+    run("losetup", "--detach", this.#device);
+    this.#device = next;
+  }
+}
+
+/** A folder behind sshfs: a FUSE file system that numbers files in the order in which they are looked up, and has whole seconds. */
+export class SshfsDisk {
+  readonly dir: string;
+  readonly #behind: string;
+  readonly #command: string;
+
+  /** Mounts it. @param behind the folder as it is */
+  constructor(t: TestContext, behind: string) {
+    const base = outDirectory(t, () => unmount(this.dir));
+    this.dir = join(base, "sshfs");
+    this.#behind = behind;
+    this.#command = join(base, "no-ssh");
+    mkdirSync(this.dir);
+    writeFileSync(this.#command, `#!/bin/sh\nexec ${sftpServer}\n`, { mode: 0o755 });
+    this.mount();
+  }
+
+  mount(): void {
+    // Nothing of the other side is remembered.
+    const options = `ssh_command=${this.#command},dir_cache=no,attr_timeout=0,entry_timeout=0`;
+    run("sshfs", `nobody:${this.#behind}`, this.dir, "-o", options);
   }
 
   /** @throws when somebody still uses it */

@@ -20,6 +20,9 @@ interface Tool {
   present?: () => boolean;
 }
 
+/** Debian has it outside of PATH. */
+export const sftpServer = "/usr/lib/openssh/sftp-server";
+
 const tools = {
   "qemu-img": { package: "qemu-utils" },
   "qemu-io": { package: "qemu-utils" },
@@ -32,6 +35,8 @@ const tools = {
   nbdkit: { package: "nbdkit" },
   "nbd-server": { package: "nbd-server" },
   fusermount3: { package: "fuse3" },
+  sshfs: { package: "sshfs" },
+  "sftp-server": { package: "openssh-sftp-server", present: () => existsSync(sftpServer) },
   fio: { package: "fio" },
   "mkfs.xfs": { package: "xfsprogs" },
   xfs_io: { package: "xfsprogs" },

@@ -3,9 +3,9 @@ import { test, type TestContext } from "node:test";
 import { IoError, SourceError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import type { CachedBlob } from "../../src/blob/cached-blob.ts";
-import { Hydration, type HydrationOptions, type HydrationStatus } from "../../src/volume/hydration.ts";
-import { tracedPieces, type HydrationTarget } from "../../src/volume/hydration-scan.ts";
-import { HydrationSlots } from "../../src/volume/hydration-slots.ts";
+import { Hydration, type HydrationOptions, type HydrationStatus } from "../../src/volume/hydration/hydration.ts";
+import { tracedPieces, type HydrationTarget } from "../../src/volume/hydration/hydration-scan.ts";
+import { HydrationSlots } from "../../src/volume/hydration/hydration-slots.ts";
 import {
   ManualClock,
   MemoryReader,

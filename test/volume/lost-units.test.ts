@@ -2,10 +2,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Blob } from "../../src/blob/blob.ts";
-import { OwnerMap } from "../../src/volume/owner-map.ts";
+import { OwnerMap } from "../../src/volume/map/owner-map.ts";
 import { OwnerReader } from "../../src/volume/owner-reader.ts";
-import { OwnerTable } from "../../src/volume/owner-table.ts";
-import { SealedLayers } from "../../src/volume/sealed-layers.ts";
+import { OwnerTable } from "../../src/volume/map/owner-table.ts";
+import { SealedLayers } from "../../src/volume/layers/sealed-layers.ts";
 import { blockBytes, volumeEnvironment } from "../support/volume-env.ts";
 
 void test("durability rule 13: a unit that was lost and fetched again while a read waited is read again", async (t) => {

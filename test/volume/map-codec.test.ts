@@ -2,9 +2,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
 import { CorruptionError } from "../../src/base/errors.ts";
-import { encodeMap, MapDecoder } from "../../src/volume/map-codec.ts";
-import { chunkBlocks, OwnerMap } from "../../src/volume/owner-map.ts";
-import { OwnerTable } from "../../src/volume/owner-table.ts";
+import { encodeMap, MapDecoder } from "../../src/volume/map/map-codec.ts";
+import { chunkBlocks, OwnerMap } from "../../src/volume/map/owner-map.ts";
+import { OwnerTable } from "../../src/volume/map/owner-table.ts";
 
 const id = (byte: number): string => byte.toString(16).padStart(2, "0").repeat(16);
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import { chunkBlocks, OwnerMap } from "../../src/volume/owner-map.ts";
+import { chunkBlocks, OwnerMap } from "../../src/volume/map/owner-map.ts";
 
 /** Counts as not written. */
 const blob = 2;

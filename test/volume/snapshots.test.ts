@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Volume } from "../../src/volume/volume.ts";
-import { loadFrozenMap, readFrozenTable } from "../../src/volume/frozen-map.ts";
+import { loadFrozenMap, readFrozenTable } from "../../src/volume/map/frozen-map.ts";
 import { SnapshotView } from "../../src/volume/snapshot-view.ts";
 import {
   blockBytes,

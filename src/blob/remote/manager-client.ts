@@ -1,6 +1,6 @@
 import { UllageError, IoError } from "../../base/errors.ts";
 import type { Clock } from "../../base/clock.ts";
-import { type MessageSocket, MessageSockets } from "../../base/message-sockets.ts";
+import { type MessageSocket, MessageSockets } from "../../base/threads/message-sockets.ts";
 import { AF_UNIX, closeDescriptor, connect, errno, errnoName, streamSocket } from "../../base/posix.ts";
 import { unixSocketAddress } from "../../base/socket-address.ts";
 import { decodeProblem } from "./problem.ts";

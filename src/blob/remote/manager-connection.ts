@@ -2,7 +2,7 @@ import { closeSync, openSync } from "node:fs";
 import { constants } from "node:os";
 import { IoError, UllageError } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
-import type { MessageSocket } from "../../base/message-sockets.ts";
+import type { MessageSocket } from "../../base/threads/message-sockets.ts";
 import type { CachedBlob } from "../cached-blob.ts";
 import { encodeProblem } from "./problem.ts";
 import { ReadyNews } from "./ready-news.ts";

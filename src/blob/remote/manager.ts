@@ -1,7 +1,7 @@
 import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describeError } from "../../base/errors.ts";
-import { MessageSockets } from "../../base/message-sockets.ts";
+import { MessageSockets } from "../../base/threads/message-sockets.ts";
 import { closeDescriptor, peerCredentials } from "../../base/posix.ts";
 import type { CachedBlob } from "../cached-blob.ts";
 import { LegacyRangeMap, legacySuffix } from "./legacy-range-map.ts";

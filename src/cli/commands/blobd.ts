@@ -39,7 +39,7 @@ async function blobd(options: Options): Promise<void> {
   const { stopSignal, aborted } = await import("../signals.ts");
   const reload = new EventTarget();
   const stop = stopSignal(() => reload.dispatchEvent(new Event("reload")));
-  const { BlobDaemon } = await import("../../daemon/blob-daemon.ts");
+  const { BlobDaemon } = await import("../../daemon/cache/blob-daemon.ts");
   const { stderrLog } = await import("../stderr-log.ts");
   const { socketAccess } = await import("../addresses.ts");
   const { cacheLimitsOf } = await import("../cache-limits.ts");

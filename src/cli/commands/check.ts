@@ -12,8 +12,8 @@ export function addCheckCommand(program: Command): void {
 }
 
 async function check(path: string, options: { json?: boolean }): Promise<void> {
-  const { OfflineData } = await import("../../daemon/offline-data.ts");
-  const { checkData } = await import("../../daemon/offline-check.ts");
+  const { OfflineData } = await import("../../daemon/offline/offline-data.ts");
+  const { checkData } = await import("../../daemon/offline/offline-check.ts");
   const data = await OfflineData.open(resolve(path), "check");
   try {
     const problems = await checkData(data);

@@ -3,7 +3,7 @@ import { UllageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
 import type { JobObject } from "../../api/job-object.ts";
 import type { ConnectionEventView } from "../../daemon/events.ts";
-import type { Warning } from "../../daemon/health.ts";
+import type { Warning } from "../../daemon/health/health.ts";
 import type { ExportView, ReclaimView, SnapshotView, VolumeView } from "../../daemon/views.ts";
 import { clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { print } from "../output.ts";

@@ -1,7 +1,7 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
 import { UllageError } from "../../base/errors.ts";
-import type { RepairStep } from "../../daemon/offline-repair.ts";
+import type { RepairStep } from "../../daemon/offline/offline-repair.ts";
 import { print, printJson } from "../output.ts";
 
 interface Options {
@@ -20,8 +20,8 @@ export function addRepairCommand(program: Command): void {
 }
 
 async function repair(path: string, options: Options): Promise<void> {
-  const { OfflineData } = await import("../../daemon/offline-data.ts");
-  const { planRepair } = await import("../../daemon/offline-repair.ts");
+  const { OfflineData } = await import("../../daemon/offline/offline-data.ts");
+  const { planRepair } = await import("../../daemon/offline/offline-repair.ts");
   const data = await OfflineData.open(resolve(path), "repair");
   try {
     const { steps, hopeless } = await planRepair(data);

@@ -1,5 +1,5 @@
 import { closeSync } from "node:fs";
-import { Acceptor } from "../../base/acceptor.ts";
+import { Acceptor } from "../../base/threads/acceptor.ts";
 import type { ExportDirectory } from "../block-device.ts";
 import { ExportTraffic } from "../export-traffic.ts";
 import { formatListenAddress, type ListenAddress, parseListenAddress } from "../listen-address.ts";
