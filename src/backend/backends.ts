@@ -77,12 +77,12 @@ export class Backends {
    */
   open(source: string, guarded = false): Backend {
     const url = canonicalSource(source);
+    const settings = settingsFor(url, this.#settings);
     if (url.startsWith("/")) {
       // A file may be on a server, too, and its disk may have a bad moment.
       const file = new LocalFileBackend(url, guarded ? this.#options.policy : undefined, this.#options.file);
-      return this.#retrying(file, new RetryBudget(this.#clock));
+      return this.#retrying(file, new RetryBudget(this.#clock), settings);
     }
-    const settings = settingsFor(url, this.#settings);
     const { backend, budget } = this.#openOne(source, guarded);
     const mirrors = (settings?.mirrors ?? []).map((prefix) =>
       this.#openMirror(prefix, mirrored(url, settings!, prefix), guarded),

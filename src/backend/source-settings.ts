@@ -1,6 +1,6 @@
 /** What is configured for all sources whose address begins with a prefix. */
 export interface SourceSettings {
-  /** `s3://backups/`, `https://images.example.org/`, `oci://registry.example.org/` */
+  /** `s3://backups/`, `https://images.example.org/`, `oci://registry.example.org/`; of files `/srv/images/`, for `patience` and `cache` */
   prefix: string;
   endpoint?: string;
   region?: string;
@@ -41,5 +41,6 @@ export function mirrored(url: string, { prefix }: SourceSettings, mirror: string
 /** `s3://backups` is no prefix of `s3://backups-of-others/…`: a part of an address ends where the prefix does. */
 function hasPrefix(url: string, prefix: string): boolean {
   if (!url.startsWith(prefix)) return false;
-  return prefix.endsWith("/") || url.length === prefix.length || /[/:@?#]/.test(url[prefix.length]);
+  const ends = prefix.startsWith("/") ? /\// : /[/:@?#]/;
+  return prefix.endsWith("/") || url.length === prefix.length || ends.test(url[prefix.length]);
 }

@@ -3,6 +3,7 @@ import { open } from "node:fs/promises";
 import { parse, TomlError, type TomlTable, type TomlValue } from "smol-toml";
 import { UllageError } from "../base/errors.ts";
 import { didYouMean } from "../base/similar.ts";
+import { isFilePrefix } from "./kinds.ts";
 import { configKeys, type ConfigKey } from "./schema.ts";
 
 /*
@@ -52,7 +53,7 @@ export function parseConfig(text: string, directory: string): { values: ConfigVa
     if (!(error instanceof TomlError)) throw error;
     return { values, problems: [{ line: error.line, key: "", message: firstLine(error.message) }] };
   }
-  for (const { path, value } of leaves(table)) {
+  for (const { path, value, beside } of leaves(table)) {
     const key = shownPath(path);
     const pattern = patternOf(path);
     const known = configKeys.find((each) => each.key === pattern);
@@ -66,6 +67,11 @@ export function parseConfig(text: string, directory: string): { values: ConfigVa
     }
     if (known.required === true && value === undefined) {
       wrong(`'${key}' is missing: ${known.meaning}`);
+      continue;
+    }
+    if (known.forFiles !== true && isFilePrefix(beside["prefix"])) {
+      const ofFiles = configKeys.filter(({ forFiles }) => forFiles === true).map((each) => `'${lastName(each.key)}'`);
+      wrong(`'${key}' means nothing for files`, `for them there are ${ofFiles.slice(1).join(" and ")}`);
       continue;
     }
     try {
@@ -99,11 +105,18 @@ async function readText(file: string): Promise<string> {
 /** Names of tables and keys, and places in lists. */
 type Path = readonly (string | number)[];
 
+interface Leaf {
+  path: Path;
+  value: TomlValue | undefined;
+  /** The table that it is in. */
+  beside: TomlTable;
+}
+
 /**
  * Everything in the file that is a known key, or a value of an unknown one; empty unknown tables included. Required keys
  * that a table in a list lacks come without a value.
  */
-function* leaves(table: TomlTable, above: Path = []): Generator<{ path: Path; value: TomlValue | undefined }> {
+function* leaves(table: TomlTable, above: Path = []): Generator<Leaf> {
   for (const [name, value] of Object.entries(table)) {
     const path = [...above, name];
     const isBelow = (prefix: string): boolean => configKeys.some(({ key }) => key.startsWith(prefix));
@@ -115,10 +128,10 @@ function* leaves(table: TomlTable, above: Path = []): Generator<{ path: Path; va
           const last = lastName(key);
           const isOfEntry = key === `${patternOf([...path, place])}.${last}`;
           if (required === true && isOfEntry && !(last in entry))
-            yield { path: [...path, place, last], value: undefined };
+            yield { path: [...path, place, last], value: undefined, beside: entry };
         }
       }
-    } else yield { path, value };
+    } else yield { path, value, beside: table };
   }
 }
 

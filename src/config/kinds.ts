@@ -1,5 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { isAbsolute, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
 import { demandReference } from "../backend/credentials.ts";
 import { sourcePolicy } from "../backend/source-guard.ts";
 import { describeError, UllageError } from "../base/errors.ts";
@@ -100,18 +101,36 @@ export const byteSize: Kind = {
 /** What the addresses of sources begin with: see backend/source-settings.ts. */
 export const sourcePrefix: Kind = {
   name: "the beginning of addresses",
-  read: (value) => prefix(text(value, "the beginning of addresses")),
+  read(value) {
+    const given = text(value, "the beginning of addresses");
+    if (isFilePrefix(given)) return filePrefix(given);
+    return prefix(given, "http://, https://, s3://, oss://, oci://, nbd:// or, for files, /");
+  },
 };
+
+/** Whether it is about files of this host. */
+export const isFilePrefix = (value: unknown): boolean => typeof value === "string" && /^(?:\/|file:\/\/)/i.test(value);
+
+/** As paths are written in sources: without `.`, `..` and doubled slashes; the one at its end says that a directory is meant. */
+function filePrefix(value: string): string {
+  let named: string;
+  try {
+    named = resolve(value.startsWith("/") ? value : fileURLToPath(value));
+  } catch (error) {
+    throw new Error("names no files of this host: write /path, or file:///path", { cause: error });
+  }
+  return value.endsWith("/") && named !== "/" ? `${named}/` : named;
+}
 
 export const sourcePrefixes: Kind = {
   name: "a list of beginnings of addresses",
-  read: (value) => texts(value, "a list of beginnings of addresses").map(prefix),
+  read: (value) => texts(value, "a list of beginnings of addresses").map((each) => prefix(each)),
 };
 
 /** Host names have one spelling in addresses: lower case. */
-function prefix(value: string): string {
+function prefix(value: string, wanted = "http://, https://, s3://, oss://, oci:// or nbd://"): string {
   const [, scheme, host, rest] = /^(https?|s3|oss|oci|nbds?(?:\+unix)?):\/\/([^/]*)(.*)$/is.exec(value) ?? [];
-  if (scheme === undefined) throw new Error("must begin with http://, https://, s3://, oss://, oci:// or nbd://");
+  if (scheme === undefined) throw new Error(`must begin with ${wanted}`);
   if (host.includes("@")) throw new Error("must not hold credentials: name them in 'credentials'");
   const isName = /^(s3|oss)$/i.test(scheme);
   return `${scheme.toLowerCase()}://${isName ? host : host.toLowerCase()}${rest}`;

@@ -35,6 +35,8 @@ export interface ConfigKey {
   readonly meaning: string;
   /** Of the tables in a list: each must have it. */
   readonly required?: true;
+  /** Of the tables in `sources.match`: it means something for files, too. */
+  readonly forFiles?: true;
 }
 
 /** All that `serve --config FILE` understands; docs/CONFIG.md and `ullage help config` list the same. */
@@ -175,8 +177,10 @@ export const configKeys: readonly ConfigKey[] = [
     kind: sourcePrefix,
     option: "sourceSettings",
     fallback: "must be given",
-    meaning: "the sources that this table is about: those whose address begins like this; the longest prefix counts",
+    meaning:
+      "the sources that this table is about: those whose address or path begins like this; the longest prefix counts",
     required: true,
+    forFiles: true,
   },
   {
     key: "sources.match[].endpoint",
@@ -248,6 +252,7 @@ export const configKeys: readonly ConfigKey[] = [
     option: "sourceSettings",
     fallback: "30",
     meaning: "how long a client's read is tried again before it fails",
+    forFiles: true,
   },
   {
     key: "sources.match[].cache",
@@ -255,6 +260,7 @@ export const configKeys: readonly ConfigKey[] = [
     option: "sourceSettings",
     fallback: '"shared"',
     meaning: "the setting cache of volumes that are made from it, unless the request for one says otherwise",
+    forFiles: true,
   },
   {
     key: "log.level",

@@ -1,12 +1,14 @@
 import assert from "node:assert/strict";
 import { readdirSync, readlinkSync } from "node:fs";
 import { mkdir, rename, rm, symlink, unlink, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
 import { callsUnderWay } from "../../src/backend/file/mount-calls.ts";
 import { diskPlaces, otherMountPlaces, otherPlaces } from "../../src/base/pool-slots.ts";
 import type { SourceError } from "../../src/base/errors.ts";
+import type { SourceSettings } from "../../src/backend/source-settings.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { fuseTools, mountFuseDisk } from "../support/fuse-disk.ts";
 import { requireTool } from "../support/tools.ts";
@@ -58,6 +60,35 @@ void test("a file on a disk that has a bad moment is read again; a lasting one i
   assert.deepEqual(await readBytes(impatient, identity, 4096, 1000), content.subarray(4096, 5096));
   await impatient.close();
   await backend.close();
+});
+
+void test("a client's read of a file is tried again for as long as is configured for its path", async (t) => {
+  if (!requireTool(t, ...fuseTools)) return;
+  const image = join(await temporaryDirectory(t), "image");
+  await writeFile(image, content);
+  const bad = ["error-pread=EIO", "error-pread-rate=100%"];
+  const { path } = await mountFuseDisk(t, image, { before: ["--filter=error"], behind: bad });
+  const { identity } = await new LocalFileBackend(path).probe(0);
+  /** @returns how long it was waited before the read failed, s; the time passes at once */
+  const triedFor = async (settings: SourceSettings[]): Promise<number> => {
+    let waitedMs = 0;
+    const wait = (ms: number): Promise<void> => Promise.resolve(void (waitedMs += ms));
+    const clock = { now: () => waitedMs, wallTime: () => "", sleep: wait };
+    const backend = openBackend(path, { clock, settings });
+    await failsWith("source-io", readBytes(backend, identity, 4096, 1000));
+    await backend.close();
+    return waitedMs / 1000;
+  };
+  const folder = dirname(path);
+  const usual = await triedFor([{ prefix: `${folder}-other`, patience: 600 }]);
+  assert.ok(usual <= 30, `${usual} s`);
+  const long = await triedFor([{ prefix: folder, patience: 600 }]);
+  assert.ok(long > 500 && long <= 600, `${long} s`);
+  const short = await triedFor([
+    { prefix: folder, patience: 600 },
+    { prefix: path, patience: 1 },
+  ]);
+  assert.ok(short <= 1, `${short} s`);
 });
 
 void test("reads of a file system that hangs are given up, then refused at once, hold few threads, and go on when it answers", async (t) => {

@@ -144,6 +144,11 @@ void test("prefixes end where a part of an address does, and the longest counts"
   assert.equal(settingsFor("s3://backups/x", all)?.prefix, "s3://backups");
   assert.equal(settingsFor("s3://backups/daily/x", all)?.prefix, "s3://backups/daily/");
   assert.equal(settingsFor("https://a.example.evil.test/", all), undefined);
+  const files = [{ prefix: "/srv" }, { prefix: "/srv/images/" }];
+  assert.equal(settingsFor("/srv/disk", files)?.prefix, "/srv");
+  assert.equal(settingsFor("/srv/images/disk", files)?.prefix, "/srv/images/");
+  assert.equal(settingsFor("/srv:2/disk", files), undefined);
+  assert.equal(settingsFor("https://a.example/srv/disk", files), undefined);
   assert.equal(mirrored("s3://backups/x/y", all[0], "https://m.example/b/"), "https://m.example/b/x/y");
   assert.equal(mirrored("s3://backups/daily/x", all[1], "s3://other"), "s3://other/x");
 });

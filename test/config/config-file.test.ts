@@ -53,6 +53,14 @@ cache = "none"
 prefix = "OSS://images/"
 signature = "v1"
 
+[[sources.match]]
+prefix = "/srv/../srv//images/"
+patience = 600
+cache = "shared"
+
+[[sources.match]]
+prefix = "FILE:///srv/a%20disk"
+
 [log]
 level = "debug"
 format = "json"
@@ -89,6 +97,8 @@ format = "json"
         cache: "none",
       },
       { prefix: "oss://images/", signature: "v1" },
+      { prefix: "/srv/images/", patience: 600, cache: "shared" },
+      { prefix: "/srv/a disk" },
     ],
     logLevel: "debug",
     logFormat: "json",
@@ -166,12 +176,12 @@ region = "x"
   assert.deepEqual(
     found.map((each) => each.replace(/(credentials: write).*/, "$1 …")),
     [
-      "4: 'sources.match[1].prefix' must begin with http://, https://, s3://, oss://, oci:// or nbd://",
+      "4: 'sources.match[1].prefix' must begin with http://, https://, s3://, oss://, oci://, nbd:// or, for files, /",
       "5: there is no key 'sources.match[1].endpiont' (did you mean 'endpoint'?)",
       "6: 'sources.match[1].endpoint' must not hold credentials: name them in 'credentials'",
       "7: 'sources.match[1].credentials' is no reference to credentials: write …",
       "8: 'sources.match[1].patience' must be a number of seconds, 1 to 86400, not 0",
-      "9: 'sources.match[2].prefix' is missing: the sources that this table is about: those whose address begins like this; the longest prefix counts",
+      "9: 'sources.match[2].prefix' is missing: the sources that this table is about: those whose address or path begins like this; the longest prefix counts",
     ],
   );
   const asTable = problems('[sources.match]\nprefix = "s3://a/"\n');
@@ -180,6 +190,33 @@ region = "x"
     asTable[0],
     /there is no key 'sources.match' \(it is a list of tables, \[\[sources.match\]\], with 'sources/,
   );
+});
+
+void test("what means nothing for files is refused in a table about them, and files are no mirrors", () => {
+  const ofFiles = "(for them there are 'patience' and 'cache')";
+  const keys = [
+    "endpoint",
+    "region",
+    "pathStyle",
+    "signature",
+    "credentials",
+    "ca",
+    "mirrors",
+    "proxy",
+    "proxyFallback",
+  ];
+  const text = `[[sources.match]]\n${keys.map((key) => `${key} = "x"\n`).join("")}prefix = "/srv"\npatience = 5\n`;
+  assert.deepEqual(
+    problems(text),
+    keys.map((key, at) => `${at + 2}: 'sources.match[0].${key}' means nothing for files ${ofFiles}`),
+  );
+  assert.deepEqual(problems('[[sources.match]]\nprefix = "file://elsewhere/srv"\n[[sources.match]]\nprefix = "srv"'), [
+    "2: 'sources.match[0].prefix' names no files of this host: write /path, or file:///path",
+    "4: 'sources.match[1].prefix' must begin with http://, https://, s3://, oss://, oci://, nbd:// or, for files, /",
+  ]);
+  assert.deepEqual(problems('[[sources.match]]\nprefix = "s3://a"\nmirrors = ["/srv"]'), [
+    "3: 'sources.match[0].mirrors' must begin with http://, https://, s3://, oss://, oci:// or nbd://",
+  ]);
 });
 
 void test("a group is looked up; one that does not exist is refused", () => {

@@ -96,11 +96,14 @@ void test("cache=none for a prefix in the configuration: what is made from there
   await using source = await startHttpSource({ content });
   await using packed = await startHttpSource({ content: gzipSync(content) });
   const from = { source: source.url };
+  const directory = await temporaryDirectory(t);
+  writeFileSync(join(directory, "disk"), content);
   const prefix = `${new URL(source.url).origin}/`;
   const sourceSettings = [
     { prefix, cache: "none" },
     { prefix: packed.url, cache: "none" },
     { prefix: `${source.url}?kept`, cache: "shared" },
+    { prefix: directory, cache: "none" },
   ] as const;
   const ullage = await openUllage(t, { allowSources: ["any"], sourceSettings });
   const { settings, hydration } = await ullage.createVolume({ name: "a", from });
@@ -109,6 +112,8 @@ void test("cache=none for a prefix in the configuration: what is made from there
   assert.deepEqual([wanted.settings.cache, wanted.settings.hydrate], ["shared", "auto"]);
   const below = await ullage.createVolume({ name: "c", from: { source: `${source.url}?kept` } });
   assert.equal(below.settings.cache, "shared");
+  const ofFile = await ullage.createVolume({ name: "file", from: { source: join(directory, "disk") } });
+  assert.equal(ofFile.settings.cache, "none");
   // What contradicts it is refused, and says that the configuration is why.
   const refused = (prefixed: string) => (error: UllageError) => {
     assert.match(
