@@ -60,6 +60,10 @@ export class RemoteDevice implements BlockDevice {
     await this.#client.submit(Command.cache, 0, offset, length).catch(() => undefined); // a later read will meet it
   }
 
+  learnZeros(): undefined {
+    return undefined;
+  }
+
   extents(_offset: number, length: number): Extent[] {
     return [{ length, state: ExtentState.local }];
   }

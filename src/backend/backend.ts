@@ -30,6 +30,13 @@ export interface Backend {
   zeroRun?(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number>;
 
   /**
+   * Tells of a range, run by run from `offset` on, what the source tells of it without sending it; waits for its answers.
+   * Absent: nothing is ever known.
+   * @throws SourceError; what was told by then holds
+   */
+  tellZeros?(identity: Identity, offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void>;
+
+  /**
    * Makes the object a file of its own that shares its space with it, if it is on the same file system and that can do so.
    * @param path must not exist @returns false: it can't, and nothing is there
    * @throws SourceError as `read` does; what is there then is worthless
@@ -44,6 +51,9 @@ export interface Backend {
 }
 
 export type Sink = (chunk: Uint8Array) => void | Promise<void>;
+
+/** The next `length` bytes are zeros; false: they are something else, or nothing is known about them. */
+export type ZeroTaker = (length: number, zero: boolean) => void;
 
 export interface ReadOptions {
   signal?: AbortSignal;

@@ -6,6 +6,7 @@ import { CredentialSource } from "./credentials.ts";
 import { HttpBackend } from "./http/http.ts";
 import type { HttpObject } from "./http/http-object.ts";
 import { LocalFileBackend, type LocalFileOptions } from "./file/localfs.ts";
+import { AlternativesBackend } from "./wrappers/alternatives.ts";
 import { type Mirror, MirroredBackend, MirrorHealth } from "./wrappers/mirrors.ts";
 import { isNbd, parseNbdSource } from "./nbd/nbd-address.ts";
 import { NbdBackend, type NbdOptions } from "./nbd/nbd.ts";
@@ -78,11 +79,9 @@ export class Backends {
   open(source: string, guarded = false): Backend {
     const url = canonicalSource(source);
     const settings = settingsFor(url, this.#settings);
-    if (url.startsWith("/")) {
-      // A file may be on a server, too, and its disk may have a bad moment.
-      const file = new LocalFileBackend(url, guarded ? this.#options.policy : undefined, this.#options.file);
-      return this.#retrying(file, new RetryBudget(this.#clock), settings);
-    }
+    // A file may be on a server, too, and its disk may have a bad moment.
+    if (url.startsWith("/"))
+      return this.#retrying(this.#openFile(url, settings, guarded), new RetryBudget(this.#clock), settings);
     const { backend, budget } = this.#openOne(source, guarded);
     const mirrors = (settings?.mirrors ?? []).map((prefix) =>
       this.#openMirror(prefix, mirrored(url, settings!, prefix), guarded),
@@ -113,6 +112,13 @@ export class Backends {
     this.#closing.abort();
     await Promise.all([...this.#accesses.values()].map(({ connections }) => connections.close()));
     this.#accesses.clear();
+  }
+
+  #openFile(path: string, settings: SourceSettings | undefined, guarded: boolean): Backend {
+    const elsewhere = (settings?.alternatives ?? []).map((prefix) => mirrored(path, settings!, prefix));
+    const { policy, file } = this.#options;
+    const places = [path, ...elsewhere].map((each) => new LocalFileBackend(each, guarded ? policy : undefined, file));
+    return places.length === 1 ? places[0] : new AlternativesBackend(places);
   }
 
   #openMirror(prefix: string, url: string, guarded: boolean): Mirror {

@@ -1,6 +1,6 @@
 /** What is configured for all sources whose address begins with a prefix. */
 export interface SourceSettings {
-  /** `s3://backups/`, `https://images.example.org/`, `oci://registry.example.org/`; of files `/srv/images/`, for `patience` and `cache` */
+  /** `s3://backups/`, `https://images.example.org/`, `oci://registry.example.org/`; of files `/srv/images/`, for `alternatives`, `patience` and `cache` */
   prefix: string;
   endpoint?: string;
   region?: string;
@@ -12,6 +12,8 @@ export interface SourceSettings {
   ca?: string;
   /** Prefixes that stand for this one. */
   mirrors?: readonly string[];
+  /** Of files: paths below which a file may be instead. */
+  alternatives?: readonly string[];
   /** The address of an HTTP proxy, or `none`. */
   proxy?: string;
   proxyFallback?: boolean;

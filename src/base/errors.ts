@@ -22,8 +22,8 @@ export class UllageError extends Error {
 export class IoError extends UllageError {
   readonly errno: string;
 
-  constructor(errno: string, message: string, cause?: unknown) {
-    super(`io-${errno.toLowerCase()}`, message, { cause });
+  constructor(errno: string, message: string, cause?: unknown, hint?: string) {
+    super(`io-${errno.toLowerCase()}`, message, hint === undefined ? { cause } : { cause, hint });
     this.errno = errno;
   }
 }

@@ -28,6 +28,8 @@ export interface Blob {
   readonly losses: number;
   /** Absent: nothing tells whether its bytes are right. */
   readonly check?: ContentCheck | undefined;
+  /** Absent: nothing is ever known. */
+  readonly zeros?: BlobZeros | undefined;
   /** What was asked of the source: of a cached blob since it was made, of a remote one since it was opened. */
   readonly stats: Readonly<BlobStats>;
 
@@ -57,6 +59,21 @@ export interface Blob {
   pin(volumeId: string): Promise<void>;
   unpin(volumeId: string): Promise<void>;
   isPinnedBy(volumeId: string): boolean;
+}
+
+/** Which units of a blob are zeros as the image's tables tell, ready or not. */
+export interface BlobZeros {
+  /** Whether the unit of the byte at `offset` is known to be zeros. No allocation, no wait. */
+  has(offset: number): boolean;
+
+  /** How many bytes from `offset` on, at most `length`, `has` is the same for. */
+  run(offset: number, length: number): number;
+
+  /**
+   * Asks the tables about a range below the blob's size, and waits for them for a moment at most; never rejects.
+   * @returns undefined: there is nothing to wait for. Else how many bytes from `offset` on the tables have told of by then.
+   */
+  learn(offset: number, length: number): Promise<number> | undefined;
 }
 
 /** In the place of a volume's id: somebody wants a blob to be kept, whether a volume needs it or not. */

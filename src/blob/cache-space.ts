@@ -1,5 +1,5 @@
 import type { Clock } from "../base/clock.ts";
-import { describeError } from "../base/errors.ts";
+import { IoError, describeError } from "../base/errors.ts";
 
 /*
  * How much space the cache may take, and what goes when that is too much. Nothing is ever evicted because hydration wants
@@ -32,6 +32,29 @@ export interface CacheLimits {
 }
 
 export const defaultLimits: CacheLimits = { capacityBytes: null, reserve: 0.05 };
+
+/** What is left of the space that the cache may take, bytes. */
+export interface RoomLeft {
+  /** of the file system */
+  free: number;
+  total: number;
+  /** of the cache's capacity */
+  room: number;
+}
+
+/** @param reserve share of the file system that is left alone @throws IoError ENOSPC */
+export function demandRoom({ free, total, room }: RoomLeft, reserve: number): void {
+  const full = (what: string, hint: string): IoError => new IoError("ENOSPC", what, undefined, hint);
+  if (room <= 0) {
+    throw full("the cache has as many bytes as its capacity allows", "`ullage cache limit --capacity` allows more");
+  }
+  const kept = Math.ceil(total * reserve);
+  if (free >= kept) return;
+  throw full(
+    `the cache's file system has ${free} bytes left, and ${kept} are to be left alone`,
+    "`ullage help operations` says what takes space; `cache.reserve` is what is left alone",
+  );
+}
 
 /** What the policy works on. */
 export interface CacheSpaceHost {
@@ -82,6 +105,16 @@ export class CacheSpace {
     const freed = await this.#alone(PORTION_BYTES);
     if (freed === 0) this.#uselessUntil = this.#host.clock.now() + USELESS_MS;
     return freed > 0;
+  }
+
+  /**
+   * Asked before more of what nobody waits for is fetched: that must fill neither the disk, on which volumes write, nor
+   * more than the cache may have. What is not needed goes first.
+   * @throws IoError ENOSPC
+   */
+  async demandRoom(): Promise<void> {
+    await this.relieve();
+    demandRoom({ ...(await this.#host.fileSystem()), room: this.room }, this.limits.reserve);
   }
 
   /** Evicts what is too much, if anything is. Never rejects. @returns bytes freed */

@@ -7,8 +7,8 @@ import type { RangeMap } from "./range-map.ts";
 /*
  * Takes the bytes of one request as they arrive and puts them into the cache file. Small chunks are gathered in two buffers
  * that take turns: while one is being filled from the network, the thread pool writes the other. Large ones are written from
- * where they are. So the event loop never waits for the disk, and a slow disk makes the sink's promise late, which
- * slows the sender.
+ * where they are. Who waits for the first byte has no buffer yet. So the event loop never waits for the disk, and a slow disk
+ * makes the sink's promise late, which slows the sender.
  */
 
 /** Large enough that a write's trip through the pool costs little beside it. */
@@ -40,9 +40,9 @@ export class CacheWriter {
   readonly #expected: number;
   /** Where in the file the first byte of `#filling` goes. */
   #offset: number;
-  #filling: IoBuffer;
+  #filling: IoBuffer | undefined;
   #filled = 0;
-  #other: IoBuffer;
+  #other: IoBuffer | undefined;
   #writing: Promise<void> | undefined;
   #received = 0;
   #writeError: unknown;
@@ -54,8 +54,6 @@ export class CacheWriter {
     this.#buffers = options.buffers;
     this.#offset = options.offset;
     this.#expected = options.length;
-    this.#filling = options.buffers.take();
-    this.#other = options.buffers.take();
   }
 
   /** Bytes taken so far. */
@@ -95,6 +93,7 @@ export class CacheWriter {
 
   /** Behind the blob's end the file has zeros up to the next block, written: a hole need not be one after a crash. */
   #pad(): void {
+    if (this.#filling === undefined) return; // what came was whole blocks
     const end = Math.ceil(this.#filled / BLOCK_BYTES) * BLOCK_BYTES;
     this.#filling.bytes.fill(0, this.#filled, end);
     this.#filled = end;
@@ -106,12 +105,12 @@ export class CacheWriter {
    */
   async close(): Promise<unknown> {
     await this.#writing?.catch(() => undefined);
-    this.#buffers.give(this.#filling);
-    this.#buffers.give(this.#other);
+    for (const buffer of [this.#filling, this.#other]) if (buffer !== undefined) this.#buffers.give(buffer);
     return this.#writeError;
   }
 
   #take(chunk: Uint8Array, from: number): number {
+    this.#filling ??= this.#buffers.take();
     const count = Math.min(chunk.length - from, STAGING_BYTES - this.#filled);
     this.#filling.bytes.set(count === chunk.length ? chunk : chunk.subarray(from, from + count), this.#filled);
     this.#filled += count;
@@ -139,8 +138,8 @@ export class CacheWriter {
   /** Waits for the write before, starts one of what is gathered, and goes on with the other buffer. */
   async #flush(): Promise<void> {
     await this.#writing;
-    if (this.#filled === 0) return;
     const full = this.#filling;
+    if (full === undefined || this.#filled === 0) return;
     this.#begin(full, this.#filled);
     this.#filling = this.#other;
     this.#other = full;

@@ -3,7 +3,7 @@ import type { ReadOptions, Sink } from "../backend/backend.ts";
 import { schemeOf } from "../backend/source-address.ts";
 import { SourceBusyError } from "../backend/source-errors.ts";
 import type { Clock } from "../base/clock.ts";
-import { IoError, SourceError, UllageError, describeError } from "../base/errors.ts";
+import { IoError, SourceError, UllageError, describeError, errnoOf } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
@@ -12,9 +12,10 @@ import { type Blob, type BlobStats, type FetchOptions, keptByUser } from "./blob
 import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
 import { ColdUnits, type UnitRun } from "./cold-units.ts";
 import { DigestContentCheck, type CheckState, type CheckSurroundings } from "./content-check.ts";
-import { replaceFile } from "./durable-file.ts";
+import { overwriteFile, replaceFile } from "./durable-file.ts";
 import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
+import { KnownZeros } from "./known-zeros.ts";
 import { RangeMap } from "./range-map.ts";
 import { encodeRangeMap } from "./range-map-file.ts";
 import { ReadaheadFetcher } from "./readahead-fetcher.ts";
@@ -78,6 +79,7 @@ export class CachedBlob implements Blob {
   readonly file: File;
   readonly stats: BlobStats;
   readonly check: DigestContentCheck | undefined;
+  readonly zeros: KnownZeros | undefined;
   readonly #troubles = new SourceTroubles();
   readonly #environment: BlobEnvironment;
   readonly #traffic: SourceTraffic;
@@ -137,6 +139,13 @@ export class CachedBlob implements Blob {
       traffic: environment.traffic,
       missBytes: environment.missBytes,
       transfer: (request) => this.#transfer(request),
+    });
+    this.zeros = KnownZeros.of({
+      meta,
+      clock: environment.clock,
+      closing: this.#closing.signal,
+      isComplete: () => this.#map.missing === 0,
+      reader: () => this.#source(),
     });
     this.check = this.#checkOf(verified);
     this.check?.start();
@@ -285,8 +294,11 @@ export class CachedBlob implements Blob {
   }
 
   async #transferOnce(request: Transfer): Promise<boolean> {
+    const known = await this.#skipZeros(request.first, this.#knownZeros(request.first));
+    if (known === undefined) return false;
+    if (known >= request.end) return true;
     const source = this.#source();
-    const first = await this.#skipZeros(request, source);
+    const first = await this.#skipZeros(known, await this.#askForZeros(known, source, request));
     if (first === undefined) return false;
     if (first >= request.end) return true;
     const offset = first * this.unitBytes;
@@ -297,27 +309,37 @@ export class CachedBlob implements Blob {
     });
   }
 
-  /**
-   * What the image's tables say is zeros becomes ready without being read or written, however much it is: beyond what is
-   * asked for as well. It is punched all the same, for a request that failed may have left something there, in this life
-   * or in an earlier one; a flight that brings some of it meanwhile brings zeros, too. A sync that covers the units covers
-   * the holes (durability rule 12).
-   * @returns the first unit of the request that is not known to be zeros; undefined when a sync failed meanwhile
-   */
-  async #skipZeros(request: Transfer, source: Promise<ImageReader>): Promise<number | undefined> {
+  /** How many bytes from a unit on are known to be zeros: what was told as zeros can be read without the source. */
+  #knownZeros(first: number): number {
+    const offset = first * this.unitBytes;
+    return this.zeros?.has(offset) === true ? this.zeros.run(offset, this.size - offset) : 0;
+  }
+
+  /** How many bytes from a unit on the image's tables say are zeros, beyond what is asked for as well. */
+  async #askForZeros(first: number, source: Promise<ImageReader>, { signal, lane }: Transfer): Promise<number> {
     const reader = await source.catch(() => undefined); // the read that follows meets the failure, and counts it
-    if (reader?.zeroRun === undefined) return request.first;
-    const failedSyncs = this.#failedSyncs;
-    const offset = request.first * this.unitBytes;
-    const options = { signal: request.signal, background: request.lane !== "foreground" };
-    const zeros = await reader.zeroRun(offset, this.size - offset, options).catch(() => 0); // likewise
+    const offset = first * this.unitBytes;
+    const options = { signal, background: lane !== "foreground" };
+    return (await reader?.zeroRun?.(offset, this.size - offset, options).catch(() => 0)) ?? 0; // likewise
+  }
+
+  /**
+   * Zeros become ready without being read or written, however much it is. It is punched all the same, for a request that
+   * failed may have left something there, in this life or in an earlier one; a flight that brings some of it meanwhile brings
+   * zeros, too. A sync that covers the units covers the holes (durability rule 12).
+   * @param zeros bytes @returns the first unit that is not all zeros; undefined when a sync failed meanwhile
+   */
+  async #skipZeros(first: number, zeros: number): Promise<number | undefined> {
+    const offset = first * this.unitBytes;
     const end = offset + zeros === this.size ? this.#map.units : Math.floor((offset + zeros) / this.unitBytes);
-    if (end <= request.first) return request.first;
+    if (end <= first) return first;
+    this.zeros?.note(first, end);
+    const failedSyncs = this.#failedSyncs;
     // The file is longer than the blob: behind its end, up to the next block, are zeros as well.
     const bytes = end === this.#map.units ? dataFileBytes(this.meta) - offset : end * this.unitBytes - offset;
-    if (!(await this.file.punch(offset, bytes))) return request.first;
+    if (!(await this.file.punch(offset, bytes))) return first;
     if (failedSyncs !== this.#failedSyncs) return undefined;
-    this.#becameReady(request.first, end);
+    this.#becameReady(first, end);
     this.#noteUnsynced();
     return end;
   }
@@ -562,10 +584,13 @@ export class CachedBlob implements Blob {
         this.#evictions++;
         for (const map of [this.#map, this.#synced, this.#durable]) forEachUnit(runs, (unit) => map.remove(unit));
         try {
-          await this.#writeMap(this.#durable.copyBits());
+          await this.#takeFromMap();
         } catch (error) {
           // All of it is still there. What came meanwhile was not among it.
-          [this.#map, this.#synced, this.#durable].forEach((map, index) => map.addAll(before[index]));
+          [this.#map, this.#synced].forEach((map, index) => map.addAll(before[index]));
+          if (error instanceof TornMapError) this.#durable.clear();
+          else this.#durable.addAll(before[2]);
+          this.#noteUnsynced();
           throw error;
         }
         for (const { first, end } of runs) {
@@ -584,6 +609,24 @@ export class CachedBlob implements Blob {
 
   #writeMap(bits: Uint8Array): Promise<void> {
     return replaceFile(this.#environment.fs, this.#dir, "map", encodeRangeMap(this.meta, this.#inode, bits));
+  }
+
+  /**
+   * Writes the map of which something was taken. A full disk has no room for a new one, and eviction is what would make
+   * some: the old one is written over then. If a crash tears it, it is not believed, and the blob, which nobody was
+   * promised, is fetched anew.
+   */
+  async #takeFromMap(): Promise<void> {
+    const bits = this.#durable.copyBits();
+    try {
+      await this.#writeMap(bits);
+    } catch (error) {
+      if (errnoOf(error) !== "ENOSPC") throw error;
+      const map = encodeRangeMap(this.meta, this.#inode, bits);
+      await overwriteFile(this.#environment.fs, join(this.#dir, "map"), map).catch((cause: unknown) => {
+        throw new TornMapError(errnoOf(cause), `the range map of blob ${this.id} could not be written over`, cause);
+      });
+    }
   }
 
   async #persist(): Promise<void> {
@@ -649,6 +692,9 @@ export class CachedBlob implements Blob {
     }
   }
 }
+
+/** The map on disk may be a mix of two. */
+class TornMapError extends IoError {}
 
 function forEachUnit(runs: readonly UnitRun[], work: (unit: number) => void): void {
   for (const { first, end } of runs) for (let unit = first; unit < end; unit++) work(unit);

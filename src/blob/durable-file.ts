@@ -19,3 +19,19 @@ export async function replaceFile(fs: FileSystem, dir: string, name: string, con
   await fs.rename(temporary, join(dir, name));
   await fs.syncDirectory(dir);
 }
+
+/**
+ * Writes over a small file that has as many bytes, durably, and takes no space for it. A crash in the middle leaves a mix.
+ * @returns false when there is no such file
+ */
+export async function overwriteFile(fs: FileSystem, path: string, content: Uint8Array): Promise<boolean> {
+  if (!(await fs.exists(path))) return false;
+  const file = await fs.open(path, "write");
+  try {
+    await file.write(IoBuffer.from(content), 0, content.length, 0);
+    await file.datasync();
+  } finally {
+    await file.close();
+  }
+  return true;
+}

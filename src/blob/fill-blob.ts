@@ -5,51 +5,56 @@ import type { TracedRead } from "./boot-trace.ts";
 const REQUESTS = 16;
 const REQUEST_BYTES = 1024 * 1024;
 
+export interface FillOptions {
+  signal: AbortSignal;
+  room?: () => Promise<void>;
+  onProgress?: (bytes: number) => void;
+}
+
 /**
  * Fetches everything of a blob that is missing, behind whatever somebody waits for. Durable, and compared with its digest if
  * there is one, when it resolves.
+ * @param options.room asked before every request; ends it by throwing
  * @param options.onProgress called with the bytes that are ready
  * @throws SourceError, IoError; what was fetched by then stays
  */
-export async function fillBlob(
-  blob: Blob,
-  options: { signal: AbortSignal; onProgress?: (readyBytes: number) => void },
-): Promise<void> {
-  const { signal, onProgress } = options;
+export async function fillBlob(blob: Blob, options: FillOptions): Promise<void> {
+  const { signal, onProgress, room } = options;
   const pieces = function* (): Generator<readonly [number, number]> {
     for (let at = 0; at < blob.size; at += REQUEST_BYTES) yield [at, Math.min(REQUEST_BYTES, blob.size - at)];
   };
-  await fetchAll(blob, pieces(), { background: true, signal }, () => onProgress?.(blob.readyBytes));
+  await fetchAll(blob, pieces(), { background: true, signal }, room, () => onProgress?.(blob.readyBytes));
   await blob.check?.run(signal);
 }
 
 /**
  * Fetches what a trace names, in its order. Durable when it resolves.
+ * @param options.room asked before every request; ends it by throwing
  * @param options.onProgress called with the bytes of the trace that are done with
  * @throws SourceError, IoError
  */
-export async function fillTraced(
-  blob: Blob,
-  reads: readonly TracedRead[],
-  options: { signal: AbortSignal; onProgress?: (bytes: number) => void },
-): Promise<void> {
-  const { signal, onProgress } = options;
+export async function fillTraced(blob: Blob, reads: readonly TracedRead[], options: FillOptions): Promise<void> {
+  const { signal, onProgress, room } = options;
   let done = 0;
   const pieces = function* (): Generator<readonly [number, number]> {
     for (const [, offset, length] of reads) yield [offset, length];
   };
-  await fetchAll(blob, pieces(), { soon: true, signal }, (length) => onProgress?.((done += length)));
+  await fetchAll(blob, pieces(), { soon: true, signal }, room, (length) => onProgress?.((done += length)));
 }
 
 async function fetchAll(
   blob: Blob,
   pieces: Generator<readonly [number, number]>,
   options: FetchOptions,
+  room: FillOptions["room"],
   onDone: (length: number) => void,
 ): Promise<void> {
   const fetchSome = async (): Promise<void> => {
     for (const [offset, length] of pieces) {
-      if (!blob.isReady(offset, length)) await blob.fetch(offset, length, options);
+      if (!blob.isReady(offset, length)) {
+        await room?.();
+        await blob.fetch(offset, length, options);
+      }
       onDone(length);
     }
   };

@@ -69,9 +69,13 @@ export function parseConfig(text: string, directory: string): { values: ConfigVa
       wrong(`'${key}' is missing: ${known.meaning}`);
       continue;
     }
-    if (known.forFiles !== true && isFilePrefix(beside["prefix"])) {
-      const ofFiles = configKeys.filter(({ forFiles }) => forFiles === true).map((each) => `'${lastName(each.key)}'`);
-      wrong(`'${key}' means nothing for files`, `for them there are ${ofFiles.slice(1).join(" and ")}`);
+    if (known.forFiles === undefined && isFilePrefix(beside["prefix"])) {
+      const ofFiles = configKeys.filter(({ forFiles }) => forFiles).map((each) => `'${lastName(each.key)}'`);
+      wrong(`'${key}' means nothing for files`, `for them there are ${ofFiles.slice(1).join(", ")}`);
+      continue;
+    }
+    if (known.forFiles === "only" && typeof beside["prefix"] === "string" && !isFilePrefix(beside["prefix"])) {
+      wrong(`'${key}' is about files`, "other sources have 'mirrors'");
       continue;
     }
     try {

@@ -122,6 +122,15 @@ function filePrefix(value: string): string {
   return value.endsWith("/") && named !== "/" ? `${named}/` : named;
 }
 
+export const filePrefixes: Kind = {
+  name: "a list of paths",
+  read: (value) =>
+    texts(value, "a list of paths").map((each) => {
+      if (!isFilePrefix(each)) throw new Error("must be paths that begin with /");
+      return filePrefix(each);
+    }),
+};
+
 export const sourcePrefixes: Kind = {
   name: "a list of beginnings of addresses",
   read: (value) => texts(value, "a list of beginnings of addresses").map((each) => prefix(each)),

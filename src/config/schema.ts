@@ -15,6 +15,7 @@ import {
   seconds,
   sourceEntries,
   sourcePrefix,
+  filePrefixes,
   sourcePrefixes,
   unixAddress,
   word,
@@ -35,8 +36,8 @@ export interface ConfigKey {
   readonly meaning: string;
   /** Of the tables in a list: each must have it. */
   readonly required?: true;
-  /** Of the tables in `sources.match`: it means something for files, too. */
-  readonly forFiles?: true;
+  /** Of the tables in `sources.match`: it means something for files, too, or for nothing else. */
+  readonly forFiles?: true | "only";
 }
 
 /** All that `serve --config FILE` understands; docs/CONFIG.md and `ullage help config` list the same. */
@@ -231,6 +232,14 @@ export const configKeys: readonly ConfigKey[] = [
     option: "sourceSettings",
     fallback: "none",
     meaning: "prefixes below which the same objects are; asked first, in this order",
+  },
+  {
+    key: "sources.match[].alternatives",
+    kind: filePrefixes,
+    option: "sourceSettings",
+    fallback: "none",
+    meaning: "files: paths below which a file is looked for that is not below the prefix, or does not answer there",
+    forFiles: "only",
   },
   {
     key: "sources.match[].proxy",

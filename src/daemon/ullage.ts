@@ -613,7 +613,8 @@ export class Ullage {
   async mapVolume(name: string, offset: number, limit: number): Promise<{ runs: MapRunView[]; next: number | null }> {
     const device = await this.#volumes.getReady(name).device();
     if (offset >= device.size) return { runs: [], next: null };
-    const runs = device.mapRuns(offset, device.size - offset, limit);
+    const length = device.size - offset;
+    const runs = device.mapRuns(offset, (await device.learnZeros(offset, length)) ?? length, limit);
     const last = runs.at(-1)!;
     const end = last.offset + last.length;
     return {

@@ -40,7 +40,15 @@ export interface BlockDevice {
   prefetch(offset: number, length: number): Promise<void>;
 
   /**
-   * Where the bytes are, as runs from `offset` on; never causes a fetch.
+   * To be asked before `extents`: what is zeros may still have to be learnt from the tables of an image. Waits for that for a
+   * moment at most, and never fails.
+   * @returns undefined: there is nothing to wait for, `extents` can be asked at once. Else about how many bytes from `offset`
+   * on, 1 at least, it is best asked now
+   */
+  learnZeros(offset: number, length: number): Promise<number> | undefined;
+
+  /**
+   * Where the bytes are, as runs from `offset` on; never causes a fetch, nor waits for anything.
    * @param limit at most this many runs; fewer bytes than `length` may be covered, at least one run is
    */
   extents(offset: number, length: number, limit: number): Extent[];

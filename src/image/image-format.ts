@@ -1,4 +1,4 @@
-import type { ReadOptions, Sink } from "../backend/backend.ts";
+import type { ReadOptions, Sink, ZeroTaker } from "../backend/backend.ts";
 import { SourceError } from "../base/errors.ts";
 
 /**
@@ -16,6 +16,13 @@ export interface ImageReader {
    * read. 0: nothing is known. May read tables. Absent: nothing is ever known.
    */
   zeroRun?(offset: number, length: number, options?: ReadOptions): Promise<number>;
+
+  /**
+   * Tells what the tables say of a range, run by run from `offset` on. Reads tables and waits for them, but never for data;
+   * lets others run in between. Absent: nothing is ever known.
+   * @throws SourceError when a table can't be read, or is damaged: what was told by then holds
+   */
+  tellZeros?(offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void>;
 }
 
 /** What opening an image may need beside its bytes. */

@@ -1,4 +1,5 @@
-import type { ReadOptions, Sink } from "../backend/backend.ts";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { ReadOptions, Sink, ZeroTaker } from "../backend/backend.ts";
 import { SharedWork } from "../base/shared-work.ts";
 import type { BlockMap, Extent, Packed, Stored } from "./block-map.ts";
 import { damagedImage, type ImageReader } from "./image-format.ts";
@@ -30,6 +31,15 @@ const MAX_GAP_BYTES = 64 * 1024;
 /** One request brings at most this, or one cluster. */
 const MAX_REQUEST_BYTES = 2 * 1024 * 1024;
 
+/**
+ * A question about zeros looks at so much of the disk in one step: more each time, while there are few extents in it. And how
+ * long steps may go on without letting others in.
+ */
+const FIRST_TELL_BYTES = 1024 * 1024;
+const MAX_TELL_BYTES = 16 * 1024 * 1024;
+const MANY_EXTENTS = 1024;
+const TELL_MS = 1;
+
 /** So many clusters are unpacked by one of the threads that are there for it; fewer, in the thread pool. */
 const BATCH_PIECES = 2;
 
@@ -53,6 +63,30 @@ export class MappedReader implements ImageReader {
 
   zeroRun(offset: number, length: number, options?: ReadOptions): Promise<number> {
     return this.#map.zeroRun(offset, length, options);
+  }
+
+  async tellZeros(offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
+    const end = offset + length;
+    let step = FIRST_TELL_BYTES;
+    let since = performance.now();
+    for (let at = offset; at < end;) {
+      if (performance.now() - since > TELL_MS) {
+        await nextTurn();
+        options?.signal?.throwIfAborted();
+        since = performance.now();
+      }
+      const zeros = await this.#map.zeroRun(at, end - at, options);
+      if (zeros > 0) {
+        take(zeros, true);
+        at += zeros;
+        continue;
+      }
+      const count = Math.min(step, end - at);
+      const extents = await this.#map.extents(at, count, options);
+      await tellExtents(extents, take, options);
+      if (extents.length < MANY_EXTENTS) step = Math.min(2 * step, MAX_TELL_BYTES);
+      at += count;
+    }
   }
 
   async read(offset: number, length: number, sink: Sink, options: ReadOptions = {}): Promise<void> {
@@ -224,6 +258,29 @@ export class MappedReader implements ImageReader {
       const packed = await readBytes(this.#source, extent.at, extent.packedBytes, { ...options, signal });
       return this.#unpack(extent, packed, options);
     });
+  }
+}
+
+/** What the image that this one lies on has may be zeros there: it is asked, about what is in one piece at once. */
+async function tellExtents(
+  extents: readonly Extent[],
+  take: ZeroTaker,
+  options: ReadOptions | undefined,
+): Promise<void> {
+  for (let index = 0; index < extents.length;) {
+    const first = extents[index++];
+    const source = first.kind === "stored" ? first.source : undefined;
+    if (first.kind !== "stored" || source?.tellZeros === undefined) {
+      take(first.length, first.kind === "zero");
+      continue;
+    }
+    let { length } = first;
+    for (; index < extents.length; index++) {
+      const next = extents[index];
+      if (next.kind !== "stored" || next.source !== source || next.at !== first.at + length) break;
+      length += next.length;
+    }
+    await source.tellZeros(first.at, length, take, options);
   }
 }
 

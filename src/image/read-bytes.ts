@@ -1,4 +1,4 @@
-import type { ReadOptions, Sink } from "../backend/backend.ts";
+import type { ReadOptions, Sink, ZeroTaker } from "../backend/backend.ts";
 import type { ImageReader } from "./image-format.ts";
 
 /** Reads a range into a new buffer; for headers and tables, and for what has to be unpacked as a whole. */
@@ -43,6 +43,7 @@ export async function sendZeros(length: number, sink: Sink): Promise<void> {
 /** The bytes [start, start + size) of another reader. */
 export function windowReader(source: ImageReader, start: number, size: number): ImageReader {
   const inner = source.zeroRun?.bind(source);
+  const tell = source.tellZeros?.bind(source);
   return {
     size,
     read: (offset, length, sink, options) => source.read(start + offset, length, sink, options),
@@ -50,6 +51,12 @@ export function windowReader(source: ImageReader, start: number, size: number): 
       ? {}
       : {
           zeroRun: (offset: number, length: number, options?: ReadOptions) => inner(start + offset, length, options),
+        }),
+    ...(tell === undefined
+      ? {}
+      : {
+          tellZeros: (offset: number, length: number, take: ZeroTaker, options?: ReadOptions) =>
+            tell(start + offset, length, take, options),
         }),
   };
 }

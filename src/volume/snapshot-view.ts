@@ -2,7 +2,7 @@ import { IoError, UllageError } from "../base/errors.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
 import type { Blob } from "../blob/blob.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
-import { listExtents } from "./map/extents.ts";
+import { learnZeros, listExtents } from "./map/extents.ts";
 import type { FrozenMap } from "./map/frozen-map.ts";
 import { changedRuns, type ChangeRun } from "./map/map-diff.ts";
 import { OwnerReader } from "./owner-reader.ts";
@@ -46,6 +46,10 @@ export class SnapshotView implements BlockDevice {
 
   async prefetch(offset: number, length: number): Promise<void> {
     await this.#using(() => this.#reader.fetch(offset, length)).catch(() => undefined); // a later read meets the failure
+  }
+
+  learnZeros(offset: number, length: number): Promise<number> | undefined {
+    return learnZeros(this.frozen.map, this.#blobs, offset, length);
   }
 
   extents(offset: number, length: number, limit: number): Extent[] {

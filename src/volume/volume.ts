@@ -7,7 +7,7 @@ import type { Blob } from "../blob/blob.ts";
 import type { TraceRecorder } from "../blob/boot-trace.ts";
 import type { Attachment, BlockDevice, Client, Extent } from "../export/block-device.ts";
 import { Attachments } from "./attachments.ts";
-import { listExtents, listMapRuns, nextNeeded } from "./map/extents.ts";
+import { learnZeros, listExtents, listMapRuns, nextNeeded } from "./map/extents.ts";
 import type { FrozenMap } from "./map/frozen-map.ts";
 import { FrozenWrites } from "./map/frozen-writes.ts";
 import type { Head } from "./layers/head.ts";
@@ -235,6 +235,10 @@ export class Volume implements BlockDevice {
     } finally {
       this.#leave();
     }
+  }
+
+  learnZeros(offset: number, length: number): Promise<number> | undefined {
+    return learnZeros(this.#map, this.#opened.blobs, offset, length);
   }
 
   extents(offset: number, length: number, limit: number): Extent[] {

@@ -3,7 +3,7 @@ import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { type AddressInfo, type Socket, connect, createServer } from "node:net";
-import { createServer as createTlsServer } from "node:https";
+import { createSecureServer } from "node:http2";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -307,11 +307,12 @@ void test("a server that never takes the connection is a time-out", { timeout: 3
   }
 });
 
-void test("https works with a known authority; without one it is source-tls, not retried", async (t) => {
+void test("https works with a known authority, by HTTP/1.1 though the server prefers 2; without one it is source-tls, not retried", async (t) => {
   if (!requireTool(t, "certtool")) return;
   const directory = await mkdtemp(join(tmpdir(), "ullage-tls-"));
   const authorities = getCACertificates("default");
-  const server = createTlsServer();
+  const server = createSecureServer({ allowHTTP1: true });
+  const versions = new Set<string>();
   try {
     const run = (...args: string[]): void => void execFileSync("certtool", args, { cwd: directory, stdio: "pipe" });
     const template = 'cn = "localhost"\ndns_name = "localhost"\nexpiration_days = 2\nca\n';
@@ -322,7 +323,8 @@ void test("https works with a known authority; without one it is source-tls, not
       ["key.pem", "cert.pem"].map((name) => readFile(join(directory, name), "utf8")),
     );
     server.setSecureContext({ key, cert });
-    server.on("request", (_, response) => {
+    server.on("request", ({ httpVersion }, response) => {
+      versions.add(httpVersion);
       response.writeHead(206, { etag: '"tls"', "content-range": "bytes 0-0/10", "content-length": "1" }).end("x");
     });
     await once(server.listen(0, "127.0.0.1"), "listening");
@@ -335,10 +337,10 @@ void test("https works with a known authority; without one it is source-tls, not
     setDefaultCACertificates([...authorities, cert]);
     await using backend = httpBackend(url);
     assert.equal((await backend.probe(1)).identity.version, 'etag:"tls"');
+    assert.deepEqual([...versions], ["1.1"]);
   } finally {
     setDefaultCACertificates(authorities);
     server.close();
-    server.closeAllConnections();
     await rm(directory, { recursive: true });
   }
 });

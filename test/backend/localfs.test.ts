@@ -292,6 +292,10 @@ void test("a missing file and what is no file are told apart", async () => {
   assert.match(missing.message, /none does not exist/);
   assert.equal(missing.transient, false);
   await failsWith("source-not-found", new LocalFileBackend(join(path, "below")).probe(1));
+  await failsWith("source-not-found", new LocalFileBackend(join(directory, "n".repeat(300))).probe(1));
+  await symlink("circle", join(directory, "circle"));
+  const circle = await failsWith("source-not-found", new LocalFileBackend(join(directory, "circle")).probe(1));
+  assert.match(circle.message, /is a symbolic link in a circle/);
   const folder = await failsWith("source-not-a-file", new LocalFileBackend(directory).probe(1));
   assert.match(folder.message, /is a directory/);
   await failsWith("source-not-a-file", new LocalFileBackend("/dev/null").probe(1));

@@ -4,9 +4,11 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { IoError } from "../../src/base/errors.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
+import type { FileSystem } from "../../src/base/file-system.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import type { BlobCache, BlobCacheOptions } from "../../src/blob/cache.ts";
 import type { CachedBlob } from "../../src/blob/cached-blob.ts";
+import { decodeRangeMap } from "../../src/blob/range-map-file.ts";
 import { MemoryReader, openCache, randomContent, testObject, until, withCalls, withFile } from "./support.ts";
 
 const UNIT = 64 * 1024;
@@ -134,26 +136,69 @@ void test("the map on disk says that a range is gone before its space is freed",
   assert.equal(blob.readyBytes, 0);
 });
 
-void test("when the map can't be written nothing is evicted and nothing is lost", async (t) => {
-  let full = false;
-  const fs = withCalls({
+/** A file system whose disk is full: nothing new has room. `mapWrite` is what writes to an old map do, while it is. */
+function fullDisk(mapWrite: () => Promise<void> = () => Promise.resolve()) {
+  const disk = { full: false, errno: "ENOSPC" };
+  const over = withFile(/\/map$/, (file) => ({
+    async write(...args) {
+      await file.write(...args);
+      if (disk.full) await mapWrite();
+    },
+  }));
+  const fs: FileSystem = {
+    ...over,
     open: (path, mode) =>
-      full && path.endsWith("map.tmp")
-        ? Promise.reject(new IoError("ENOSPC", "disk full"))
-        : realFileSystem.open(path, mode),
-  });
+      disk.full && mode === "create" ? Promise.reject(new IoError(disk.errno, "no new files")) : over.open(path, mode),
+  };
+  return { disk, fs };
+}
+
+void test("when the map can't be written nothing is evicted and nothing is lost", async (t) => {
+  const { disk, fs } = fullDisk();
+  disk.errno = "EIO";
   const { cache, needed } = await world(t, { fs });
   const reader = new MemoryReader(randomContent(MiB));
   const blob = await filled(cache, reader, "http://example.test/a");
   needed.set(blob.id, true);
-  full = true;
-  await assert.rejects(blob.evict(MiB), { errno: "ENOSPC" });
-  full = false;
+  disk.full = true;
+  await assert.rejects(blob.evict(MiB), { errno: "EIO" });
+  disk.full = false;
   assert.equal(blob.readyBytes, MiB);
   assert.ok(blob.isDurable(0, MiB));
   const requests = reader.requests.length;
   assert.ok((await read(blob, 0, MiB)).equals(reader.content));
   assert.equal(reader.requests.length, requests);
+});
+
+void test("a disk that is too full for a new map is made room on all the same, and its map says what is left", async (t) => {
+  const { disk, fs } = fullDisk();
+  const opened = await world(t, { fs });
+  const reader = new MemoryReader(randomContent(MiB));
+  const blob = await filled(opened.cache, reader, "http://example.test/a");
+  opened.needed.set(blob.id, true);
+  disk.full = true;
+  assert.equal(await blob.evict(MiB / 2), MiB / 2);
+  assert.equal(blob.file.allocated(), MiB / 2);
+  const path = join(opened.dataDir, "blobs", blob.id, "map");
+  const map = decodeRangeMap(readFileSync(path), path, blob.meta, blob.file.binding().inode);
+  assert.deepEqual(map, { bits: Uint8Array.of(0, 0xff) });
+  disk.full = false;
+  assert.ok((await read(blob, 0, MiB)).equals(reader.content));
+});
+
+void test("a map that was torn on a full disk is none, until it is written anew", async (t) => {
+  const { disk, fs } = fullDisk(() => Promise.reject(new IoError("EIO", "half of it")));
+  const { cache, needed } = await world(t, { fs });
+  const reader = new MemoryReader(randomContent(MiB));
+  const blob = await filled(cache, reader, "http://example.test/a");
+  needed.set(blob.id, true);
+  disk.full = true;
+  await assert.rejects(blob.evict(MiB), { errno: "EIO" });
+  disk.full = false;
+  assert.equal(blob.readyBytes, MiB);
+  assert.equal(blob.isDurable(0, 1), false);
+  await blob.sync();
+  assert.ok(blob.isDurable(0, MiB));
 });
 
 void test("whoever asks for a range on its way out waits, and gets it again", async (t) => {

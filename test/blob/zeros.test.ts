@@ -1,6 +1,16 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { gate, MemoryReader, openBlob, randomContent, readCacheFile, until, withFile } from "./support.ts";
+import {
+  gate,
+  MemoryReader,
+  openBlob,
+  openCache,
+  randomContent,
+  readCacheFile,
+  until,
+  testObject,
+  withFile,
+} from "./support.ts";
 
 const unit = 64 * 1024;
 
@@ -116,4 +126,33 @@ void test("zeros that were being punched while a sync failed do not count before
   await zeros;
   assert.equal(punches, 2);
   assert.equal(blob.isReady(4 * unit, 4 * unit), true);
+});
+
+void test("what was told to be zeros can be read while the source is down, in this life of the blob", async (t) => {
+  const content = randomContent(8 * unit).fill(0, 2 * unit, 6 * unit);
+  const reader = Object.assign(new MemoryReader(content), {
+    tellZeros: (offset: number, length: number, take: (length: number, zero: boolean) => void) => {
+      assert.deepEqual([offset, length], [0, 8 * unit]);
+      for (const part of [2, 4, 2]) take(part * unit, part === 4);
+      return Promise.resolve();
+    },
+  });
+  let down = false;
+  const { cache } = await openCache(t, {
+    openSource: () => (down ? Promise.reject(new Error("the source is down")) : Promise.resolve(reader)),
+  });
+  const blob = await cache.create({ ...testObject(reader.size), imageFormat: "qcow2" });
+  assert.equal(await blob.zeros!.learn(3 * unit, unit), unit);
+  assert.deepEqual([blob.readyBytes, reader.requests.length], [0, 0]);
+  down = true;
+  reader.before = () => Promise.reject(new Error("the source is down"));
+  await blob.fetch(3 * unit, 2 * unit);
+  assert.equal(reader.requests.length, 0);
+  assert.equal(blob.isReady(3 * unit, 3 * unit), true);
+  assert.deepEqual(await readCacheFile(blob, 3 * unit, 2 * unit), Buffer.alloc(2 * unit));
+  await assert.rejects(blob.fetch(0, unit), /down/);
+  down = false;
+  reader.before = () => undefined;
+  await blob.fetch(0, blob.size);
+  assert.deepEqual(await readCacheFile(blob, 0, blob.size), content);
 });

@@ -62,6 +62,24 @@ void test("the cache is bounded, live, and what is kept stays beyond the volumes
   assert.deepEqual(await blobs(daemon), []);
 });
 
+void test("a pull throws out what nobody needs, and ends where the cache has no room, with what it has", async (t) => {
+  const daemon = await launchDaemon(t);
+  await using small = await startHttpSource({ content: Buffer.alloc(4 * MiB, 1) });
+  await using large = await startHttpSource({ content: Buffer.alloc(64 * MiB, 2) });
+  await daemon.json(["image", "pull", small.url]);
+  await daemon.json(["cache", "limit", "--capacity", "8M"]);
+  const pulled = await daemon.cli(["image", "pull", large.url]);
+  assert.equal(pulled.code, 1);
+  assert.match(pulled.stderr, /the cache has as many bytes as its capacity allows/);
+  assert.match(pulled.stderr, /cache limit/);
+  const left = await blobs(daemon);
+  assert.deepEqual(
+    left.map(({ source }) => source),
+    [large.url],
+  );
+  assert.ok(left[0].readyBytes >= 4 * MiB && left[0].readyBytes <= 24 * MiB, `${left[0].readyBytes}`);
+});
+
 void test("of a volume that wants only what it reads ranges go, and are fetched again; of others none do", async (t) => {
   const daemon = await launchDaemon(t);
   await using source = await startHttpSource({ content: Buffer.alloc(4 * MiB, 9) });

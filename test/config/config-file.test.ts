@@ -193,7 +193,7 @@ region = "x"
 });
 
 void test("what means nothing for files is refused in a table about them, and files are no mirrors", () => {
-  const ofFiles = "(for them there are 'patience' and 'cache')";
+  const ofFiles = "(for them there are 'alternatives', 'patience', 'cache')";
   const keys = [
     "endpoint",
     "region",
@@ -216,6 +216,12 @@ void test("what means nothing for files is refused in a table about them, and fi
   ]);
   assert.deepEqual(problems('[[sources.match]]\nprefix = "s3://a"\nmirrors = ["/srv"]'), [
     "3: 'sources.match[0].mirrors' must begin with http://, https://, s3://, oss://, oci:// or nbd://",
+  ]);
+  assert.deepEqual(problems('[[sources.match]]\nprefix = "s3://a"\nalternatives = ["/srv"]'), [
+    "3: 'sources.match[0].alternatives' is about files (other sources have 'mirrors')",
+  ]);
+  assert.deepEqual(problems('[[sources.match]]\nprefix = "/a/"\nalternatives = ["srv", "s3://a"]'), [
+    "3: 'sources.match[0].alternatives' must be paths that begin with /",
   ]);
 });
 

@@ -70,6 +70,9 @@ async function tryOut(image: Buffer, format: string, random: Random): Promise<vo
     const length = Math.min(reader.size - offset, 1 + random.below(512 * 1024));
     const zeros = (await reader.zeroRun?.(offset, reader.size - offset)) ?? 0;
     assert.ok(zeros >= 0 && zeros <= reader.size - offset, `${zeros} zeros`);
+    let told = 0;
+    await reader.tellZeros?.(offset, length, (count) => void (told += count));
+    assert.equal(told, reader.tellZeros === undefined ? 0 : length);
     let received = 0;
     await reader.read(offset, length, (chunk) => void (received += chunk.length));
     assert.equal(received, length);

@@ -101,7 +101,15 @@ export async function differs(reader: ImageReader, raw: string): Promise<string 
     if (zeros < 0 || zeros > reader.size - at) return `${zeros} zeros at ${at}`;
     if (firstData(expected, at) < Math.min(at + zeros, size)) return `no zeros: ${zeros} at ${at}`;
   }
-  return undefined;
+  let told = 0;
+  let wrong: string | undefined;
+  await reader.tellZeros?.(0, reader.size, (length, zero) => {
+    if (zero && firstData(expected, told) < Math.min(told + length, size))
+      wrong = `told as zeros: ${length} at ${told}`;
+    told += length;
+  });
+  if (reader.tellZeros !== undefined && told !== reader.size) return `${told} bytes were told of`;
+  return wrong;
 }
 
 const zeros = Buffer.alloc(65_536);

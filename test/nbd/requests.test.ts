@@ -5,7 +5,7 @@ import { ExtentState } from "../../src/export/block-device.ts";
 import { MemoryDevice } from "../support/memory-device.ts";
 import { requireTool } from "../support/tools.ts";
 import { RawClient, requestBytes } from "./raw-client.ts";
-import { MiB, nbdsh, serve } from "./support.ts";
+import { MiB, nbdsh, serve, until } from "./support.ts";
 
 const READ = 0;
 const WRITE = 1;
@@ -361,6 +361,39 @@ void test("block status merges what looks alike in a context, honours REQ_ONE, a
   const failed = await client.reply();
   assert.equal(failed.error, EIO);
   assert.equal(failed.done, true);
+});
+
+void test("a block status that waits to learn of zeros holds up no other request, and is then told as far as it is known", async (t) => {
+  const device = new MemoryDevice({ size: 64 * MiB });
+  const { path } = await serve(t, { device });
+  device.states.fill(ExtentState.remote);
+  const asked: number[][] = [];
+  let learnt: ((length: number) => void) | undefined;
+  device.learning = (offset, length) => {
+    asked.push([offset, length]);
+    return new Promise((resolve) => (learnt = resolve));
+  };
+  const client = await RawClient.open(path, { contexts: ["base:allocation"] });
+  client.request(STATUS, { cookie: 1n, offset: MiB, length: 8 * MiB });
+  client.request(READ, { cookie: 2n, length: 512 });
+  assert.equal((await client.reply()).cookie, 2n);
+  assert.deepEqual(asked, [[MiB, 8 * MiB]]);
+  device.states.fill(ExtentState.zero, MiB / 4096, (3 * MiB) / 4096);
+  learnt!(4 * MiB);
+  const { cookie, payload, done } = await client.reply();
+  assert.deepEqual([cookie, done], [1n, true]);
+  const runs = [4, 8, 12, 16].map((at) => payload.readUInt32BE(at));
+  assert.deepEqual([runs, payload.length], [[2 * MiB, 3, 2 * MiB, 0], 20]);
+  // A client that leaves meanwhile takes nobody along.
+  client.request(STATUS, { length: MiB });
+  await until(() => asked.length === 2, "it waits");
+  client.socket.destroy();
+  await until(() => device.stays[0].broken, "it is noticed");
+  learnt!(MiB);
+  device.learning = () => undefined;
+  const other = await RawClient.open(path, { contexts: ["base:allocation"] });
+  other.request(STATUS, { length: 4096 });
+  assert.equal((await other.reply()).payload.readUInt32BE(8), 0);
 });
 
 void test("libnbd sees unaligned, oversize and zero-length requests answered, and goes on", async (t) => {

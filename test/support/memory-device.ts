@@ -72,6 +72,9 @@ export class MemoryDevice implements BlockDevice {
     this.states = new Uint8Array(Math.ceil(options.size / BLOCK)).fill(ExtentState.zero);
   }
 
+  /** What `learnZeros` answers. */
+  learning: BlockDevice["learnZeros"] = () => undefined;
+
   trackDurable(): void {
     this.durable = Buffer.from(this.data);
   }
@@ -145,6 +148,10 @@ export class MemoryDevice implements BlockDevice {
         if (this.states[block] === ExtentState.remote) this.states[block] = ExtentState.local;
       }
     });
+  }
+
+  learnZeros(offset: number, length: number): Promise<number> | undefined {
+    return this.learning(offset, length);
   }
 
   extents(offset: number, length: number, limit: number): Extent[] {

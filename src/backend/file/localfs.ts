@@ -322,9 +322,9 @@ function notAFile(path: string, directory: boolean): SourceError {
 
 function translate(path: string, cause: NodeJS.ErrnoException): SourceError {
   const { code } = cause;
-  if (code === "ENOENT" || code === "ENOTDIR") {
-    const hint = "check the path";
-    return new SourceError("source-not-found", `${path} does not exist`, { transient: false, hint, cause });
+  if (code === "ENOENT" || code === "ENOTDIR" || code === "ENAMETOOLONG" || code === "ELOOP") {
+    const what = code === "ELOOP" ? "is a symbolic link in a circle" : "does not exist";
+    return new SourceError("source-not-found", `${path} ${what}`, { transient: false, hint: "check the path", cause });
   }
   if (code === "EACCES" || code === "EPERM") {
     const hint = `make it readable for the user that ullage runs as (uid ${process.getuid?.()})`;

@@ -38,6 +38,8 @@ const defaults: Required<Omit<ConnectionOptions, "policy" | "proxy" | "ca">> = {
   backgroundConnections: 16,
 };
 
+/** A range is a request of its own connection: HTTP/2 would have large ones take turns on one. */
+const http1 = { allowH2: false };
 /** An idle connection is kept this long, unless the server's Keep-Alive header asks for less. */
 const keepAliveMs = 30_000;
 /** A proxy that failed where the direct way worked is not asked for this long. */
@@ -84,13 +86,14 @@ export class Connections {
     this.admission = new Admission(all.connections, all.backgroundConnections);
     this.#options = {
       connections: all.connections,
+      ...http1,
       connect: { timeout: all.connectTimeoutMs },
       keepAliveTimeout: keepAliveMs,
       keepAliveMaxTimeout: keepAliveMs,
     };
     // The policy judges the addresses that are connected to: whoever resolves a name has to be itself.
     const lookup = all.policy === undefined ? {} : { lookup: all.policy.lookup };
-    this.#connect = { timeout: all.connectTimeoutMs, ...lookup };
+    this.#connect = { ...http1, timeout: all.connectTimeoutMs, ...lookup };
   }
 
   /**
@@ -229,7 +232,8 @@ export class Connections {
     let entry = this.#proxies.get(chosen.url);
     if (entry === undefined) {
       // TLS is spoken with the source, through a tunnel; plain requests go to the proxy as they are.
-      const agent = new ProxyAgent({ ...this.#options, uri: chosen.url, proxyTunnel: false, requestTls });
+      const tls = { proxyTls: http1, requestTls: { ...http1, ...requestTls } };
+      const agent = new ProxyAgent({ ...this.#options, uri: chosen.url, proxyTunnel: false, ...tls });
       this.#proxies.set(chosen.url, (entry = { agent, restsUntil: -Infinity }));
     }
     const { agent, restsUntil } = entry;

@@ -75,6 +75,9 @@ class Exchange implements Dispatcher.DispatchHandler {
   readonly settled: Promise<void>;
   /** The sink's promise, while it is pending; never rejects. */
   draining: Promise<void> | undefined;
+  /** What came while it was: when the sender hangs up, the rest that was received comes although the connection is paused. */
+  readonly #late: Buffer[] = [];
+  #endedLate = false;
 
   readonly #where: string;
   readonly #signal: AbortSignal | undefined;
@@ -145,11 +148,15 @@ class Exchange implements Dispatcher.DispatchHandler {
       this.#fail(badAnswer(`${this.#where} sent more than the ${plan.length} bytes asked for`));
       return;
     }
+    if (this.draining !== undefined) {
+      this.#late.push(chunk);
+      return;
+    }
     try {
       const drained = plan.sink(chunk);
       if (drained !== undefined) {
         controller.pause();
-        this.draining = this.#resumeAfter(drained, controller);
+        this.draining = this.#resumeAfter(drained, plan.sink, controller);
       }
     } catch (error) {
       this.#fail(error as Error);
@@ -163,24 +170,27 @@ class Exchange implements Dispatcher.DispatchHandler {
       this.#fail(badAnswer(`${this.#where} sent ${this.#received} bytes where ${plan.length} were asked for`));
       return;
     }
-    this.#finish();
+    if (this.draining === undefined) this.#finish();
+    else this.#endedLate = true;
   }
 
   onResponseError(_: Dispatcher.DispatchController, error: Error): void {
     this.#fail(this.#translate(error));
   }
 
-  async #resumeAfter(drained: Promise<void>, controller: Dispatcher.DispatchController): Promise<void> {
+  async #resumeAfter(drained: Promise<void>, sink: Sink, controller: Dispatcher.DispatchController): Promise<void> {
     const since = performance.now();
     try {
       await drained;
+      for (let chunk; !this.#isSettled && (chunk = this.#late.shift()) !== undefined;) await sink(chunk);
     } catch (error) {
       this.#fail(error as Error);
     }
     this.draining = undefined;
     this.#lastByteAt = performance.now();
     this.#sinkMs += this.#lastByteAt - since;
-    if (!this.#isSettled) controller.resume();
+    if (this.#endedLate) this.#finish();
+    else if (!this.#isSettled) controller.resume();
   }
 
   #finish(): void {

@@ -1,5 +1,6 @@
 import { SharedWork } from "../../base/shared-work.ts";
 import { firstIndex } from "../../base/first-index.ts";
+import type { ZeroTaker } from "../backend.ts";
 
 /** The whole of it is asked about at once: few questions, however large the export is. */
 const REGION_BYTES = 1024 * 1024 * 1024;
@@ -17,12 +18,7 @@ const MAX_LOOKS = 16;
  * Asks for the extents of a range, in order, as far as they are told. @returns false when the server has no answer
  * @throws SourceError when it can't be asked now
  */
-export type ExtentQuestion = (
-  offset: number,
-  length: number,
-  take: (length: number, zero: boolean) => void,
-  signal: AbortSignal,
-) => Promise<boolean>;
+export type ExtentQuestion = (offset: number, length: number, take: ZeroTaker, signal: AbortSignal) => Promise<boolean>;
 
 /** Begin, end, begin, end, … of zeros, ascending. */
 type Runs = number[];
@@ -68,6 +64,20 @@ export class NbdZeros {
       if (end < this.#endOf(index)) break;
     }
     return Math.min(at, offset + length) - offset;
+  }
+
+  /** Tells which parts of a range are zeros, one region after the other. @throws SourceError */
+  async tell(offset: number, length: number, take: ZeroTaker, signal: AbortSignal): Promise<void> {
+    for (let at = offset; at < offset + length;) {
+      const index = Math.floor(at / REGION_BYTES);
+      const stop = Math.min(offset + length, this.#endOf(index));
+      const runs = this.#regions.get(index) ?? (await this.#look(index).join(signal));
+      while (at < stop) {
+        const { zero, end } = runAt(runs, at, stop);
+        take(Math.min(end, stop) - at, zero);
+        at = Math.min(end, stop);
+      }
+    }
   }
 
   /** Whether the bytes at `offset` are known to be zeros, and where that ends; without asking anybody. */

@@ -4,7 +4,7 @@ import { orAborted } from "../../base/or-aborted.ts";
 import type { BlockSizes } from "../../nbd/export-info.ts";
 import { AllocationFlag } from "../../nbd/protocol.ts";
 import { Admission } from "../admission.ts";
-import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../backend.ts";
 import type { NbdAddress } from "./nbd-address.ts";
 import { NbdLines, type Reached } from "./nbd-lines.ts";
 import { type ExtentQuestion, NbdZeros } from "./nbd-zeros.ts";
@@ -133,6 +133,16 @@ export class NbdBackend implements Backend {
   zeroRun(identity: Identity, offset: number, length: number, options: ReadOptions = {}): Promise<number> {
     const signal = options.signal ?? this.#closing.signal;
     return this.#zerosOf(identity).zeroRun(offset, length, options.background === true, signal);
+  }
+
+  tellZeros(
+    identity: Identity,
+    offset: number,
+    length: number,
+    take: ZeroTaker,
+    options: ReadOptions = {},
+  ): Promise<void> {
+    return this.#zerosOf(identity).tell(offset, length, take, options.signal ?? this.#closing.signal);
   }
 
   close(): Promise<void> {

@@ -1,4 +1,4 @@
-import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../backend.ts";
 
 /** A backend in front of another one, to which everything goes that is not done here: what it may know or can do, too. */
 export class WrappedBackend implements Backend {
@@ -22,6 +22,17 @@ export class WrappedBackend implements Backend {
 
   zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
     return this.inner.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
+  }
+
+  async tellZeros(
+    identity: Identity,
+    offset: number,
+    length: number,
+    take: ZeroTaker,
+    options?: ReadOptions,
+  ): Promise<void> {
+    if (this.inner.tellZeros === undefined) take(length, false);
+    else await this.inner.tellZeros(identity, offset, length, take, options);
   }
 
   cloneTo(identity: Identity, path: string): Promise<boolean> {

@@ -110,13 +110,14 @@ export class CacheControl {
       });
     }
     const found = await sources.find(request, undefined, { guarded });
+    const room = (): Promise<void> => sources.cache.space.demandRoom();
     const controller = new AbortController();
     const { signal } = controller;
     const begun = Promise.withResolvers<(done: number) => void>();
     const work = begun.promise.then(async (onProgress): Promise<ImageView> => {
       const blob = await found.blob({ signal, onProgress });
       try {
-        if (found.size !== undefined) await fillBlob(blob, { signal, onProgress });
+        if (found.size !== undefined) await fillBlob(blob, { signal, room, onProgress });
       } finally {
         await sources.cache.release(blob.id);
       }
@@ -152,13 +153,14 @@ export class CacheControl {
     const { reads } = await this.trace(imageId);
     const meta = await this.#newest(imageId);
     const { cache } = this.#sources;
+    const room = (): Promise<void> => cache.space.demandRoom();
     const controller = new AbortController();
     const { signal } = controller;
     const begun = Promise.withResolvers<(done: number) => void>();
     const work = begun.promise.then(async (onProgress): Promise<ImageView> => {
       const blob = await cache.open(meta.id);
       try {
-        await fillTraced(blob, reads, { signal, onProgress });
+        await fillTraced(blob, reads, { signal, room, onProgress });
       } finally {
         await cache.release(meta.id);
       }

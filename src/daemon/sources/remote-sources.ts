@@ -139,6 +139,7 @@ class RemoteCache implements VolumeCache {
       },
       evictedBytes: 0,
       room: Infinity,
+      demandRoom: () => Promise.resolve(), // who has the cache sees to it
       relieve: () => Promise.resolve(0),
       free: () => this.#refuseEviction(),
     };

@@ -138,7 +138,8 @@ export class Sources implements VolumeSources {
       } else {
         const { size } = blob;
         const { signal = new AbortController().signal, onProgress } = options;
-        await fillBlob(blob, { signal, onProgress: (bytes) => onProgress?.(bytes, size) });
+        const room = (): Promise<void> => this.cache.space.demandRoom();
+        await fillBlob(blob, { signal, room, onProgress: (bytes) => onProgress?.(bytes, size) });
       }
       return blob;
     } catch (error) {

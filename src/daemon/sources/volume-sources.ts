@@ -76,7 +76,7 @@ export interface VolumeCache {
   setNeeds(needs: BlobNeeds): void;
   /** @returns bytes freed; undefined when none of it may go */
   evict(id: string): Promise<number | undefined>;
-  readonly space: Pick<CacheSpace, "limits" | "evictedBytes" | "room" | "relieve" | "free">;
+  readonly space: Pick<CacheSpace, "limits" | "evictedBytes" | "room" | "demandRoom" | "relieve" | "free">;
   readonly diskBytes: number;
   readonly sources: SourceTraffics;
 }

@@ -48,7 +48,7 @@ export interface VolumeContent {
   readonly name: string | undefined;
   /** Fills `buffer` with a range inside the file. @throws SourceError, IoError; UllageError `cut-off` when the volume goes */
   read(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void>;
-  /** Looks at the disk's map; fetches nothing. */
+  /** Looks at the disk's map, and at the tables of its image; fetches nothing. */
   survey(): Promise<DataRuns>;
   /** Resolves when nothing is left that was there for this reader. */
   close(): Promise<void>;
@@ -201,7 +201,10 @@ class DiskContent implements VolumeContent {
         since = performance.now();
       }
       this.#demandOpen();
-      for (const { length, state } of this.#device.extents(at, Math.min(surveyBytes, size - at), maxSurveyRuns)) {
+      const step = Math.min(surveyBytes, size - at);
+      const told = (await this.#device.learnZeros(at, step)) ?? step;
+      this.#demandOpen();
+      for (const { length, state } of this.#device.extents(at, told, maxSurveyRuns)) {
         if (state !== ExtentState.zero) map.add(at, length);
         at += length;
       }

@@ -192,6 +192,18 @@ export class SlowOperations {
     });
   }
 
+  /** A block status that waits for what the source tells of zeros. @param tell answers it, about so many bytes */
+  async learn(learning: Promise<number>, tell: (length: number) => void): Promise<void> {
+    this.#begin(0);
+    try {
+      const length = await learning;
+      if (!this.#abandoned) tell(length);
+    } catch (error) {
+      this.#context.defect(error);
+    }
+    this.#end(0);
+  }
+
   /** The flush of a write with FUA that is done already. */
   persist(command: number, cookieHigh: number, cookieLow: number, flags: number, offset: number, length: number): void {
     void this.#perform(command, cookieHigh, cookieLow, flags, offset, length, () => Promise.resolve());

@@ -53,6 +53,8 @@ export class Transmission implements BudgetWaiter {
   readonly #writer: ReplyWriter;
   readonly #meter: RequestMeter;
   readonly #structured: boolean;
+  /** Some context of the connection is about the device's extents. */
+  readonly #asksExtents: boolean;
   readonly #slow: SlowOperations;
   readonly #reads: Reads;
   /** Payload bytes of refused writes that are still to come. */
@@ -77,6 +79,7 @@ export class Transmission implements BudgetWaiter {
     this.#writer = context.writer;
     this.#meter = context.meter;
     this.#structured = context.structured;
+    this.#asksExtents = context.contexts.some(({ changes }) => changes === undefined);
     this.#slow = new SlowOperations(context, () => this.#slowEnded());
     this.#reads = new Reads(context, this.#slow);
   }
@@ -303,6 +306,13 @@ export class Transmission implements BudgetWaiter {
   }
 
   #blockStatus(cookieHigh: number, cookieLow: number, flags: number, offset: number, length: number): void {
+    const tell = (count: number): void => this.#tellStatus(cookieHigh, cookieLow, flags, offset, count);
+    const learning = this.#asksExtents ? this.#device.learnZeros(offset, length) : undefined;
+    if (learning === undefined) tell(length);
+    else void this.#slow.learn(learning, tell);
+  }
+
+  #tellStatus(cookieHigh: number, cookieLow: number, flags: number, offset: number, length: number): void {
     const limit = (flags & CommandFlag.reqOne) !== 0 ? 1 : BLOCK_STATUS_EXTENTS;
     let allocated: readonly Extent[];
     try {

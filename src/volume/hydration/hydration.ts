@@ -1,8 +1,9 @@
 import type { Clock } from "../../base/clock.ts";
-import { IoError, UllageError, describeError, errnoOf } from "../../base/errors.ts";
+import { UllageError, describeError, errnoOf } from "../../base/errors.ts";
 import { orAborted } from "../../base/or-aborted.ts";
 import type { Blob } from "../../blob/blob.ts";
 import type { TracedRead } from "../../blob/boot-trace.ts";
+import { demandRoom, type RoomLeft } from "../../blob/cache-space.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
 import { measureNeed, missingPieces, tracedPieces, type HydrationTarget, type Piece } from "./hydration-scan.ts";
 import type { HydrationSlots } from "./hydration-slots.ts";
@@ -41,7 +42,7 @@ export interface HydrationOptions {
   /** One for the host. */
   slots: HydrationSlots;
   /** Of the file system that the cache is on, in bytes. */
-  space(): Promise<HydrationSpace>;
+  space(): Promise<RoomLeft>;
   log(level: "info" | "warn", message: string): void;
   /** bytes per second; null: no limit */
   limitBytesPerSecond?: number | null;
@@ -50,15 +51,6 @@ export interface HydrationOptions {
   reserve?: number;
   /** What was read first, and is fetched first; see boot-trace.ts. */
   trace?: (blobId: string) => readonly TracedRead[];
-}
-
-/** What is left of the space that the cache may take, bytes. */
-export interface HydrationSpace {
-  /** of the file system */
-  free: number;
-  total: number;
-  /** of the cache's capacity */
-  room: number;
 }
 
 export const NO_SPACE = "no-space";
@@ -363,15 +355,7 @@ export class Hydration {
   }
 
   async #checkSpace(): Promise<void> {
-    const { free, total, room } = await this.#options.space();
-    if (room <= 0) throw new IoError("ENOSPC", "the cache has as many bytes as its capacity allows");
-    const reserve = Math.ceil(total * (this.#options.reserve ?? DEFAULT_RESERVE));
-    if (free < reserve) {
-      throw new IoError(
-        "ENOSPC",
-        `the cache's file system has ${free} bytes left, and ${reserve} are to be left alone`,
-      );
-    }
+    demandRoom(await this.#options.space(), this.#options.reserve ?? DEFAULT_RESERVE);
   }
 
   /** Waits so long, or until something changes. */

@@ -31,8 +31,15 @@ function walk(
       if (position >= blob.size) {
         state = ExtentState.zero;
       } else {
-        stop = Math.min(stop, position + blob.readyRun(position, Math.min(stop, blob.size) - position));
-        state = blob.isReady(position, stop - position) ? ExtentState.local : ExtentState.remote;
+        const { zeros } = blob;
+        stop = Math.min(stop, blob.size);
+        if (zeros !== undefined) stop = position + zeros.run(position, stop - position);
+        if (zeros?.has(position) === true) {
+          state = ExtentState.zero;
+        } else {
+          stop = position + blob.readyRun(position, stop - position);
+          state = blob.isReady(position, stop - position) ? ExtentState.local : ExtentState.remote;
+        }
       }
     }
     if (!visit(owner, state, stop - position)) return;
@@ -50,6 +57,27 @@ export function listExtents(map: OwnerMap, blobs: Blobs, offset: number, length:
     return true;
   });
   return extents;
+}
+
+/**
+ * Lets the blobs that the map reads a range from ask their sources' tables where there are zeros.
+ * @returns undefined: there is nothing to wait for. Else of how many bytes from `offset` on, 1 at least, the extents should
+ * be told: of what is behind them more will be known in a moment.
+ */
+export function learnZeros(map: OwnerMap, blobs: Blobs, offset: number, length: number): Promise<number> | undefined {
+  const end = offset + length;
+  let learnings: Promise<number>[] | undefined;
+  for (const [owner, { zeros, size }] of blobs) {
+    const stop = Math.min(end, size);
+    if (zeros === undefined || offset >= stop) continue;
+    const block = map.next(owner, Math.floor(offset / blockBytes), Math.ceil(stop / blockBytes));
+    if (block < 0) continue;
+    const start = Math.max(offset, block * blockBytes);
+    const learning = zeros.learn(start, stop - start);
+    if (learning === undefined) continue;
+    (learnings ??= []).push(learning.then((told) => (start + told < stop ? start + told - offset : length)));
+  }
+  return learnings && Promise.all(learnings).then((told) => Math.min(...told) || length);
 }
 
 const kinds = {
