@@ -267,20 +267,10 @@ async function tellExtents(
   take: ZeroTaker,
   options: ReadOptions | undefined,
 ): Promise<void> {
-  for (let index = 0; index < extents.length;) {
-    const first = extents[index++];
-    const source = first.kind === "stored" ? first.source : undefined;
-    if (first.kind !== "stored" || source?.tellZeros === undefined) {
-      take(first.length, first.kind === "zero");
-      continue;
-    }
-    let { length } = first;
-    for (; index < extents.length; index++) {
-      const next = extents[index];
-      if (next.kind !== "stored" || next.source !== source || next.at !== first.at + length) break;
-      length += next.length;
-    }
-    await source.tellZeros(first.at, length, take, options);
+  for (const extent of joined(extents)) {
+    const below = extent.kind === "stored" ? extent.source : undefined;
+    if (extent.kind !== "stored" || below?.tellZeros === undefined) take(extent.length, extent.kind === "zero");
+    else await below.tellZeros(extent.at, extent.length, take, options);
   }
 }
 

@@ -33,15 +33,6 @@ const openingAtOnce = 2;
 /** At the end, volumes that are closed at the same time. */
 const closingAtOnce = 64;
 
-/**
- * Whoever is given a disk looks at its beginning first, partition table or superblock: it is on its way while the rest of
- * the volume is made.
- */
-function bringBeginning(blob: SharedBlob | undefined): void {
-  if (blob === undefined || blob.size === 0) return;
-  blob.fetch(0, Math.min(MISS_BYTES, blob.size), { soon: true }).catch(() => undefined); // met by who needs it
-}
-
 /** A volume, and how many bytes were written to it; 0 when a repeated request found it. */
 export interface ImportedVolume {
   volume: ManagedVolume;
@@ -682,4 +673,13 @@ function explain(error: unknown, size: number): unknown {
     cause: error,
     hint: "ext4 ends at 16T: use XFS, or a smaller volume",
   });
+}
+
+/**
+ * Whoever is given a disk looks at its beginning first, partition table or superblock: it is on its way while the rest of
+ * the volume is made.
+ */
+function bringBeginning(blob: SharedBlob | undefined): void {
+  if (blob === undefined || blob.size === 0) return;
+  blob.fetch(0, Math.min(MISS_BYTES, blob.size), { soon: true }).catch(() => undefined); // met by who needs it
 }
