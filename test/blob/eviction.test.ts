@@ -186,6 +186,33 @@ void test("a disk that is too full for a new map is made room on all the same, a
   assert.ok((await read(blob, 0, MiB)).equals(reader.content));
 });
 
+void test("a map that is written over is on disk before any space is freed", async (t) => {
+  const { disk, fs } = fullDisk();
+  const steps: string[] = [];
+  const noted: FileSystem = {
+    ...fs,
+    async open(path, mode) {
+      const file = await fs.open(path, mode);
+      const step = { map: "datasync", data: "punch" }[path.split("/").at(-1)!];
+      return new Proxy(file, {
+        get(target, key) {
+          const value: unknown = Reflect.get(target, key, target);
+          if (typeof value !== "function") return value;
+          if (disk.full && key === step) steps.push(step);
+          return value.bind(target) as unknown;
+        },
+      });
+    },
+  };
+  const { cache, needed } = await world(t, { fs: noted });
+  const blob = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/a");
+  needed.set(blob.id, true);
+  disk.full = true;
+  await blob.evict(MiB);
+  disk.full = false;
+  assert.deepEqual(steps, ["datasync", "punch"]);
+});
+
 void test("a map that was torn on a full disk is none, until it is written anew", async (t) => {
   const { disk, fs } = fullDisk(() => Promise.reject(new IoError("EIO", "half of it")));
   const { cache, needed } = await world(t, { fs });
