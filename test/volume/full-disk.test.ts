@@ -19,7 +19,7 @@ import {
   write,
   writeAsync,
 } from "../support/volume-env.ts";
-import { failing, ofHead, ofLog, ofMap } from "./faulty-file-system.ts";
+import { failing, gate, ofHead, ofLog, ofMap, until } from "./faulty-file-system.ts";
 import { Lives } from "./lives.ts";
 
 const MiB = 1024 * 1024;
@@ -194,6 +194,36 @@ void test("rule 22: while checkpoints fail, the logs stay below their limit; the
   await write(volume, 5000 * blockBytes, filled(5));
   await volume.close();
   assert.deepEqual(openDescriptors(lives.env.dataDir), []);
+});
+
+void test("rule 22: writes that are under way when the log becomes full are not refused: a checkpoint makes room", async (t) => {
+  const lives = await Lives.create(t, 64 * chunkBytes, { limits: { ...limits, checkpointLogBytes: 16 * 1024 } });
+  const volume = await lives.open();
+  await write(volume, 1024 * blockBytes, filled(2, 2000 * blockBytes));
+  await volume.checkpoint();
+  const writes = gate();
+  const map = gate();
+  let held = 0;
+  lives.faulty.before = (call) => {
+    if (call.name === "write" && ofMap(call)) return map.opened;
+    if (call.name !== "write" || !ofHead(call) || call.now) return undefined;
+    held++;
+    return writes.opened;
+  };
+  const underWay = [0, 2, 4].map((block) => writeAsync(volume, block * blockBytes, filled(1)));
+  await until(() => held === 3);
+  let trimmed = 0;
+  const trims = (async () => {
+    for (; trimmed < 2000; trimmed++) await volume.trim((1024 + trimmed) * blockBytes, blockBytes);
+  })();
+  await until(() => volume.info().logBytes >= 4 * 16 * 1024);
+  writes.open();
+  await Promise.all(underWay);
+  assert.ok(trimmed < 2000, "what comes later waits for the checkpoint");
+  map.open();
+  await trims;
+  for (const block of [0, 2, 4]) await expectFilled(volume, block * blockBytes, blockBytes, 1);
+  await volume.close();
 });
 
 void test("checkpoints come by themselves as the log grows, and old files go", async (t) => {

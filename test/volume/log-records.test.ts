@@ -250,6 +250,15 @@ void test("rule 22: the reserve takes privileged records on a full disk, and no 
   assert.equal((await replay(path)).sets.length, appended + room + 1);
 });
 
+void test("rule 22: while the disk has space, privileged records leave the reserve alone", async (t) => {
+  const { log } = await newLog(t);
+  const records = Math.ceil((2 * (limits.logReserveBytes + limits.logExtendBytes)) / recordBytes);
+  for (let n = 0; n < records; n++) {
+    log.append(RecordType.set, 0, n, 1, true);
+    assert.equal(log.reserveInUse, false, `after ${n + 1} records`);
+  }
+});
+
 void test("a header says to whom the log belongs; damaged, short or foreign headers are refused", async (t) => {
   const { env, path } = await newLog(t);
   const whole = readFileSync(path);

@@ -57,6 +57,8 @@ export class IntentLog {
   #previousCrc = 0;
   #tail = headerBytes;
   #extent = headerBytes;
+  /** Bytes behind every record that only privileged ones may take; none once the log is about to end. */
+  #reserveBytes: number;
   #broken: Error | undefined;
 
   private constructor(number: number, file: File, generation: Buffer, limits: VolumeLimits) {
@@ -64,6 +66,7 @@ export class IntentLog {
     this.file = file;
     this.#seed = generationSeed(generation);
     this.#limits = limits;
+    this.#reserveBytes = limits.logReserveBytes;
   }
 
   /** Creates a log with its header; durable, with its directory entry, when the promise resolves. */
@@ -121,19 +124,19 @@ export class IntentLog {
 
   /** Appends eat into the reserve, because the disk is full. */
   get reserveInUse(): boolean {
-    return this.#extent > headerBytes && this.#tail + this.#limits.logReserveBytes > this.#extent;
+    return this.#extent > headerBytes && this.#tail + this.#reserveBytes > this.#extent;
   }
 
   /**
    * Makes sure that one record can be appended. Throws ENOSPC when it can't.
-   * @param privileged may use the reserve
+   * @param privileged may use the reserve when there is no space to write ahead
    */
   reserve(privileged: boolean): void {
     if (this.#broken) throw this.#broken;
     const needed = this.#tail + recordBytes;
-    if (needed + (privileged ? 0 : this.#limits.logReserveBytes) <= this.#extent) return;
+    if (needed + this.#reserveBytes <= this.#extent) return;
     try {
-      this.#extend(needed + this.#limits.logReserveBytes + this.#limits.logExtendBytes);
+      this.#extend(needed + this.#reserveBytes + this.#limits.logExtendBytes);
     } catch (error) {
       if (!privileged) throw error;
       if (needed > this.#extent) this.#extend(needed); // a page may still be there
@@ -142,6 +145,7 @@ export class IntentLog {
 
   /** Makes room for one record and no more: nobody else will append to this log. */
   reserveOne(): void {
+    this.#reserveBytes = 0;
     const needed = this.#tail + recordBytes;
     if (needed > this.#extent) this.#extend(needed);
   }
@@ -202,6 +206,7 @@ export class IntentLog {
    * them all to the disk.
    */
   async shed(): Promise<void> {
+    this.#reserveBytes = 0;
     const kept = Math.ceil((this.#tail + lastRecordsBytes) / 4096) * 4096;
     if (kept >= this.#extent) return;
     await this.file.truncate(kept);

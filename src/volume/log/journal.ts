@@ -172,7 +172,9 @@ export class Journal {
   #checkGrowth(): void {
     if (this.logBytes < this.#threshold && !this.#log.reserveInUse) return;
     this.checkpointSoon();
-    if (this.full) throw new IoError("ENOSPC", `the intent log is full (${this.logBytes} bytes)`);
+    // Whoever was under way when the log became full goes on while a checkpoint makes room: they are few.
+    if (this.full && !this.#checkpointing)
+      throw new IoError("ENOSPC", `the intent log is full (${this.logBytes} bytes)`);
   }
 
   /** Starts a checkpoint unless one runs, or one failed within the last second. */
