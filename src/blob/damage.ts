@@ -181,8 +181,8 @@ export class DamagedPieces {
     const unitBytes = blob.unitBytes;
     const end = piece.offset + piece.length;
     let from = piece.offset;
-    for (let at = from; units !== undefined && at < end; at += unitBytes) {
-      if (!units.has(at / unitBytes)) continue;
+    for (let at = piece.offset; at < end; at += unitBytes) {
+      if (units?.has(at / unitBytes) !== true) continue;
       if (at > from) yield { ...piece, offset: from, length: at - from };
       from = at + unitBytes;
     }

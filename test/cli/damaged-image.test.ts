@@ -99,9 +99,8 @@ void test("hydration fetches all but a damaged cluster, tells of it everywhere, 
   const health = await daemon.json<HealthView>(["health"]);
   assert.ok(health.warnings.some(({ code, message }) => code === "volume-degraded" && told.test(message)));
   assert.ok(events.text().includes(`"damagedBytes":${CLUSTER}`), events.text());
-  const { stdout: metrics } = await execute("curl", [
-    ...["-fsS", "--unix-socket", join(daemon.dataDir, "api.sock"), "http://localhost/metrics"],
-  ]);
+  const socket = join(daemon.dataDir, "api.sock");
+  const { stdout: metrics } = await execute("curl", ["-fsS", "--unix-socket", socket, "http://localhost/metrics"]);
   assert.match(metrics, new RegExp(`^ullage_hydration_damaged_bytes\\{volume="v"\\} ${CLUSTER}$`, "m"));
 
   await rename(image, `${image}.gone`);
