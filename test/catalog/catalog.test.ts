@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { test, type TestContext } from "node:test";
+import { IoError } from "../../src/base/errors.ts";
 import {
   defaultSettings,
   type ExportRecord,
@@ -217,14 +218,15 @@ void test("on a full disk a change is refused and has not happened; with space a
   let refused = 0;
   for (let n = 1; refused < 3; n++) {
     const { id } = volume(`v${n}`, n);
-    await store.insertVolume(volume(`v${n}`, n)).then(
-      () => made.push(id),
-      (error: { errno: string; hint: string }) => {
-        assert.equal(error.errno, "ENOSPC");
-        assert.match(error.hint, /free some space/);
-        refused++;
-      },
-    );
+    try {
+      await store.insertVolume(volume(`v${n}`, n));
+      made.push(id);
+    } catch (error) {
+      assert.ok(error instanceof IoError);
+      assert.equal(error.errno, "ENOSPC");
+      assert.match(error.hint!, /free some space/);
+      refused++;
+    }
   }
   assert.equal(store.readOnlyReason, undefined);
   const ids = async (from: SqliteMetadataStore): Promise<string[]> =>
