@@ -413,9 +413,19 @@ export class CachedBlob implements Blob {
       .then((reader) => this.#checkReader(reader))
       .catch((error: unknown) => {
         this.#reader = undefined; // the next miss tries again
-        throw error;
+        throw this.#unopened(error);
       });
     return this.#reader;
+  }
+
+  /** Damage that is met here is not of one place: nothing of the image can be read. */
+  #unopened(error: unknown): unknown {
+    if (!(error instanceof SourceError && error.code === "image-damaged")) return error;
+    return new SourceError("source-changed", `${this.meta.url} can't be opened any more`, {
+      transient: false,
+      hint: "what was fetched before stays readable; see whether its server, or something on the way, changes bytes",
+      cause: error,
+    });
   }
 
   #checkReader(reader: ImageReader): ImageReader {

@@ -94,7 +94,11 @@ export class Volume implements BlockDevice {
     this.#layers = new SealedLayers(env, opened.table);
     this.#unsealed = opened.sealed;
     for (const [owner, layer] of opened.sealed) this.#layers.add(owner, layer);
-    this.#frozen = new FrozenWrites(env, () => this.#journal.flush());
+    this.#frozen = new FrozenWrites(
+      env,
+      () => this.#journal.flush(),
+      (layers) => this.#giveUp(layers),
+    );
     this.#reader = new OwnerReader(opened.map, opened.head, this.#layers, opened.blobs);
     this.#settings = options.settings;
     this.#volumeState = opened.lostUnflushed ? "lostUnflushed" : "ok";
@@ -487,7 +491,14 @@ export class Volume implements BlockDevice {
       const file = this.#layers.take(owner);
       if (file !== undefined) this.#retire(file);
     }
-    if (layers.length > 0) this.#onLayersUnused(layers);
+    this.#giveUp(layers);
+  }
+
+  /** A map or a frozen map has let go of layers: unless another one here names them, they may go. */
+  #giveUp(layers: string[]): void {
+    const named = this.layerIds();
+    const unused = layers.filter((id) => !named.has(id));
+    if (unused.length > 0) this.#onLayersUnused(unused);
   }
 
   /** Closes a file when nothing can be reading it any more. */

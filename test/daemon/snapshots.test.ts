@@ -5,6 +5,8 @@ import { test } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Ullage } from "../../src/daemon/ullage.ts";
 import type { BlockDevice } from "../../src/export/block-device.ts";
+import type { Volume } from "../../src/volume/volume.ts";
+import { Gate, interposedFileSystem } from "./interposed-file-system.ts";
 import { openUllage, temporaryDirectory } from "./support.ts";
 
 const block = 4096;
@@ -207,4 +209,32 @@ void test("what volumes take adds up to what lies in layers", async (t) => {
   const { exclusiveBytes, sharedBytes, unusedBytes } = await ullage.space();
   assert.deepEqual([sharedBytes, unusedBytes], [0, 0], "what is there is all of the clone's");
   assert.equal((await ullage.spaceOf("b")).exclusiveBytes, exclusiveBytes);
+});
+
+void test("a layer that only the table of a snapshot still names goes when that is in its file", async (t) => {
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const gate = new Gate();
+  const fs = interposedFileSystem(async (what, path, proceed) => {
+    if (what === "open create" && /\/map\.\d+\.tmp$/.test(path)) await gate.pass();
+    return proceed();
+  });
+  const ullage = await openUllage(t, { dataDir, fs });
+  await ullage.createVolume({ name: "web", size });
+  await put(ullage, "web", 0, 1);
+  await ullage.createSnapshot("web", "before");
+  await put(ullage, "web", 0, 2);
+  await ullage.removeSnapshot("web", "before"); // no block refers to the first layer any more, the volume's table does
+  gate.close();
+  const checkpoint = ((await ullage.getDevice("web")) as Volume).checkpoint();
+  while (gate.waiting === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  await ullage.createSnapshot("web", "after"); // with the table as it is now, and not in a file yet
+  gate.open();
+  await checkpoint;
+  assert.equal(await valueAt(await ullage.getSnapshotDevice("web", "after"), 0), 2);
+  while ((await readdir(join(dataDir, "maps"))).length === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  for (let n = 0; (await layersIn(dataDir)) > 2; n++) {
+    assert.ok(n < 500, "the layer stays");
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  assert.equal(await liveValue(ullage, "web", 0), 2);
 });

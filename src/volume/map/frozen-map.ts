@@ -36,8 +36,8 @@ export interface FrozenMap extends FrozenHeader {
   table: OwnerTable;
 }
 
-/** Durable, and read back, when it resolves. */
-export async function writeFrozenMap(env: VolumeEnvironment, frozen: FrozenMap): Promise<void> {
+/** Durable, and read back, when it resolves. @returns its table in the file: what no block refers to is not in it */
+export async function writeFrozenMap(env: VolumeEnvironment, frozen: FrozenMap): Promise<OwnerTable> {
   const { id, map } = frozen;
   const used = await usedOwners(map);
   const table = frozen.table.only((owner) => used.has(owner));
@@ -53,6 +53,7 @@ export async function writeFrozenMap(env: VolumeEnvironment, frozen: FrozenMap):
   } finally {
     await file.close();
   }
+  return table;
 }
 
 /** @throws CorruptionError, IoError ENOENT */

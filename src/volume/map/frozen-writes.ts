@@ -19,16 +19,21 @@ const QUIET_MS = 500;
 export class FrozenWrites {
   readonly #env: VolumeEnvironment;
   readonly #commit: () => Promise<void>;
+  readonly #onGivenUp: (layers: string[]) => void;
   readonly #pending = new Map<string, FrozenMap>();
   #working: Promise<void> = Promise.resolve();
   readonly #stopping = new AbortController();
   #soon: Promise<void> | undefined;
   #stopped = false;
 
-  /** @param commit makes every record that has been appended durable, with its data */
-  constructor(env: VolumeEnvironment, commit: () => Promise<void>) {
+  /**
+   * @param commit makes every record that has been appended durable, with its data
+   * @param onGivenUp told of layers that a table here named, and its file does not
+   */
+  constructor(env: VolumeEnvironment, commit: () => Promise<void>, onGivenUp: (layers: string[]) => void) {
     this.#env = env;
     this.#commit = commit;
+    this.#onGivenUp = onGivenUp;
   }
 
   /** One that is in no file yet. */
@@ -69,8 +74,7 @@ export class FrozenWrites {
       const frozen = this.#pending.get(id);
       if (frozen === undefined) return;
       await this.#commit(); // a frozen map that is there refers to nothing that could still be lost
-      await writeFrozenMap(this.#env, frozen);
-      this.#drop(frozen);
+      this.#drop(frozen, await writeFrozenMap(this.#env, frozen));
     });
   }
 
@@ -92,9 +96,12 @@ export class FrozenWrites {
     });
   }
 
-  #drop(frozen: FrozenMap): void {
+  /** @param inFile its table there, if it has a file */
+  #drop(frozen: FrozenMap, inFile?: FrozenMap["table"]): void {
     this.#pending.delete(frozen.id);
     frozen.map.release();
+    const givenUp = frozen.table.only((owner, { kind }) => kind === "layer" && inFile?.has(owner) !== true);
+    this.#onGivenUp([...givenUp.entries()].map(([, { id }]) => id));
   }
 
   #next(work: () => Promise<void>): Promise<void> {
