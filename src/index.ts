@@ -31,6 +31,7 @@ export type { CacheControl } from "./daemon/cache/cache-control.ts";
 export type { CacheLimits } from "./blob/cache-space.ts";
 export { type BlobManagerConnection, connectBlobManager } from "./blob/remote/connect.ts";
 export type { Blob, BlobStats, FetchOptions } from "./blob/blob.ts";
+export type { DamagedRange } from "./blob/damage.ts";
 export type { Resolver } from "./backend/source-guard.ts";
 export type { SourceSettings } from "./backend/source-settings.ts";
 

@@ -36,7 +36,7 @@ const description = `Server-sent events. Each has an id, a name, and as data the
 | event | data | when |
 | --- | --- | --- |
 | \`volume-created\` | Volume | it is in lists from now on, perhaps still \`creating\` |
-| \`volume-changed\` | Volume | its state, name, size, settings, connections, or the state of its hydration |
+| \`volume-changed\` | Volume | its state, name, size, settings, connections, or the state of its hydration, or what is damaged at its source |
 | \`volume-removed\` | Volume | it is not in lists any more |
 | \`hydration\` | Volume | more of it is here; twice a second at most |
 | \`snapshot-created\`, \`snapshot-removed\` | Snapshot | one was taken or removed; those of a removed volume go with it |

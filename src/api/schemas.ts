@@ -46,11 +46,22 @@ export const schemas = [
   object("Settings", "what can be set on a volume", settings),
   object("SettingsChange", "settings; what is left out stays", settings, Object.keys(settings)),
 
+  object("DamagedRange", "bytes of an image that can't be had though its source answers", {
+    offset: { ...bytes, description: "of the disk that the image holds" },
+    length: bytes,
+    reason: text,
+  }),
   object("Hydration", "filling the local cache from the source in the background", {
     state: { enum: ["none", "running", "paused", "waiting", "detached"] },
     reason: { ...nullableText, description: "why it waits or pauses by itself" },
     readyBytes: bytes,
     totalBytes: bytes,
+    damagedBytes: {
+      ...bytes,
+      description:
+        "of these, what can't be had though the source answers, as far as it was asked for since the volume was opened",
+    },
+    damaged: { ...list(ref("DamagedRange")), description: "where that is, the first places" },
     rateBytesPerSecond: { type: "number", minimum: 0 },
     etaSeconds: { type: ["number", "null"] },
     limitBytesPerSecond: { type: ["number", "null"], description: "null: as fast as it goes" },

@@ -413,9 +413,19 @@ export class CachedBlob implements Blob {
       .then((reader) => this.#checkReader(reader))
       .catch((error: unknown) => {
         this.#reader = undefined; // the next miss tries again
-        throw error;
+        throw this.#unopened(error);
       });
     return this.#reader;
+  }
+
+  /** Damage that is met here is not of one place: nothing of the image can be read. */
+  #unopened(error: unknown): unknown {
+    if (!(error instanceof SourceError && error.code === "image-damaged")) return error;
+    return new SourceError("source-changed", `${this.meta.url} can't be opened any more`, {
+      transient: false,
+      hint: "what was fetched before stays readable; see whether its server, or something on the way, changes bytes",
+      cause: error,
+    });
   }
 
   #checkReader(reader: ImageReader): ImageReader {
@@ -440,9 +450,10 @@ export class CachedBlob implements Blob {
       });
     }
     if (this.#shared !== undefined) return this.#shared;
-    const shared = SharedReadiness.create(this.#map.units);
+    const shared = SharedReadiness.create(this.#map.units, { zeros: this.zeros !== undefined });
     this.#map.moveTo(shared.ready);
     this.#durable.moveTo(shared.durable);
+    if (shared.zeros !== undefined) this.zeros?.moveTo(shared.zeros);
     shared.readyBytes = this.#map.readyBytes;
     shared.check = this.check?.state;
     this.#shared = shared;

@@ -1,5 +1,6 @@
-import { IoError, SourceError, UllageError } from "../base/errors.ts";
+import { IoError, type SourceError, UllageError } from "../base/errors.ts";
 import { orAborted } from "../base/or-aborted.ts";
+import { isOfAPlace } from "./damage.ts";
 import type { FetchLanes, FetchTraffic, Job, Lane } from "./fetch-lanes.ts";
 import type { RangeMap } from "./range-map.ts";
 
@@ -363,9 +364,4 @@ export class FetchQueue {
     await Promise.all([...flights].map((flight) => flight.done));
     this.#options.lanes.close();
   }
-}
-
-/** Whether a failure is one of the bytes asked for, so that others of the same object may well be read. */
-function isOfAPlace(error: unknown): error is SourceError {
-  return error instanceof SourceError && (error.code === "image-damaged" || error.code === "source-io");
 }

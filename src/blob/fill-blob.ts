@@ -1,5 +1,6 @@
 import type { Blob, FetchOptions } from "./blob.ts";
 import type { TracedRead } from "./boot-trace.ts";
+import { DamagedPieces, fetchAround } from "./damage.ts";
 
 /** Requests under way, and bytes of one: see volume/hydration/hydration.ts, which does the same for what a volume needs. */
 const REQUESTS = 16;
@@ -13,7 +14,7 @@ export interface FillOptions {
 
 /**
  * Fetches everything of a blob that is missing, behind whatever somebody waits for. Durable, and compared with its digest if
- * there is one, when it resolves.
+ * there is one, when it resolves. What is damaged at the source is left out, and told of when everything else is there.
  * @param options.room asked before every request; ends it by throwing
  * @param options.onProgress called with the bytes that are ready
  * @throws SourceError, IoError; what was fetched by then stays
@@ -49,15 +50,17 @@ async function fetchAll(
   room: FillOptions["room"],
   onDone: (length: number) => void,
 ): Promise<void> {
+  const damage = new DamagedPieces();
   const fetchSome = async (): Promise<void> => {
     for (const [offset, length] of pieces) {
       if (!blob.isReady(offset, length)) {
         await room?.();
-        await blob.fetch(offset, length, options);
+        damage.note(await fetchAround(blob, offset, length, options));
       }
       onDone(length);
     }
   };
   await Promise.all(Array.from({ length: REQUESTS }, fetchSome));
   await blob.sync();
+  damage.demandNone();
 }

@@ -55,6 +55,8 @@ export class ProgressMeter {
       reason: null,
       readyBytes: done,
       totalBytes: total,
+      damagedBytes: 0,
+      damaged: [],
       rateBytesPerSecond: rate,
       etaSeconds: rate > 0 ? Math.ceil((total - done) / rate) : null,
       limitBytesPerSecond: null,

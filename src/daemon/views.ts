@@ -1,4 +1,5 @@
 import type { CacheLimits } from "../blob/cache-space.ts";
+import type { DamagedRange } from "../blob/damage.ts";
 import type { Settings } from "../catalog/metadata-store.ts";
 import type { HealthCheck, HealthStatus, Warning } from "./health/health.ts";
 
@@ -58,7 +59,7 @@ export interface OriginView {
 /**
  * - none: nothing to fill, or not wanted
  * - running, paused
- * - waiting: wants to run and can't (the source fails, no space is left); `reason` says why
+ * - waiting: wants to run and can't (the source fails, or all is here but what is damaged there); `reason` says why
  * - detached: everything is here, the source is not needed any more
  */
 export type HydrationViewState = "none" | "running" | "paused" | "waiting" | "detached";
@@ -69,6 +70,10 @@ export interface HydrationView {
   reason: string | null;
   readyBytes: number;
   totalBytes: number;
+  /** of these, what can't be had though the source answers, as far as it was asked for since the volume was opened */
+  damagedBytes: number;
+  /** where that is, the first places */
+  damaged: readonly DamagedRange[];
   rateBytesPerSecond: number;
   /** null: unknown */
   etaSeconds: number | null;

@@ -191,6 +191,11 @@ const stateFamilies: readonly Family[] = [
   perVolume("ullage_hydration_total_bytes", "Bytes that the volume needs of its image", ({ view }) =>
     view.source === null ? undefined : view.hydration.totalBytes,
   ),
+  perVolume(
+    "ullage_hydration_damaged_bytes",
+    "Bytes that the volume needs of its image and that can't be had though the source answers",
+    ({ view }) => (view.source === null ? undefined : view.hydration.damagedBytes),
+  ),
 ];
 
 export const volumeFamilies: readonly Family[] = [...stateFamilies, ...trafficFamilies];

@@ -54,6 +54,8 @@ void test("a volume is answered as one object, the same after making, showing an
     connections: 0,
   });
   assert.deepEqual(Object.keys(hydration).sort(), [
+    "damaged",
+    "damagedBytes",
     "etaSeconds",
     "limitBytesPerSecond",
     "priority",

@@ -55,6 +55,8 @@ export function fakeVolume(name: string, more: object = {}): any {
       reason: null,
       readyBytes: 2 ** 30,
       totalBytes: 4 * 2 ** 30,
+      damagedBytes: 0,
+      damaged: [],
       rateBytesPerSecond: 50 * 2 ** 20,
       etaSeconds: 61,
       limitBytesPerSecond: null,

@@ -50,6 +50,8 @@ const volumes = [
       reason: null,
       readyBytes: 7.9 * gigabyte,
       totalBytes: 17.2 * gigabyte,
+      damagedBytes: 0,
+      damaged: [],
       rateBytesPerSecond: 84 * 2 ** 20,
       etaSeconds: 113,
       limitBytesPerSecond: 100 * 2 ** 20,

@@ -33,6 +33,8 @@ function busyVolumes(count: number): MeasuredVolume[] {
           reason: null,
           readyBytes: 0,
           totalBytes: 0,
+          damagedBytes: 0,
+          damaged: [],
           rateBytesPerSecond: 0,
           etaSeconds: null,
           limitBytesPerSecond: null,

@@ -1,15 +1,13 @@
 import assert from "node:assert/strict";
-import { test, type TestContext } from "node:test";
+import { test } from "node:test";
 import { IoError, SourceError } from "../../src/base/errors.ts";
 import type { Blob } from "../../src/blob/blob.ts";
 import type { CachedBlob } from "../../src/blob/cached-blob.ts";
-import { Hydration, type HydrationOptions, type HydrationStatus } from "../../src/volume/hydration/hydration.ts";
-import { tracedPieces, type HydrationTarget } from "../../src/volume/hydration/hydration-scan.ts";
+import { tracedPieces } from "../../src/volume/hydration/hydration-scan.ts";
 import { HydrationSlots } from "../../src/volume/hydration/hydration-slots.ts";
 import {
   ManualClock,
   MemoryReader,
-  atEnd,
   gate,
   openBlob,
   openCache,
@@ -17,70 +15,11 @@ import {
   until,
   withFile,
 } from "../blob/support.ts";
+import { FakeVolume, openHydration as open, settle, states } from "./hydration-support.ts";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
 const UNIT = 64 * KiB;
-
-/** A volume of which hydration sees what it may see: the ranges of a blob that its map needs. */
-class FakeVolume implements HydrationTarget {
-  readonly id: string;
-  readonly #blobs: Blob[];
-  needed: { offset: number; length: number }[];
-  /** What happened, in order. */
-  readonly events: string[] = [];
-  onFlush: () => Promise<void> | void = () => undefined;
-
-  constructor(blobs: Blob[], needed = blobs.map((blob) => ({ offset: 0, length: blob.size })), id = "e".repeat(32)) {
-    this.#blobs = blobs;
-    this.needed = needed;
-    this.id = id;
-  }
-
-  blobs(): Blob[] {
-    return this.#blobs;
-  }
-
-  neededRun(_blob: Blob, from: number): { offset: number; length: number } | undefined {
-    for (const { offset, length } of this.needed) {
-      if (offset + length <= from) continue;
-      const start = Math.max(offset, from);
-      return { offset: start, length: offset + length - start };
-    }
-    return undefined;
-  }
-
-  async flush(): Promise<void> {
-    this.events.push("flush");
-    await this.onFlush();
-  }
-}
-
-async function open(
-  t: TestContext,
-  volume: HydrationTarget,
-  options: Partial<HydrationOptions> = {},
-): Promise<{ hydration: Hydration; seen: HydrationStatus[]; clock: ManualClock; log: string[] }> {
-  const clock = new ManualClock();
-  const log: string[] = [];
-  const hydration = await Hydration.open(volume, {
-    clock,
-    slots: new HydrationSlots(),
-    space: () => Promise.resolve({ free: 100, total: 100, room: Infinity }),
-    log: (_level, message) => log.push(message),
-    ...options,
-  });
-  const seen: HydrationStatus[] = [];
-  hydration.onChange((status) => seen.push(status));
-  atEnd(t, () => hydration.close());
-  return { hydration, seen, clock, log };
-}
-
-const states = (seen: HydrationStatus[]): string[] =>
-  seen.map(({ state }) => state).filter((state, index, all) => state !== all[index - 1]);
-
-/** Lets everything happen that needs no clock. */
-const settle = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 30));
 
 void test("everything the volume needs is fetched in large background requests, then it is detached", async (t) => {
   const reader = new MemoryReader(randomContent(10 * MiB + 100));

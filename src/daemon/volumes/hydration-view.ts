@@ -43,6 +43,8 @@ const nothing: HydrationView = {
   reason: null,
   readyBytes: 0,
   totalBytes: 0,
+  damagedBytes: 0,
+  damaged: [],
   rateBytesPerSecond: 0,
   etaSeconds: null,
   limitBytesPerSecond: null,

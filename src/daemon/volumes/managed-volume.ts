@@ -2,12 +2,14 @@ import { isDeepStrictEqual } from "node:util";
 import { UllageError, describeError } from "../../base/errors.ts";
 import { shownSource } from "../../base/without-secrets.ts";
 import type { TracedRead } from "../../blob/boot-trace.ts";
+import { describeDamage, isOfAPlace } from "../../blob/damage.ts";
 import type { MetadataStore, Origin, Settings, Standing, VolumeRecord } from "../../catalog/metadata-store.ts";
 import { Hydration } from "../../volume/hydration/hydration.ts";
 import type { HydrationSlots } from "../../volume/hydration/hydration-slots.ts";
 import { baseOf, cleanCheckpoint, lastCheckpoint } from "../../volume/layers/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../../volume/types.ts";
 import { unflushedLost, Volume } from "../../volume/volume.ts";
+import type { SpareSpace } from "../directory/spare-space.ts";
 import { TraceRecording } from "./trace-recording.ts";
 import { Turns } from "../turns.ts";
 import { renameDescription } from "./volume-files.ts";
@@ -26,6 +28,7 @@ const disconnectPollMs = 20;
 export interface VolumeHost {
   env: VolumeEnvironment;
   store: MetadataStore;
+  spare: SpareSpace;
   sources: VolumeSources;
   /** Requests to sources that all hydrations share. */
   slots: HydrationSlots;
@@ -114,6 +117,7 @@ export class ManagedVolume {
     const blobs: SharedBlob[] = [];
     const deafen: (() => void)[] = [];
     let volume: Volume | undefined;
+    await this.#host.spare.borrow();
     try {
       const base = await baseOf(env, id);
       if (base !== undefined) await this.#host.materialise(base);
@@ -488,8 +492,10 @@ export class ManagedVolume {
 
   /** What a source of it that is still needed failed somebody with last, and what can be done about it. */
   #failedSource(): string | undefined {
+    const known = this.hydration().damagedBytes > 0; // which says more than that one of these places was asked for
     for (const { sourceTrouble, readyBytes, size } of this.#opened?.blobs ?? []) {
       if (sourceTrouble?.final !== true || readyBytes === size) continue;
+      if (known && isOfAPlace(sourceTrouble.error)) continue;
       const { hint } = sourceTrouble.error;
       return `${describeError(sourceTrouble.error)}${hint === undefined ? "" : ` (${hint})`}`;
     }
@@ -511,6 +517,13 @@ export class ManagedVolume {
         const failed = this.#failedSource();
         if (failed !== undefined) return { state: "degraded", reason: failed };
         if (hydration.state === "waiting") return { state: "degraded", reason: hydration.reason };
+        const { damagedBytes, damaged } = hydration;
+        if (damagedBytes > 0) {
+          return {
+            state: "degraded",
+            reason: `there are ${describeDamage(damagedBytes, damaged[0].offset)}: ${damaged[0].reason}`,
+          };
+        }
       }
       return { state, reason: reason ?? null };
     }

@@ -87,7 +87,7 @@ export class VolumeNews {
 }
 
 function withoutProgress(view: VolumeView): string {
-  const { state, reason, limitBytesPerSecond, priority } = view.hydration;
-  const hydration = { state, reason, limitBytesPerSecond, priority };
+  const { state, reason, damagedBytes, limitBytesPerSecond, priority } = view.hydration;
+  const hydration = { state, reason, damagedBytes, limitBytesPerSecond, priority };
   return JSON.stringify({ ...view, fetchedBytes: 0, writtenBytes: 0, hydration });
 }

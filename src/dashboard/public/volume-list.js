@@ -20,6 +20,7 @@ import { Poller } from "./polling.js";
  * @property {string | null} reason
  * @property {number} readyBytes
  * @property {number} totalBytes
+ * @property {number} [damagedBytes] of these, what can't be had though the source answers
  * @property {number} rateBytesPerSecond
  * @property {number | null} etaSeconds
  * @property {number | null} limitBytesPerSecond

@@ -61,6 +61,14 @@ async function* neededUnits(
   }
 }
 
+/** Whether the volume needs something of a range on unit boundaries that is not ready. */
+export function isMissing(target: HydrationTarget, blob: Blob, { offset, length }: Piece): boolean {
+  if (blob.isReady(offset, length)) return false;
+  if (blob.check?.state === "unchecked") return true;
+  const run = target.neededRun(blob, offset);
+  return run !== undefined && run.offset < offset + length;
+}
+
 export async function measureNeed(target: HydrationTarget): Promise<Need> {
   const need = { bytes: 0, readyBytes: 0, durable: true };
   for (const blob of target.blobs()) {

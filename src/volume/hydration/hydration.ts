@@ -4,8 +4,16 @@ import { orAborted } from "../../base/or-aborted.ts";
 import type { Blob } from "../../blob/blob.ts";
 import type { TracedRead } from "../../blob/boot-trace.ts";
 import { demandRoom, type RoomLeft } from "../../blob/cache-space.ts";
+import { type Damage, type DamagedRange, DamagedPieces, fetchAround } from "../../blob/damage.ts";
 import { RateLimit, RateMeter } from "./hydration-rate.ts";
-import { measureNeed, missingPieces, tracedPieces, type HydrationTarget, type Piece } from "./hydration-scan.ts";
+import {
+  isMissing,
+  measureNeed,
+  missingPieces,
+  tracedPieces,
+  type HydrationTarget,
+  type Piece,
+} from "./hydration-scan.ts";
 import type { HydrationSlots } from "./hydration-slots.ts";
 
 /*
@@ -15,8 +23,12 @@ import type { HydrationSlots } from "./hydration-slots.ts";
  *
  *     none --start--> running --all there, durable, pinned--> detached
  *                     |  ^
- *                     |  '-- waiting   the source or the disk failed: again after a while, longer each time
+ *                     |  '-- waiting   the source or the disk failed, or all is there but what is damaged at the source:
+ *                     |              again after a while, longer each time
  *                     '----- paused    by the user, until resumed; or `no-space`, until there is some again
+ *
+ * Pieces that can't be had though the source answers (blob/damage.ts) are left out until everything else is there. Then, after
+ * each wait, the one that was tried longest ago is tried again, and when it has turned good, the next.
  *
  * `detached` means that the source may vanish, and is reported only once it would be so after a power cut as well.
  */
@@ -28,6 +40,10 @@ export interface HydrationStatus {
   reason: string | null;
   readyBytes: number;
   totalBytes: number;
+  /** of these, what can't be had though the source answers */
+  damagedBytes: number;
+  /** where that is, the first places */
+  damaged: readonly DamagedRange[];
   rateBytesPerSecond: number;
   /** null: unknown */
   etaSeconds: number | null;
@@ -98,6 +114,7 @@ export class Hydration {
   #blobsReadyAtScan = 0;
   /** How long the last failure made it wait; 0 since the last success. */
   #retryMs = 0;
+  readonly #damage = new DamagedPieces();
   /** The last failure, until a request has succeeded. */
   #trouble = "";
   #uncheckedBytes = Infinity;
@@ -136,6 +153,8 @@ export class Hydration {
       reason: this.#reason,
       readyBytes,
       totalBytes: this.#totalBytes,
+      damagedBytes: this.#damage.bytes,
+      damaged: this.#damage.told(),
       rateBytesPerSecond: rate,
       etaSeconds: rate > 0 ? Math.ceil((this.#totalBytes - readyBytes) / rate) : null,
       limitBytesPerSecond: this.#limit.bytesPerSecond,
@@ -166,10 +185,11 @@ export class Hydration {
     this.#enter("paused", PAUSED_BY_USER);
   }
 
-  /** Ends a pause, or tries again at once when it waits. Starts it when it has not been started. */
+  /** Ends a pause, or tries again at once, all that is damaged too, when it waits. Starts it when it has not been started. */
   resume(): void {
     this.#pausedByUser = false;
     this.#trouble = "";
+    this.#damage.clear();
     for (const { check } of this.#target.blobs()) check?.forgive();
     if (this.#state === "paused" || this.#state === "waiting") this.#interruptWaits();
     if (this.#state === "paused" && this.#loop !== undefined) this.#enter("running", null);
@@ -229,8 +249,39 @@ export class Hydration {
     const durable = await this.#scan();
     if (this.#state === "detached" && durable) return true;
     if (this.#trouble === "") this.#enter("running", null);
+    await this.#retryDamaged();
     await this.#fill();
+    this.#forgetMended();
+    this.#damage.demandNone();
     return this.#detach();
+  }
+
+  /** Tries what is damaged once more, up to the first that still is. */
+  async #retryDamaged(): Promise<void> {
+    this.#forgetMended();
+    for (const damage of this.#damage.list()) {
+      const release = await this.#admit(damage.length);
+      let found: Damage[];
+      try {
+        found = await fetchAround(damage.blob, damage.offset, damage.length, {
+          background: true,
+          signal: this.#closing.signal,
+        });
+      } finally {
+        release();
+      }
+      this.#damage.forget(damage);
+      this.#damage.note(found);
+      if (found.length > 0) return;
+      this.#gotOn();
+    }
+  }
+
+  /** Somebody who waited for it may have got it, or has written over it. */
+  #forgetMended(): void {
+    for (const damage of this.#damage.list()) {
+      if (!isMissing(this.#target, damage.blob, damage)) this.#damage.forget(damage);
+    }
   }
 
   /** Asks for everything that is missing. @throws the first failure, after all requests have ended */
@@ -257,15 +308,19 @@ export class Hydration {
     if (failures.length > 0) throw failures[0].error;
   }
 
-  /** What is missing: first what a disk like this was first read for, then from the beginning to the end. */
+  /** What is missing and not damaged: first what a disk like this was first read for, then from the beginning to the end. */
   async *#pieces(): AsyncGenerator<{ blob: Blob; piece: Piece; soon: boolean }> {
     const target = this.#target;
     for (const blob of target.blobs()) {
       const reads = this.#options.trace?.(blob.id) ?? [];
-      for await (const piece of tracedPieces(target, blob, reads, REQUEST_BYTES)) yield { blob, piece, soon: true };
+      for await (const whole of tracedPieces(target, blob, reads, REQUEST_BYTES)) {
+        for (const piece of this.#damage.around(blob, whole)) yield { blob, piece, soon: true };
+      }
     }
     for (const blob of target.blobs()) {
-      for await (const piece of missingPieces(target, blob, REQUEST_BYTES)) yield { blob, piece, soon: false };
+      for await (const whole of missingPieces(target, blob, REQUEST_BYTES)) {
+        for (const piece of this.#damage.around(blob, whole)) yield { blob, piece, soon: false };
+      }
     }
   }
 
@@ -283,7 +338,13 @@ export class Hydration {
   }
 
   async #fetch(blob: Blob, piece: Piece, soon: boolean): Promise<void> {
-    await blob.fetch(piece.offset, piece.length, { background: !soon, soon, signal: this.#closing.signal });
+    const options = { background: !soon, soon, signal: this.#closing.signal };
+    const found = await fetchAround(blob, piece.offset, piece.length, options);
+    this.#damage.note(found);
+    this.#gotOn();
+  }
+
+  #gotOn(): void {
     this.#retryMs = 0;
     this.#trouble = "";
     if (!this.#pausedByUser) this.#enter("running", null);

@@ -1,0 +1,50 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { IoError, SourceError } from "../../src/base/errors.ts";
+import { fillBlob, fillTraced } from "../../src/blob/fill-blob.ts";
+import { MemoryReader, openBlob, randomContent } from "./support.ts";
+
+const UNIT = 64 * 1024;
+const MiB = 2 ** 20;
+const { signal } = new AbortController();
+
+function damagedReader(...damaged: number[]): MemoryReader {
+  const reader = new MemoryReader(randomContent(20 * MiB));
+  reader.before = (offset, length) => {
+    for (const unit of damaged) {
+      if (offset >= (unit + 1) * UNIT || unit * UNIT >= offset + length) continue;
+      throw new SourceError("image-damaged", `cluster ${unit} is damaged`, { transient: false, hint: "compare it" });
+    }
+  };
+  return reader;
+}
+
+void test("filling a blob of which two pieces are damaged brings everything else, durably, and then fails with both", async (t) => {
+  const { blob } = await openBlob(t, damagedReader(5, 200), { unitBytes: UNIT });
+  await assert.rejects(fillBlob(blob, { signal }), (error: SourceError) => {
+    assert.equal(error.code, "image-damaged");
+    assert.equal(
+      error.message,
+      "all was fetched but 131072 bytes of the image that can't be had, the first at byte 327680",
+    );
+    assert.equal((error.cause as Error).message, "cluster 5 is damaged");
+    assert.equal(error.hint, "compare it");
+    return true;
+  });
+  assert.equal(blob.readyBytes, 20 * MiB - 2 * UNIT);
+  assert.equal(blob.isDurable(0, 5 * UNIT) && blob.isDurable(6 * UNIT, 194 * UNIT), true);
+});
+
+void test("a trace that names something damaged is followed to its end", async (t) => {
+  const { blob } = await openBlob(t, damagedReader(5), { unitBytes: UNIT });
+  const reads = [5, 9].map((unit): [number, number, number] => [0, unit * UNIT + 512, UNIT]);
+  await assert.rejects(fillTraced(blob, reads, { signal }), { code: "image-damaged" });
+  assert.equal(blob.isReady(6 * UNIT, 1) && blob.isReady(9 * UNIT, 2 * UNIT), true);
+});
+
+void test("another failure than damage ends the filling", async (t) => {
+  const { blob } = await openBlob(t, damagedReader(5), { unitBytes: UNIT });
+  const room = (): Promise<void> =>
+    blob.readyBytes < MiB ? Promise.resolve() : Promise.reject(new IoError("ENOSPC", "full"));
+  await assert.rejects(fillBlob(blob, { signal, room }), { code: "io-enospc" });
+});
