@@ -37,6 +37,9 @@ export interface File extends ReadableFile {
   /** The same on the calling thread, for small ranges. */
   punchNow(offset: number, length: number): boolean;
 
+  /** Takes space for the first `length` bytes, which read as zeros. @returns false when the file system cannot */
+  allocate(length: number): Promise<boolean>;
+
   truncate(length: number): Promise<void>;
   truncateNow(length: number): void;
   size(): number;

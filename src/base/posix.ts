@@ -141,6 +141,17 @@ export function punchHoleInPool(fd: number, offset: number, length: number): Pro
   });
 }
 
+/** fallocate(2) of the first `length` bytes, in the thread pool. @returns 0, or the errno */
+export function allocateInPool(fd: number, length: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    fallocateCall.async(fd, 0, 0, length, (error: Error | null, result: number) => {
+      if (error) reject(error);
+      else if (result === 0) resolve(0);
+      else resolve(fallocateCall(fd, 0, 0, length) === 0 ? 0 : errno()); // as above
+    });
+  });
+}
+
 /** lseek(2) SEEK_DATA. @returns the offset, -1 when there is no data behind `offset`; throws on anything else */
 export function seekData(fd: number, offset: number): number {
   const SEEK_DATA = 3;

@@ -127,18 +127,23 @@ class RealFile implements File {
   }
 
   async punch(offset: number, length: number): Promise<boolean> {
-    return this.#punched(await posix.punchHoleInPool(this.#fd, offset, length), offset);
+    return this.#supported("punch", await posix.punchHoleInPool(this.#fd, offset, length), offset);
   }
 
   punchNow(offset: number, length: number): boolean {
-    return this.#punched(posix.punchHole(this.#fd, offset, length) === 0 ? 0 : posix.errno(), offset);
+    return this.#supported("punch", posix.punchHole(this.#fd, offset, length) === 0 ? 0 : posix.errno(), offset);
   }
 
-  #punched(code: number, offset: number): boolean {
+  async allocate(length: number): Promise<boolean> {
+    return this.#supported("allocate", await posix.allocateInPool(this.#fd, length), 0);
+  }
+
+  /** @param code what fallocate(2) said @returns false when the file system has no such thing */
+  #supported(what: string, code: number, offset: number): boolean {
     if (code === 0) return true;
     const name = posix.errnoName(code);
     if (name === "EOPNOTSUPP" || name === "ENOSYS") return false;
-    throw this.#failed("punch", name, offset);
+    throw this.#failed(what, name, offset);
   }
 
   async truncate(length: number): Promise<void> {

@@ -508,7 +508,7 @@ export class BlobCache {
   async remove(id: string): Promise<void> {
     await this.#leaving.get(id);
     if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`);
-    const pins = await this.#options.fs.readdir(join(this.#dir, id, "pins"));
+    const pins = await this.#pinsOf(id);
     if (pins.length > 0) throw new UllageError("in-use", `blob ${id} is needed by detached volumes ${pins.join(", ")}`);
     if (this.#open.has(id)) throw new UllageError("in-use", `blob ${id} is in use`); // since a moment ago
     this.#closedBytes -= this.#historyOf(id).diskBytes;
@@ -516,6 +516,10 @@ export class BlobCache {
     this.#indexLater();
     await this.#leave(id, () => this.#removeFiles(id));
     this.#options.onRemoved?.(id);
+  }
+
+  #pinsOf(id: string): Promise<string[]> {
+    return this.#options.fs.readdir(join(this.#dir, id, "pins"));
   }
 
   // ---- eviction ----------------------------------------------------------------------------------------------------
@@ -536,17 +540,38 @@ export class BlobCache {
    * @returns bytes freed; undefined when none of it may go
    */
   async evict(id: string): Promise<number | undefined> {
-    const open = this.#thinnable().find((blob) => blob.id === id);
-    if (open !== undefined) return open.evict(open.size);
+    const thinnable = this.#thinnable().find((blob) => blob.id === id);
+    if (thinnable !== undefined) return thinnable.evict(this.#known.get(id)!.meta.size);
     const freed = await this.#evictBlob(id);
     return this.#known.has(id) ? undefined : freed;
   }
 
-  #thinnable(): CachedBlob[] {
+  /** Of volumes that can do without a part of it: those that are closed, least recently used first, then the open ones. */
+  #thinnable(): { id: string; evict(bytes: number): Promise<number> }[] {
     const needed = this.#needs?.needed();
-    return this.opened().filter(
-      (blob) => blob.mayBeEvicted && blob.meta.uncached !== true && needed?.get(blob.id) === true,
-    );
+    const isOpen = ({ meta }: IndexedBlob): boolean => this.#open.has(meta.id);
+    return [...this.#known.values()]
+      .filter(({ meta }) => needed?.get(meta.id) === true && meta.uncached !== true && meta.unpacked !== true)
+      .sort((a, b) => Number(isOpen(a)) - Number(isOpen(b)) || a.usedAt - b.usedAt)
+      .map(({ meta: { id } }) => ({ id, evict: (bytes) => this.#thin(id, bytes) }));
+  }
+
+  /** @returns bytes freed; 0 when nothing of it may go */
+  async #thin(id: string, bytes: number): Promise<number> {
+    const { usedAt } = this.#historyOf(id);
+    const wasOpen = this.#open.has(id);
+    if (!wasOpen && (await this.#pinsOf(id)).length > 0) return 0;
+    const blob = await this.open(id).catch((error: unknown) => {
+      this.#options.log("warn", `blob ${id} can't be made smaller: ${describeError(error)}`);
+      return undefined;
+    });
+    if (blob === undefined) return 0;
+    try {
+      return blob.mayBeEvicted ? await blob.evict(bytes) : 0;
+    } finally {
+      await this.release(id);
+      if (!wasOpen && !this.#open.has(id)) this.#historyOf(id).usedAt = usedAt; // nobody has used it
+    }
   }
 
   /** @returns bytes freed; 0 when somebody has begun to need it, or pinned it */

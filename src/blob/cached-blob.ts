@@ -475,9 +475,10 @@ export class CachedBlob implements Blob {
       });
     }
     if (this.#shared !== undefined) return this.#shared;
-    const shared = SharedReadiness.create(this.#map.units);
+    const shared = SharedReadiness.create(this.#map.units, { zeros: this.zeros !== undefined });
     this.#map.moveTo(shared.ready);
     this.#durable.moveTo(shared.durable);
+    if (shared.zeros !== undefined) this.zeros?.moveTo(shared.zeros);
     shared.readyBytes = this.#map.readyBytes;
     shared.check = this.check?.state;
     this.#shared = shared;

@@ -56,9 +56,9 @@ async function fetchAll(
   let asking = Promise.resolve();
   /** One asks at a time. What is under way may turn out to be zeros, which take no room. */
   const admit = async (length: number): Promise<void> => {
-    while (room !== undefined) {
+    for (;;) {
       try {
-        await room(underWay + 1);
+        await room?.(underWay + 1);
         break;
       } catch (error) {
         if (underWay === 0) throw error;

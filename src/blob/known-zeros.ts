@@ -6,6 +6,8 @@ import type { ImageReader } from "../image/image-format.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { BlobZeros } from "./blob.ts";
 import { RangeMap } from "./range-map.ts";
+import type { SharedZeros } from "./shared-readiness.ts";
+import { ZeroQuestions } from "./zero-questions.ts";
 
 /*
  * Which units of a blob are zeros because the image's tables say so, whether they are in the cache or not. A blob is
@@ -14,16 +16,9 @@ import { RangeMap } from "./range-map.ts";
  *     told      the tables were asked about it; what is not in `zeros` may be anything
  *     zeros     reads as zeros
  *
- * One question goes to the source at a time. Who waits for its answer waits for WAIT_MS at most. If the source has said
- * nothing at all by then, nobody waits for this question any more, nor asks another one before it has ended; after one that
- * failed, nobody asks for PAUSE_MS. So a source that is down, slow or throttled holds somebody up for a moment now and
- * then, and not each time.
+ * Both only grow, in memory that other processes may look at.
  */
 
-/** What somebody waits for an answer at most. */
-const WAIT_MS = 1000;
-/** After a failure, the next question is asked so much later at the earliest. */
-const PAUSE_MS = 10_000;
 /** Questions are about multiples of it: who asks about a little will ask about what is behind it next. */
 const QUESTION_BYTES = 64 * 1024 * 1024;
 
@@ -42,18 +37,22 @@ export class KnownZeros implements BlobZeros {
   readonly #options: KnownZerosOptions;
   readonly #zeros: RangeMap;
   readonly #told: RangeMap;
-  #asking: Promise<void> | undefined;
-  /** Counts what came of questions. */
-  #answers = 0;
-  /** Somebody has waited for `#asking` in vain. */
-  #stalled = false;
-  #notBefore = 0;
+  readonly #questions: ZeroQuestions;
+  /** Where they lie once other processes look at them. */
+  #shared: SharedZeros | undefined;
 
   private constructor(options: KnownZerosOptions) {
     const { size, unitBytes } = options.meta;
     this.#options = options;
     this.#zeros = new RangeMap(size, unitBytes);
     this.#told = new RangeMap(size, unitBytes);
+    this.#questions = new ZeroQuestions({
+      clock: options.clock,
+      told: this.#told,
+      progress: () => this.#told.missing,
+      isNeedless: () => options.isComplete(),
+      ask: (offset, length) => this.#ask(offset, length),
+    });
   }
 
   /** @returns undefined for a blob whose source tells nothing of zeros */
@@ -71,45 +70,32 @@ export class KnownZeros implements BlobZeros {
     return this.#zeros.readyRun(offset, length);
   }
 
+  learn(offset: number, length: number): Promise<number> | undefined {
+    return this.#questions.learn(offset, length);
+  }
+
   /** Units [first, end) are zeros, as somebody was told who asked for his own sake. */
   note(first: number, end: number): void {
     this.#zeros.addRun(first, end);
+    this.#addTold(first, end);
+  }
+
+  #addTold(first: number, end: number): void {
     this.#told.addRun(first, end);
+    if (this.#shared !== undefined) this.#shared.toldUnits = this.#told.units - this.#told.missing;
   }
 
-  learn(offset: number, length: number): Promise<number> | undefined {
-    if (this.#stalled || this.#isTold(offset, length) || this.#options.isComplete()) return undefined;
-    if (this.#options.clock.now() < this.#notBefore) return undefined;
-    return this.#learn(offset, length);
+  /** Goes on in memory that others see. @param shared all zero */
+  moveTo(shared: SharedZeros): void {
+    this.#zeros.moveTo(shared.zeros);
+    this.#told.moveTo(shared.told);
+    this.#shared = shared;
+    shared.toldUnits = this.#told.units - this.#told.missing;
   }
 
-  #isTold(offset: number, length: number): boolean {
-    if (this.#told.missing === 0) return true;
-    const end = this.#told.unitEnd(offset, length);
-    return this.#told.nextMissing(this.#told.unitAt(offset), end) === end;
-  }
-
-  async #learn(offset: number, length: number): Promise<number> {
-    const { clock } = this.#options;
-    const answered = new AbortController();
-    const answers = this.#answers;
-    const tooLate = clock
-      .sleep(WAIT_MS, answered.signal)
-      .catch(() => undefined)
-      .then(() => true);
-    while (!this.#isTold(offset, length) && clock.now() >= this.#notBefore) {
-      this.#asking ??= this.#ask(offset, length);
-      if ((await Promise.race([this.#asking, tooLate])) !== true) continue;
-      this.#stalled = this.#asking !== undefined && this.#answers === answers;
-      break;
-    }
-    answered.abort();
-    return this.#told.isReady(offset, 1) ? this.#told.readyRun(offset, length) : 0;
-  }
-
-  /** Asks about what is not told yet of a range, and what is around it. Never rejects. */
+  /** Asks about what is not told yet of a range, and what is around it. */
   async #ask(offset: number, length: number): Promise<void> {
-    const { clock, closing } = this.#options;
+    const { closing } = this.#options;
     const { size, unitBytes, units } = this.#told;
     const first = Math.floor(offset / QUESTION_BYTES) * QUESTION_BYTES;
     const stop = Math.min(size, Math.ceil((offset + length) / QUESTION_BYTES) * QUESTION_BYTES);
@@ -125,23 +111,16 @@ export class KnownZeros implements BlobZeros {
       if (whole <= unit) return;
       // Of the units that end in this run all but the first one lie in it.
       if (zero) this.#zeros.addRun(Math.max(unit, Math.ceil(zeroFrom / unitBytes)), whole);
-      this.#told.addRun(unit, whole);
+      this.#addTold(unit, whole);
       unit = whole;
-      this.#answers++;
     };
-    let opened = false;
+    const reader = await this.#options.reader();
     try {
-      const reader = await this.#options.reader();
-      opened = true;
       if (reader.tellZeros !== undefined) await reader.tellZeros(at, stop - at, take, { signal: closing });
-      this.#told.addRun(unit, end);
     } catch (error) {
-      // The read that needs it meets the failure, and counts it. Damage stays: there is no use in asking again.
-      if (opened && error instanceof SourceError && !error.transient) this.#told.addRun(unit, end);
-      else this.#notBefore = clock.now() + PAUSE_MS;
-    } finally {
-      this.#asking = undefined;
-      this.#stalled = false;
+      // Damage stays: there is no use in asking again.
+      if (!(error instanceof SourceError) || error.transient) throw error;
     }
+    this.#addTold(unit, end);
   }
 }

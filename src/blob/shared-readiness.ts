@@ -1,4 +1,4 @@
-import { closeSync } from "node:fs";
+import { closeSync, fstatSync } from "node:fs";
 import { CorruptionError } from "../base/errors.ts";
 import { keepsItsSize, mapShared, memoryFile, sealMemoryFile } from "../base/posix.ts";
 import type { CheckState } from "./content-check.ts";
@@ -15,44 +15,76 @@ import { bitmapBytes } from "./range-map.ts";
  *    24  f64 units
  *    32  f64 where the durable bits begin
  *    40  f64 whether all of it has the bytes of its digest: 0 there is none, 1 unchecked, 2 verified, 3 given up
+ *    48  f64 where the bits of the zeros begin; 0: nothing is ever known of them
+ *    56  f64 units that were told of
  *  4096  …   which units are ready: unit n is bit (n & 7) of byte n >> 3
  *     …  …   which are durably ready, the same way
+ *     …  …   which are zeros as the image's tables tell, ready or not
+ *     …  …   which the tables told of
  *
  * A read of the cache file counts if the sequence was even before it, the unit ready after that, and the sequence still
- * the same when the read had ended.
+ * the same when the read had ended. What is known of zeros holds for ever.
  */
 
 const MAGIC = Buffer.from("ULLGRDY1");
 const HEADER_BYTES = 4096;
+
+/** What is known of a blob's zeros; see known-zeros.ts. */
+export interface SharedZeros {
+  readonly zeros: Uint8Array;
+  readonly told: Uint8Array;
+  toldUnits: number;
+}
 
 export class SharedReadiness {
   /** The memory file. */
   readonly fd: number;
   readonly ready: Uint8Array;
   readonly durable: Uint8Array;
+  /** Undefined: nothing is ever known of zeros, or who made it tells nothing of them. */
+  readonly zeros: SharedZeros | undefined;
   readonly #sequence: Int32Array;
   readonly #figures: Float64Array;
 
-  private constructor(fd: number, memory: Uint8Array, units: number) {
+  private constructor(fd: number, memory: Uint8Array, units: number, zerosAt: number) {
     const bits = bitmapBytes(units);
-    const durableAt = durableOffset(units);
+    const bitsAt = (start: number): Uint8Array => memory.subarray(start, start + bits);
+    const figures = new Float64Array(memory.buffer, 16, 6);
     this.fd = fd;
-    this.ready = memory.subarray(HEADER_BYTES, HEADER_BYTES + bits);
-    this.durable = memory.subarray(durableAt, durableAt + bits);
+    this.ready = bitsAt(HEADER_BYTES);
+    this.durable = bitsAt(HEADER_BYTES + bitmapRoom(units));
     this.#sequence = new Int32Array(memory.buffer, 8, 1);
-    this.#figures = new Float64Array(memory.buffer, 16, 4);
+    this.#figures = figures;
+    if (zerosAt === 0) return;
+    this.zeros = {
+      zeros: bitsAt(zerosAt),
+      told: bitsAt(zerosAt + bitmapRoom(units)),
+      get toldUnits() {
+        return figures[5];
+      },
+      set toldUnits(count: number) {
+        figures[5] = count;
+      },
+    };
   }
 
-  /** @throws Error with `code` ENOMEM, EMFILE, … */
-  static create(units: number): SharedReadiness {
-    const fd = memoryFile("ullage-readiness", totalBytes(units));
+  /**
+   * @param options.zeros with room for what will be known of them
+   * @throws Error with `code` ENOMEM, EMFILE, …
+   */
+  static create(units: number, { zeros = false }: { zeros?: boolean } = {}): SharedReadiness {
+    const readinessEnd = HEADER_BYTES + 2 * bitmapRoom(units);
+    const length = readinessEnd + (zeros ? 2 * bitmapRoom(units) : 0);
+    const fd = memoryFile("ullage-readiness", length);
     try {
-      const memory = mapShared(fd, totalBytes(units), true);
+      const memory = mapShared(fd, length, true);
       sealMemoryFile(fd);
       memory.set(MAGIC, 0);
-      const shared = new SharedReadiness(fd, memory, units);
+      const zerosAt = zeros ? readinessEnd : 0;
+      const shared = new SharedReadiness(fd, memory, units, zerosAt);
       shared.#figures[1] = units;
-      shared.#figures[2] = durableOffset(units);
+      shared.#figures[2] = HEADER_BYTES + bitmapRoom(units);
+      shared.#figures[4] = zerosAt;
       return shared;
     } catch (error) {
       closeSync(fd);
@@ -66,11 +98,17 @@ export class SharedReadiness {
    */
   static adopt(fd: number, units: number): SharedReadiness {
     if (!keepsItsSize(fd)) throw new CorruptionError("the readiness that was passed is not sealed", "");
-    const memory = mapShared(fd, totalBytes(units), false);
-    const shared = new SharedReadiness(fd, memory, units);
-    const valid = MAGIC.equals(memory.subarray(0, 8)) && shared.#figures[1] === units;
-    if (!valid) throw new CorruptionError("the readiness that was passed belongs to something else", "");
-    return shared;
+    const { size } = fstatSync(fd);
+    const readinessEnd = HEADER_BYTES + 2 * bitmapRoom(units);
+    if (size < readinessEnd) throw new CorruptionError(`the readiness that was passed has ${size} bytes only`, "");
+    const length = Math.min(size, readinessEnd + 2 * bitmapRoom(units));
+    const memory = mapShared(fd, length, false);
+    const [, madeFor, , , zerosAt] = new Float64Array(memory.buffer, 16, 6);
+    const fits = zerosAt === 0 || (zerosAt === readinessEnd && zerosAt + 2 * bitmapRoom(units) <= length);
+    if (!MAGIC.equals(memory.subarray(0, 8)) || madeFor !== units || !fits) {
+      throw new CorruptionError("the readiness that was passed belongs to something else", "");
+    }
+    return new SharedReadiness(fd, memory, units, zerosAt);
   }
 
   /** See above; odd: nothing counts as ready now. */
@@ -113,8 +151,5 @@ export class SharedReadiness {
 
 const checkStates = [undefined, "unchecked", "verified", "givenUp"] as const;
 
-const durableOffset = (units: number): number => HEADER_BYTES + 8 * Math.ceil(bitmapBytes(units) / 8);
-
-function totalBytes(units: number): number {
-  return durableOffset(units) + 8 * Math.ceil(bitmapBytes(units) / 8);
-}
+/** Bytes that a bitmap of so many units has for itself. */
+const bitmapRoom = (units: number): number => 8 * Math.ceil(bitmapBytes(units) / 8);

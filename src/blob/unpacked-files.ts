@@ -134,10 +134,11 @@ const PORTION_BYTES = 1024 * 1024;
  * @returns the file's size, and how many bytes of it are no holes
  */
 async function write(
-  { signal, room, took }: UnpackOptions,
+  options: UnpackOptions,
   file: File,
   fill: (sink: Sink) => Promise<void>,
 ): Promise<{ size: number; bytes: number }> {
+  const { signal } = options;
   let filling = new IoBuffer(BUFFER_BYTES);
   let other = new IoBuffer(BUFFER_BYTES);
   let filled = 0;
@@ -149,11 +150,11 @@ async function write(
     signal?.throwIfAborted();
     const [full, length, at] = [filling, filled, offset];
     if (full.bytes.compare(zeros, 0, length, 0, length) !== 0) {
-      if (bytes % PORTION_BYTES === 0) await room(PORTION_BYTES);
+      if (bytes % PORTION_BYTES === 0) await options.room(PORTION_BYTES);
       writing = file.write(full, 0, length, at);
       writing.catch(() => undefined); // whoever waits next gets it
       bytes += length;
-      took(length);
+      options.took(length);
     }
     [filling, other] = [other, full];
     offset += length;

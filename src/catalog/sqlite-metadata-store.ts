@@ -1,5 +1,5 @@
 import { Worker } from "node:worker_threads";
-import { UllageError } from "../base/errors.ts";
+import { IoError, UllageError } from "../base/errors.ts";
 import { threadFile } from "../base/threads/thread-file.ts";
 import type { CatalogDatabase } from "./catalog-database.ts";
 import type { CatalogCall, CatalogReply, CatalogStart } from "./catalog-protocol.ts";
@@ -16,7 +16,8 @@ import type {
 /** Calls that may wait for the catalog's thread at once; more means that its disk hangs. */
 const maxWaitingCalls = 1024;
 
-/** SQLite's result code for a broken UNIQUE, in the low byte of the extended codes. */
+/** SQLite's result codes for a full disk and a broken UNIQUE, in the low byte of the extended codes. */
+const SQLITE_FULL = 13;
 const SQLITE_CONSTRAINT = 19;
 
 interface Waiting {
@@ -27,7 +28,8 @@ interface Waiting {
 /**
  * The metadata store in one SQLite file (WAL, synchronous=FULL), on a thread of its own. A failed change leaves open what
  * reached the disk, so from then on nothing is changed any more until the next start (durability rule 17); reading and
- * the data path go on.
+ * the data path go on. One that found no space for its frames in the log has not happened: without the last of them, which
+ * commits it, SQLite believes none (its file format, section 4).
  */
 export class SqliteMetadataStore implements MetadataStore {
   readonly #worker: Worker;
@@ -120,6 +122,14 @@ export class SqliteMetadataStore implements MetadataStore {
       if (code === undefined) throw error;
       if ((code & 0xff) === SQLITE_CONSTRAINT) {
         throw new UllageError("name-taken", `the name '${name}' is taken already`, { hint: "choose another name" });
+      }
+      if ((code & 0xff) === SQLITE_FULL) {
+        throw new IoError(
+          "ENOSPC",
+          "the catalog has no space for this change",
+          error,
+          "free some space; `ullage help operations` says how",
+        );
       }
       this.#readOnlyReason = (error as Error).message;
       throw readOnly(this.#readOnlyReason);

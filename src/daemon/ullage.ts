@@ -201,6 +201,7 @@ export class Ullage {
         command: options.command ?? "library",
         create: true,
         unsafeFileSystem: options.unsafeFileSystem === true,
+        log,
       });
       undo.push(() => directory.close());
       const store = await openStore(directory.below("catalog.db"));
@@ -231,7 +232,7 @@ export class Ullage {
       undo.push(() => sources.close());
       const traces = new BootTraces(fs, directory.path, log);
       const volumes = new Volumes(
-        { env, store, sources, slots: new HydrationSlots(), traces, events },
+        { env, store, spare: directory.spare, sources, slots: new HydrationSlots(), traces, events },
         { volumes: swept.ready, snapshots: swept.snapshots.ready, exports: swept.exports, layers: swept.layers },
       );
       sources.cache.setNeeds({ needed: () => volumes.neededBlobs() });
@@ -243,7 +244,8 @@ export class Ullage {
       await volumes.snapshots.adopt(volumes.all(), swept.snapshots.deleting);
       await volumes.snapshots.collect();
       for (const { code, message } of [...directory.warnings, ...swept.warnings]) log("warn", message, { code });
-      const probe = new DataProbe(fs, clock, directory.path);
+      const probe = new DataProbe(fs, clock, directory.path, directory.spare);
+      void directory.spare.refill();
       const readOnly = options.readOnly === true;
       const startWarnings = swept.warnings;
       return new Ullage({

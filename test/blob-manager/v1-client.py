@@ -42,11 +42,11 @@ def receive():
     tag, request, bits, size = struct.unpack("<QIII", head)
     body = exactly(size)
     descriptors.extend(fds)
-    answer = {"tag": tag, "request": request, "flags": bits, "size": size, "descriptors": len(fds), "flags_out": int(flags)}
+    answer = {"tag": tag, "request": request, "flags": bits, "size": size, "descriptors": len(fds), "flags_out": int(flags), "body": body.hex()}
     if request == 1:
-        answer["token"], answer["base"], answer["result"] = struct.unpack("<QQI", body)
+        answer["token"], answer["base"], answer["result"] = struct.unpack_from("<QQI", body)
     elif request == 2:
-        answer["token"], answer["count"], answer["result"] = struct.unpack("<QQI", body)
+        answer["token"], answer["count"], answer["result"] = struct.unpack_from("<QQI", body)
     return answer
 
 

@@ -18,6 +18,7 @@ export type Answer = Record<string, never> & {
   end: boolean;
   error: string;
   hex: string;
+  body: string;
 };
 
 /** The client in Python, which shares no code with ours. */

@@ -104,6 +104,56 @@ void test("ranges that nobody read lately go, take no space any more, and are fe
   assert.ok(reader.requests.length > requests);
 });
 
+void test("ranges of closed blobs go before those of open ones; they stay as long unused as they were", async (t) => {
+  const { cache, needed } = await world(t);
+  const open = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/open");
+  needed.set(open.id, true);
+  const closed: MemoryReader[] = [];
+  const ids: string[] = [];
+  for (let each = 0; each < 3; each++) {
+    const reader = new MemoryReader(randomContent(MiB));
+    const blob = await filled(cache, reader, `http://example.test/${each}`);
+    if (each === 2) await blob.pin("0123456789abcdef0123456789abcdef");
+    needed.set(blob.id, true);
+    closed.push(reader);
+    ids.push(blob.id);
+    await cache.release(blob.id);
+    await new Promise((resolve) => setTimeout(resolve, 5)); // the order is by a clock of milliseconds
+  }
+  const { usedAt } = (await cache.look(ids[0]))!;
+  for (const left of [MiB, 0]) {
+    await cache.space.free(MiB);
+    assert.equal((await cache.look(ids[0]))!.diskBytes, 0);
+    assert.equal((await cache.look(ids[1]))!.diskBytes, left, "the least recently used went first");
+    assert.equal((await cache.look(ids[2]))!.diskBytes, MiB, "what a detached volume needs stays");
+    assert.equal(open.readyBytes, MiB);
+    assert.deepEqual(cache.opened(), [open]);
+  }
+  assert.equal((await cache.look(ids[0]))!.usedAt, usedAt);
+  const blob = await cache.open(ids[0]);
+  blob.attach(closed[0]);
+  assert.ok((await read(blob, 0, MiB)).equals(closed[0].content));
+});
+
+void test("a closed blob that can't be opened is told of, and the next ones are made smaller", async (t) => {
+  const { cache, needed, dataDir, log } = await world(t);
+  const ids: string[] = [];
+  for (let each = 0; each < 3; each++) {
+    const blob = await filled(cache, new MemoryReader(randomContent(MiB)), `http://example.test/${each}`);
+    needed.set(blob.id, true);
+    if (each === 1) await blob.pin("0123456789abcdef0123456789abcdef");
+    ids.push(blob.id);
+    await cache.release(blob.id);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  for (const id of [ids[0], ids[1]]) writeFileSync(join(dataDir, "blobs", id, "meta.json"), "nothing");
+  assert.equal(await cache.space.free(MiB), MiB);
+  assert.equal((await cache.look(ids[2]))!.diskBytes, 0);
+  const told = log.filter((line) => line.includes("can't be made smaller"));
+  assert.equal(told.length, 1, "one that is pinned is not even opened");
+  assert.match(told[0], new RegExp(`blob ${ids[0]} `));
+});
+
 void test("ranges of a blob that a volume wants whole, is pinned, or was passed to another process stay", async (t) => {
   for (const how of ["wanted whole", "pinned", "passed on"]) {
     const { cache, needed } = await world(t);

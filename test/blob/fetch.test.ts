@@ -123,7 +123,7 @@ void test("a file of this host is asked for no more at once than there are threa
   const hold = gate();
   reader.before = () => hold.opened;
   const fetches = Array.from({ length: 20 }, (_, n) => blob.fetch(2 * n * UNIT, UNIT));
-  await until(() => reader.requests.length > 0);
+  await until(() => reader.requests.length >= diskPlaces.total + 2);
   await new Promise((resolve) => setTimeout(resolve, 20));
   assert.equal(reader.requests.length, diskPlaces.total + 2);
   hold.open();

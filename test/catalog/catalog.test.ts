@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { test, type TestContext } from "node:test";
+import { IoError } from "../../src/base/errors.ts";
 import {
   defaultSettings,
   type ExportRecord,
@@ -12,6 +13,8 @@ import {
 } from "../../src/catalog/metadata-store.ts";
 import { schemaVersion } from "../../src/catalog/catalog-database.ts";
 import { SqliteMetadataStore } from "../../src/catalog/sqlite-metadata-store.ts";
+import { fillDisk, freeDisk, mountTmpfs } from "../support/mounts.ts";
+import { requireTool } from "../support/tools.ts";
 import { oldVersions } from "./old-versions.ts";
 
 async function temporaryPath(t: TestContext): Promise<string> {
@@ -203,6 +206,40 @@ void test("a newer catalog is refused, naming both versions", async (t) => {
   database.exec("PRAGMA user_version = 7");
   database.close();
   await assert.rejects(SqliteMetadataStore.open(path), { code: "catalog-version", message: /version 7.*up to 5/ });
+});
+
+void test("on a full disk a change is refused and has not happened; with space again it goes on", async (t) => {
+  if (!requireTool(t, "root", "mount")) return;
+  const dir = mountTmpfs(t, 2 * 1024 * 1024);
+  const path = join(dir, "catalog.db");
+  const store = await SqliteMetadataStore.open(path);
+  fillDisk(dir);
+  const made: string[] = [];
+  let refused = 0;
+  for (let n = 1; refused < 3; n++) {
+    const { id } = volume(`v${n}`, n);
+    try {
+      await store.insertVolume(volume(`v${n}`, n));
+      made.push(id);
+    } catch (error) {
+      assert.ok(error instanceof IoError);
+      assert.equal(error.errno, "ENOSPC");
+      assert.match(error.hint!, /free some space/);
+      refused++;
+    }
+  }
+  assert.equal(store.readOnlyReason, undefined);
+  const ids = async (from: SqliteMetadataStore): Promise<string[]> =>
+    (await from.listVolumes("", 1000)).map(({ id }) => id);
+  assert.deepEqual(await ids(store), made);
+  freeDisk(dir);
+  await store.insertVolume(volume("last", 900));
+  made.push(volume("last", 900).id);
+  assert.deepEqual(await ids(store), made);
+  await store.close();
+  const again = await SqliteMetadataStore.open(path);
+  assert.deepEqual(await ids(again), made);
+  await again.close();
 });
 
 void test("another program's database and a file that is none are left alone", async (t) => {

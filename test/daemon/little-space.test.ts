@@ -70,17 +70,17 @@ const kinds: Fetched[] = [
   },
 ];
 
-for (const { what, source } of kinds) {
+for (const { what, ...kind } of kinds) {
   void test(`${what} that does not fit leaves the reserve of the disk alone, is refused, leaves nothing, and comes when there is room`, async (t) => {
     if (!requireTool(t, "loop", "losetup", "mount", "mkfs.ext4")) return;
     const disk = randomBytes(60 * MiB);
-    const from = await source(t, disk);
+    const from = await kind.source(t, disk);
     const { ullage, dataDir, free, total, blobs } = await smallDisk(t, 128 * MiB, 0.6);
     const before = free();
     const made = ullage.createVolume({ name: "a", from });
     const { error, leastFree } = await watched(ullage, free, made);
     assert.equal(error?.code, "io-enospc");
-    assert.match(error!.message, /the cache's file system has \d+ bytes left, and \d+ are to be left alone/);
+    assert.match(error.message, /the cache's file system has \d+ bytes left, and \d+ are to be left alone/);
     assert.ok(leastFree >= total * 0.6 - 2 * MiB, `${leastFree} of ${total} were free`);
     assert.deepEqual([await ullage.listVolumes(), blobs()], [[], []]);
     assert.ok(free() >= before - MiB, `${before - free()} bytes were left behind`);
@@ -92,7 +92,7 @@ for (const { what, source } of kinds) {
 
   void test(`${what} that is more than the cache may have is refused, leaves nothing, and throws out what nobody needs`, async (t) => {
     const disk = randomBytes(60 * MiB);
-    const from = await source(t, disk);
+    const from = await kind.source(t, disk);
     const dir = await temporaryDirectory(t);
     const dataDir = join(dir, "data");
     const small = join(dir, "small.gz");
@@ -103,8 +103,8 @@ for (const { what, source } of kinds) {
     assert.equal(readdirSync(join(dataDir, "blobs")).length, 1, "it stays for the next one");
     const { error, mostCached } = await watched(ullage, () => 0, ullage.createVolume({ name: "a", from }));
     assert.equal(error?.code, "io-enospc");
-    assert.match(error!.message, /as many bytes as its capacity allows/);
-    assert.match(error!.hint!, /cache limit/);
+    assert.match(error.message, /as many bytes as its capacity allows/);
+    assert.match(error.hint!, /cache limit/);
     assert.ok(mostCached > 20 * MiB && mostCached <= 24 * MiB, `the cache had ${mostCached} bytes`);
     assert.deepEqual([await ullage.listVolumes(), readdirSync(join(dataDir, "blobs"))], [[], []]);
     assert.equal(ullage.cache.view().diskBytes, 0);

@@ -13,6 +13,8 @@ import { temporaryDirectory } from "../daemon/support.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { type Served, serveMeasured } from "./support.ts";
 
+const noSpare = { refill: () => Promise.resolve() };
+
 /** The real file system, whose calls can be made to fail or to hang. */
 class Faults {
   /** Throws, or returns what to wait for. @param what `create`, `write` or `datasync` */
@@ -135,7 +137,7 @@ void test("however often it is asked, the data directory is tried once in five s
     if (what === "create" && ++tries === 1) throw new IoError("ENOSPC", "no space left");
     return undefined;
   };
-  const probe = new DataProbe(faults.fs, clock, directory);
+  const probe = new DataProbe(faults.fs, clock, directory, noSpare);
   await Promise.all([probe.refresh(), probe.refresh()]);
   clock.move(4999);
   await probe.refresh();
@@ -163,7 +165,7 @@ void test("a disk that does not answer fails health in time, is not tried again 
     syncing.resolve();
     return promise;
   };
-  const probe = new DataProbe(faults.fs, clock, await temporaryDirectory(t));
+  const probe = new DataProbe(faults.fs, clock, await temporaryDirectory(t), noSpare);
   const asked = probe.refresh();
   await syncing.promise;
   clock.move(5000);

@@ -103,6 +103,11 @@ export class SimFile implements File {
     return this.#disk.enter(this.#process) === "alive" ? this.#punch(offset, length) : true;
   }
 
+  /** As on a file system that can't; nothing that the model runs asks for it. */
+  allocate(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   truncate(length: number): Promise<void> {
     this.#checkWritable();
     return this.#pool("truncate", () => this.#truncate(length));

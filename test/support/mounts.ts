@@ -1,5 +1,16 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  unlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { sftpServer } from "./tools.ts";
@@ -38,6 +49,26 @@ export function mountTmpfs(t: TestContext, bytes: number): string {
   run("mount", "-t", "tmpfs", "-o", `size=${bytes}`, "tmpfs", dir);
   return dir;
 }
+
+const fillerOf = (dir: string): string => join(dir, "filler");
+
+/** Takes all the space that is left but for `spare` bytes. */
+export function fillDisk(dir: string, spare = 0): void {
+  const fd = openSync(fillerOf(dir), "a");
+  for (const bytes of [4096, 512]) {
+    try {
+      for (;;) writeSync(fd, Buffer.alloc(bytes, 0xff));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
+    }
+  }
+  const { size } = fstatSync(fd);
+  ftruncateSync(fd, size - spare);
+  closeSync(fd);
+}
+
+/** Gives it back. */
+export const freeDisk = (dir: string): void => unlinkSync(fillerOf(dir));
 
 /** An overlay, as a container's root is one. @returns its directory */
 export function mountOverlay(t: TestContext): string {

@@ -98,6 +98,7 @@ export class FaultyFileSystem {
         ),
       punchNow: (offset, length) =>
         this.#callNow(call("punch", offset, length), () => this.punches && file.punchNow(offset, length)),
+      allocate: (length) => file.allocate(length),
       truncate: (length) => this.#call(call("truncate", 0, length), () => file.truncate(length)),
       truncateNow: (length) => this.#callNow(call("truncate", 0, length), () => file.truncateNow(length)),
       size: () => file.size(),

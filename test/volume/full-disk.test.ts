@@ -1,11 +1,10 @@
 import assert from "node:assert/strict";
-import { closeSync, openSync, statSync, truncateSync, unlinkSync, writeSync } from "node:fs";
-import { join } from "node:path";
+import { statSync } from "node:fs";
 import { test, type TestContext } from "node:test";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { logPath, volumeDir } from "../../src/volume/paths.ts";
 import type { Volume } from "../../src/volume/volume.ts";
-import { mountTmpfs } from "../support/mounts.ts";
+import { fillDisk, freeDisk, mountTmpfs } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";
 import {
   blockBytes,
@@ -30,21 +29,6 @@ async function smallDisk(t: TestContext): Promise<Lives> {
   const dataDir = mountTmpfs(t, 16 * MiB);
   return Lives.create(t, 32 * MiB, { dataDir, runtimeDir: temporaryDirectory(t), limits });
 }
-
-/** Takes all the space that is left but for `spare` bytes, until it is removed again. */
-function fillDisk(dataDir: string, spare = 0): void {
-  const fd = openSync(join(dataDir, "filler"), "a");
-  const page = Buffer.alloc(4096, 0xff);
-  try {
-    for (;;) writeSync(fd, page);
-  } catch {
-    // full
-  }
-  closeSync(fd);
-  truncateSync(join(dataDir, "filler"), statSync(join(dataDir, "filler")).size - spare);
-}
-
-const freeDisk = (dataDir: string): void => unlinkSync(join(dataDir, "filler"));
 
 /** Writes new blocks until there is no space for them. @returns how many found room */
 async function writeUntilFull(volume: Volume, fromBlock: number): Promise<number> {

@@ -2,13 +2,14 @@ import { closeSync, openSync } from "node:fs";
 import { constants } from "node:os";
 import { IoError, UllageError } from "../../base/errors.ts";
 import { isId } from "../../base/ids.ts";
+import { orAborted } from "../../base/or-aborted.ts";
 import type { MessageSocket } from "../../base/threads/message-sockets.ts";
 import type { CachedBlob } from "../cached-blob.ts";
 import { encodeProblem } from "./problem.ts";
 import { ReadyNews } from "./ready-news.ts";
 import type { Answerer } from "./questions.ts";
-import { Body, bodyBytes, encode, headerBytes, type Header, Lane, maxBodyBytes, readHeader } from "./wire.ts";
-import { readLength, readText, Request, type RequestCode, Result } from "./wire.ts";
+import { Body, bodyBytes, encode, headerBytes, type Header, Lane, maxBodyBytes, maxLearnBytes } from "./wire.ts";
+import { readHeader, readLength, readText, Request, type RequestCode, Result } from "./wire.ts";
 
 /** Blobs that one connection may have at once. */
 const MAX_TOKENS = 1024;
@@ -114,6 +115,7 @@ export class ManagerConnection {
     if (request === Request.cancel) return this.#cancel(body);
     if (request === Request.ask) return this.#ask(header, body);
     if (request === Request.fetchRange || request === Request.prefetch) return this.#fetch(header, body);
+    if (request === Request.learn) return this.#learn(header, body);
     return this.#ofBlob(request, body);
   }
 
@@ -177,28 +179,48 @@ export class ManagerConnection {
     const held = this.#held.get(token);
     if (held === undefined) return fetched(token, 0, Result.generationMismatch);
     const { blob } = held;
-    const start = readLength(body, 8);
-    const count = readLength(body, 16);
-    if (!(start <= blob.size) || !(count >= 0)) {
-      throw new UllageError("bad-range", `blob ${blob.id} has ${blob.size} bytes, and no range ${start}+${count}`);
-    }
-    const length = Math.min(count, blob.size - start);
+    const { start, length } = rangeOf(blob, body);
     const lane = header.request === Request.prefetch ? body.readUInt32LE(24) : undefined;
     if (lane !== undefined && lane !== Lane.readahead && lane !== Lane.background) {
       throw new UllageError("bad-lane", `there is no lane ${lane}`);
     }
-    if (this.#running.has(header.tag)) throw new UllageError("bad-tag", `tag ${header.tag} is in use`);
+    return this.#run(header.tag, async (signal) => {
+      try {
+        await blob.fetch(start, length, {
+          background: lane === Lane.background,
+          soon: lane === Lane.readahead,
+          signal,
+        });
+        return fetched(token, length, Result.success);
+      } catch (error) {
+        if (signal.aborted) return fetched(token, 0, Result.cancelled);
+        throw error;
+      }
+    });
+  }
+
+  /** What is learned is written into the blob's readiness; see `KnownZeros` for how long it may take. */
+  async #learn(header: Header, body: Buffer): Promise<Answer> {
+    const token = body.readBigUInt64LE(0);
+    const blob = this.#held.get(token)?.blob;
+    if (blob === undefined) return result(token, Result.generationMismatch);
+    const { start, length } = rangeOf(blob, body);
+    return this.#run(header.tag, async (signal) => {
+      const learning = length > 0 ? blob.zeros?.learn(start, Math.min(length, maxLearnBytes)) : undefined;
+      if (learning !== undefined) await orAborted(learning, signal).catch(() => undefined);
+      return result(token, signal.aborted ? Result.cancelled : Result.success);
+    });
+  }
+
+  /** Work that ends with the connection, and when the client cancels it. */
+  async #run<T>(tag: bigint, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    if (this.#running.has(tag)) throw new UllageError("bad-tag", `tag ${tag} is in use`);
     const controller = new AbortController();
-    this.#running.set(header.tag, controller);
+    this.#running.set(tag, controller);
     try {
-      const { signal } = controller;
-      await blob.fetch(start, length, { background: lane === Lane.background, soon: lane === Lane.readahead, signal });
-      return fetched(token, length, Result.success);
-    } catch (error) {
-      if (controller.signal.aborted) return fetched(token, 0, Result.cancelled);
-      throw error;
+      return await work(controller.signal);
     } finally {
-      this.#running.delete(header.tag);
+      this.#running.delete(tag);
     }
   }
 
@@ -211,17 +233,10 @@ export class ManagerConnection {
       });
     }
     const { name, asked } = readQuestion(body);
-    if (this.#running.has(header.tag)) throw new UllageError("bad-tag", `tag ${header.tag} is in use`);
-    const controller = new AbortController();
-    this.#running.set(header.tag, controller);
-    try {
-      const answer = await answerer.answer(name, asked, { trusted, signal: controller.signal });
-      const json = Buffer.from(JSON.stringify(answer));
-      if (json.length > maxBodyBytes - 4) throw new UllageError("too-long", "the answer does not fit into a message");
-      return { body: Buffer.concat([new Body().u32(Result.success).done(), json]) };
-    } finally {
-      this.#running.delete(header.tag);
-    }
+    const answer = await this.#run(header.tag, (signal) => answerer.answer(name, asked, { trusted, signal }));
+    const json = Buffer.from(JSON.stringify(answer));
+    if (json.length > maxBodyBytes - 4) throw new UllageError("too-long", "the answer does not fit into a message");
+    return { body: Buffer.concat([new Body().u32(Result.success).done(), json]) };
   }
 
   /** The request that is cancelled is answered on its own. */
@@ -288,6 +303,16 @@ function pins(token: bigint, blob: CachedBlob, skip: number): Answer {
   const body = new Body().u64(token).u32(Result.success).u32(all.length);
   for (const id of all.slice(skip, skip + PINS_PER_REPLY)) body.bytes(Buffer.from(id, "hex"));
   return { body: body.done() };
+}
+
+/** What is asked about, as far as it lies in the blob. */
+function rangeOf(blob: CachedBlob, body: Buffer): { start: number; length: number } {
+  const start = readLength(body, 8);
+  const count = readLength(body, 16);
+  if (!(start <= blob.size) || !(count >= 0)) {
+    throw new UllageError("bad-range", `blob ${blob.id} has ${blob.size} bytes, and no range ${start}+${count}`);
+  }
+  return { start, length: Math.min(count, blob.size - start) };
 }
 
 const volumeId = (body: Buffer): string => body.toString("hex", 8, 24);

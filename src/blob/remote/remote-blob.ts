@@ -3,7 +3,7 @@ import { CorruptionError, describeError, IoError, SourceError, UllageError } fro
 import type { Clock } from "../../base/clock.ts";
 import { closeDescriptor } from "../../base/posix.ts";
 import { fileOfDescriptor } from "../../base/real-file-system.ts";
-import type { Blob, BlobStats, FetchOptions } from "../blob.ts";
+import type { Blob, BlobStats, BlobZeros, FetchOptions } from "../blob.ts";
 import { type SourceTrouble, SourceTroubles } from "../source-trouble.ts";
 import type { ContentCheck } from "../content-check.ts";
 import { MISS_BYTES } from "../neighbours.ts";
@@ -12,6 +12,7 @@ import { ReadaheadFetcher } from "../readahead-fetcher.ts";
 import { SharedReadiness } from "../shared-readiness.ts";
 import type { ManagerClient, Reply } from "./manager-client.ts";
 import { PassedFile } from "./passed-file.ts";
+import { RemoteZeros } from "./remote-zeros.ts";
 import { decodeProblem } from "./problem.ts";
 import { blobIdBytes, Body, Lane, readLength, Request, type RequestCode, Result } from "./wire.ts";
 
@@ -65,7 +66,8 @@ export class RemoteBlob implements Blob {
   readonly #listeners = new Set<(start: number, length: number) => void>();
   readonly #forget: () => void;
   readonly #readahead: ReadaheadFetcher;
-  #readiness: SharedReadiness;
+  #readiness!: SharedReadiness;
+  #zeros: RemoteZeros | undefined;
   /** Over the shared bits; counts for as long as `#sequence` is the readiness's. */
   #map!: RangeMap;
   #durable!: RangeMap;
@@ -93,7 +95,7 @@ export class RemoteBlob implements Blob {
       (offset, length) => this.#fetch(offset, length, Lane.readahead),
     );
     this.file = new PassedFile(`blob ${options.id}`, fileOfDescriptor(`blob ${options.id}`, opened.data), opened.base);
-    this.#readiness = opened.readiness;
+    this.#use(opened.readiness);
     this.#token = opened.generation === options.client.generation ? opened.token : undefined;
     this.#forget = options.client.register({
       reopen: () => void this.#reopen(),
@@ -110,6 +112,24 @@ export class RemoteBlob implements Blob {
   }
 
   // ---- readiness ---------------------------------------------------------------------------------------------------
+
+  /** From now on the memory of another manager counts. */
+  #use(readiness: SharedReadiness): void {
+    const { size, unitBytes } = this;
+    const { zeros: shared } = readiness;
+    this.#readiness = readiness;
+    this.#sequence = -1;
+    this.#zeros =
+      shared &&
+      new RemoteZeros({
+        size,
+        unitBytes,
+        clock: this.#options.clock,
+        shared,
+        isComplete: () => readiness.readyBytes === size,
+        ask: (offset, length) => this.#learn(offset, length),
+      });
+  }
 
   /** Takes the bits as they are counted from, when they were taken back since. */
   #look(): boolean {
@@ -164,6 +184,19 @@ export class RemoteBlob implements Blob {
     const { client, log } = this.#options;
     client.ask("forgive", { blob: this.id }).catch((error: unknown) => {
       log("warn", `blob ${this.id} stays given up: ${describeError(error)}`);
+    });
+  }
+
+  /** Undefined with a manager that tells nothing of them, perhaps because it is an older one. */
+  get zeros(): BlobZeros | undefined {
+    return this.#zeros;
+  }
+
+  async #learn(offset: number, length: number): Promise<void> {
+    await this.#ask(Request.learn, (token) => {
+      // The manager that was to be asked is gone, and the one that is there now may not know the request.
+      if (this.#zeros === undefined) throw new UllageError("not-supported", "the blob manager tells of no zeros");
+      return new Body().u64(token).u64(offset).u64(length).done();
     });
   }
 
@@ -300,8 +333,7 @@ export class RemoteBlob implements Blob {
           if (this.#closed) return;
           throw new CorruptionError(`the blob manager has another blob ${this.id} now`);
         }
-        this.#readiness = opened.readiness;
-        this.#sequence = -1;
+        this.#use(opened.readiness);
         await this.file.replace(fileOfDescriptor(this.file.path, opened.data), opened.base);
         if (opened.generation !== client.generation) continue; // lost again meanwhile
         this.#token = opened.token;

@@ -37,10 +37,12 @@ export const Request = {
   pins: 12,
   /** JSON both ways: see questions.ts */
   ask: 13,
+  /** where the blob's image has zeros; only of a blob whose readiness has room for what is known of them */
+  learn: 14,
 } as const;
 export type RequestCode = (typeof Request)[keyof typeof Request];
 
-const lastOfVersion: Record<1 | 2, number> = { 1: Request.fetchRange, 2: Request.ask };
+const lastOfVersion: Record<1 | 2, number> = { 1: Request.fetchRange, 2: Request.learn };
 
 /** Results of everything but GetBlob, which answers with an errno. */
 export const Result = { success: 0, failure: 1, generationMismatch: 2, cancelled: 3 } as const;
@@ -100,7 +102,11 @@ export const bodyBytes: Record<RequestCode, number | undefined> = {
   [Request.unpin]: 24,
   [Request.pins]: 12,
   [Request.ask]: undefined,
+  [Request.learn]: 24,
 };
+
+/** Learn asks about no more of a range than its first bytes, so many. */
+export const maxLearnBytes = 4 * 1024 * 1024 * 1024;
 
 /** What prefetch does with the source: see blob/fetch-lanes.ts. */
 export const Lane = { readahead: 1, background: 2 } as const;

@@ -5,12 +5,14 @@ import { readFile, stat, writeFile } from "node:fs/promises";
 import { IoError, UllageError } from "../../base/errors.ts";
 import type { DirectoryLock, FileSystem } from "../../base/file-system.ts";
 import type { Warning } from "../health/health.ts";
+import type { Log } from "../log.ts";
 import { flushWarnings, lockWeakness, mountPointOf } from "./mount-point.ts";
+import { SpareSpace } from "./spare-space.ts";
 
 /*
  * The data directory: its layout, and who may write in it.
  *
- *   catalog.db   blobs/   volumes/   maps/   layers/   orphans/   lock   api.sock   nbd.sock   blobd.sock
+ *   catalog.db   blobs/   volumes/   maps/   layers/   orphans/   lock   spare   api.sock   nbd.sock   blobd.sock
  *
  * Whoever writes here holds flocks on the descriptors of the directory itself and of volumes/, taken before anything in
  * them is read (durability rule 20); the blob cache locks blobs/. The file `lock` only says who; removing it unlocks
@@ -30,6 +32,8 @@ export interface OpenDataDirectoryOptions {
   create: boolean;
   /** Use a file system whose locks can't keep a second writer out. */
   unsafeFileSystem?: boolean;
+  /** Default: nothing is logged. */
+  log?: Log;
 }
 
 export class DataDirectory {
@@ -37,11 +41,13 @@ export class DataDirectory {
   readonly path: string;
   /** What makes flushes meaningless here. */
   readonly warnings: readonly Warning[];
+  readonly spare: SpareSpace;
   readonly #fs: FileSystem;
   readonly #locks: DirectoryLock[];
 
-  private constructor(fs: FileSystem, path: string, locks: DirectoryLock[], warnings: Warning[]) {
+  private constructor(fs: FileSystem, spare: SpareSpace, path: string, locks: DirectoryLock[], warnings: Warning[]) {
     this.path = path;
+    this.spare = spare;
     this.warnings = warnings;
     this.#fs = fs;
     this.#locks = locks;
@@ -58,6 +64,8 @@ export class DataDirectory {
       await makeRoot(fs, root, options.create);
       locks.push(await lock(fs, root, root));
       await refuseForeign(fs, root, options.create);
+      const spare = new SpareSpace(fs, root, options.log ?? (() => undefined));
+      await spare.borrow();
       const mount = await mountPointOf(root);
       const weakness = mount === undefined ? undefined : lockWeakness(mount);
       if (weakness !== undefined && options.unsafeFileSystem !== true) {
@@ -69,7 +77,7 @@ export class DataDirectory {
       await fs.syncDirectory(root);
       locks.push(await lock(fs, root, join(root, "volumes")));
       await writeFile(join(root, "lock"), describeSelf(options.command), { mode: 0o600 });
-      return new DataDirectory(fs, root, locks, flushWarnings(mount, process.env["LD_PRELOAD"]));
+      return new DataDirectory(fs, spare, root, locks, flushWarnings(mount, process.env["LD_PRELOAD"]));
     } catch (error) {
       await releaseAll(locks);
       throw explain(error, root);
@@ -82,6 +90,7 @@ export class DataDirectory {
   }
 
   async close(): Promise<void> {
+    await this.spare.close();
     await this.#fs.unlink(this.below("lock"));
     await releaseAll(this.#locks);
   }

@@ -5,6 +5,7 @@ import type { FileSystem } from "../../base/file-system.ts";
 import { IoBuffer } from "../../base/io-buffer.ts";
 import { formatSize } from "../../base/units.ts";
 import type { Finding } from "../health/health.ts";
+import type { SpareSpace } from "./spare-space.ts";
 
 /** Below the data directory; there only while the probe runs, or when it could not be removed. */
 const probeName = "health-probe";
@@ -28,6 +29,7 @@ export class DataProbe {
   readonly #fs: FileSystem;
   readonly #clock: Clock;
   readonly #dataDir: string;
+  readonly #spare: Pick<SpareSpace, "refill">;
   #running: Promise<void> | undefined;
   #startedAt = 0;
   #endedAt = -Infinity;
@@ -35,7 +37,8 @@ export class DataProbe {
   /** As of the last probe; undefined: not known. */
   space: { free: number; total: number } | undefined;
 
-  constructor(fs: FileSystem, clock: Clock, dataDir: string) {
+  constructor(fs: FileSystem, clock: Clock, dataDir: string, spare: Pick<SpareSpace, "refill">) {
+    this.#spare = spare;
     this.#fs = fs;
     this.#clock = clock;
     this.#dataDir = dataDir;
@@ -79,6 +82,7 @@ export class DataProbe {
     try {
       this.space = await this.#fs.space(this.#dataDir);
       await this.#write();
+      await this.#spare.refill();
       this.#failure = undefined;
     } catch (error) {
       this.#failure = describeError(error);

@@ -186,6 +186,7 @@ export class Snapshots {
   async remove(volume: ManagedVolume, name: string, force: boolean): Promise<void> {
     const row = this.get(volume, name);
     await this.demandNoReaders(volume, row, force);
+    await this.#host.spare.borrow();
     await this.#closeView(row.id, "the snapshot is being removed");
     await this.references.run(async () => {
       if (await this.#isBase(row.id)) await this.#unname(row);

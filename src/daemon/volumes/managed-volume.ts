@@ -9,6 +9,7 @@ import type { HydrationSlots } from "../../volume/hydration/hydration-slots.ts";
 import { baseOf, cleanCheckpoint, lastCheckpoint } from "../../volume/layers/references.ts";
 import type { MapRun, VolumeEnvironment, VolumeInfo } from "../../volume/types.ts";
 import { unflushedLost, Volume } from "../../volume/volume.ts";
+import type { SpareSpace } from "../directory/spare-space.ts";
 import { TraceRecording } from "./trace-recording.ts";
 import { Turns } from "../turns.ts";
 import { renameDescription } from "./volume-files.ts";
@@ -27,6 +28,7 @@ const disconnectPollMs = 20;
 export interface VolumeHost {
   env: VolumeEnvironment;
   store: MetadataStore;
+  spare: SpareSpace;
   sources: VolumeSources;
   /** Requests to sources that all hydrations share. */
   slots: HydrationSlots;
@@ -115,6 +117,7 @@ export class ManagedVolume {
     const blobs: SharedBlob[] = [];
     const deafen: (() => void)[] = [];
     let volume: Volume | undefined;
+    await this.#host.spare.borrow();
     try {
       const base = await baseOf(env, id);
       if (base !== undefined) await this.#host.materialise(base);

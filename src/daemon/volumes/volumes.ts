@@ -535,6 +535,7 @@ export class Volumes implements VolumeNames {
     const { env, store } = this.#host;
     const volume = this.getReady(name);
     const { id, blobId } = volume.record;
+    await this.#host.spare.borrow();
     const taken = this.snapshots.of(id);
     if (taken.length > 0 && !snapshots) {
       throw new UllageError("has-snapshots", `volume '${name}' has ${taken.length} snapshots`, {
@@ -560,6 +561,7 @@ export class Volumes implements VolumeNames {
     await store.deleteVolume(id);
     await this.snapshots.collect();
     this.reclaimer.soon(layers);
+    void this.#host.spare.refill();
   }
 
   /** @throws UllageError `not-found`, `creating` */
