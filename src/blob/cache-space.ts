@@ -17,7 +17,7 @@ import { IoError, describeError } from "../base/errors.ts";
 const HIGH = 0.95;
 const LOW = 0.85;
 
-/** Use is looked at whenever so many bytes came in, */
+/** Use is looked at whenever so many bytes came in (not less: as much may be needed at once by who reads), */
 const CHECK_BYTES = 32 * 1024 * 1024;
 /** and ranges go in portions, between which readers get on. */
 const PORTION_BYTES = 32 * 1024 * 1024;
@@ -47,10 +47,13 @@ export interface RoomLeft {
   room: number;
 }
 
-/** @param reserve share of the file system that is left alone @throws IoError ENOSPC */
-export function demandRoom({ free, total, room }: RoomLeft, reserve: number): void {
+/**
+ * @param reserve share of the file system that is left alone @param bytes that are to fit, with what is under way
+ * @throws IoError ENOSPC
+ */
+export function demandRoom({ free, total, room }: RoomLeft, reserve: number, bytes = 1): void {
   const full = (what: string, hint: string): IoError => new IoError("ENOSPC", what, undefined, hint);
-  if (room <= 0) {
+  if (room < bytes) {
     throw full("the cache has as many bytes as its capacity allows", "`ullage cache limit --capacity` allows more");
   }
   const kept = Math.ceil(total * reserve);
@@ -121,11 +124,12 @@ export class CacheSpace {
   /**
    * Asked before more of what nobody waits for is fetched: that must fill neither the disk, on which volumes write, nor
    * more than the cache may have. What is not needed goes first.
-   * @throws IoError ENOSPC
+   * @param bytes that are to fit, with what its caller has under way @throws IoError ENOSPC
    */
-  async demandRoom(): Promise<void> {
+  async demandRoom(bytes: number): Promise<void> {
     await this.relieve();
-    demandRoom({ ...(await this.#host.fileSystem()), room: this.room }, this.limits.reserve);
+    if (this.room < bytes) await this.free(bytes - this.room);
+    demandRoom({ ...(await this.#host.fileSystem()), room: this.room }, this.limits.reserve, bytes);
   }
 
   /**

@@ -104,6 +104,8 @@ export class BlobCache {
   #indexing: Promise<void> | undefined;
   /** Of closed blobs: what their cache files take on disk. */
   #closedBytes = 0;
+  /** What is unpacked just now, and no blob yet. */
+  #makingBytes = 0;
   #needs: BlobNeeds | undefined;
   /** How much the cache takes, and what goes when that is too much. */
   readonly space: CacheSpace;
@@ -201,9 +203,9 @@ export class BlobCache {
     this.#needs = needs;
   }
 
-  /** Bytes that all cache files take on disk; of closed ones as they were when they were closed. */
+  /** Bytes that all cache files take on disk, those under way too; of closed ones as they were when they were closed. */
   get diskBytes(): number {
-    let bytes = this.#closedBytes;
+    let bytes = this.#closedBytes + this.#makingBytes;
     for (const blob of this.opened()) bytes += onDisk(blob);
     return bytes;
   }
@@ -324,7 +326,17 @@ export class BlobCache {
       ...(guarded ? { guarded } : {}),
       unpacked: true,
     });
-    await this.#makeWhole(id, (dir) => makeUnpackedFiles({ ...unpacking, fs, dir, describe }));
+    let taken = 0;
+    const took = (bytes: number): void => {
+      taken += bytes;
+      this.#makingBytes += bytes;
+    };
+    const room = (bytes: number): Promise<void> => this.space.demandRoom(bytes);
+    try {
+      await this.#makeWhole(id, (dir) => makeUnpackedFiles({ ...unpacking, fs, dir, describe, room, took }));
+    } finally {
+      took(-taken);
+    }
     return this.open(id);
   }
 

@@ -47,6 +47,9 @@ const PERSIST_AFTER_MS = 2000;
  */
 const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
 
+/** Of what is streamed, room is asked for in portions of so much. */
+const ROOM_BYTES = 1024 * 1024;
+
 /** What a blob needs from its surroundings; shared by all blobs of a cache. */
 export interface BlobEnvironment extends CheckSurroundings {
   readonly fs: FileSystem;
@@ -293,25 +296,47 @@ export class CachedBlob implements Blob {
    * Fills the whole blob from one pass over the object, for sources that can't serve ranges. Nothing becomes ready
    * before the last byte is there and `stream` has resolved; reads that need the source wait for that.
    * @param stream hands all bytes of the blob, in order, to the sink
+   * @param options.room asked before so many bytes more are received; ends it by throwing
    * @param options.onProgress called with the bytes received so far
    */
   async fillByStreaming(
     stream: (sink: Sink, options: ReadOptions) => Promise<void>,
-    options: { signal?: AbortSignal; onProgress?: (bytes: number) => void } = {},
+    options: {
+      signal?: AbortSignal;
+      room?: (bytes: number) => Promise<void>;
+      onProgress?: (bytes: number) => void;
+    } = {},
   ): Promise<void> {
-    const { onProgress } = options;
-    await this.#queue.fetchWhole(
-      (request) =>
-        this.#receive(request, (sink, readOptions) => {
-          let received = 0;
-          return stream((chunk) => {
+    const { room, onProgress } = options;
+    let received = 0;
+    let granted = 0;
+    await this.#queue.fetchWhole(async (request) => {
+      try {
+        return await this.#receive(request, (sink, readOptions) =>
+          stream(async (chunk) => {
             received += chunk.length;
+            for (; granted < received; granted += ROOM_BYTES) await room?.(ROOM_BYTES);
             onProgress?.(received);
-            return sink(chunk);
-          }, readOptions);
-        }),
-      options.signal,
-    );
+            await sink(chunk);
+          }, readOptions),
+        );
+      } catch (error) {
+        await this.#freeMissing();
+        throw error;
+      }
+    }, options.signal);
+  }
+
+  /** Nothing of what a stream brought counts when it ends too early: it should not take space either. Never rejects. */
+  async #freeMissing(): Promise<void> {
+    const map = this.#map;
+    for (let first = map.nextMissing(0, map.units); first < map.units;) {
+      const offset = first * this.unitBytes;
+      const length = map.readyRun(offset, this.size - offset);
+      const bytes = offset + length === this.size ? dataFileBytes(this.meta) - offset : length;
+      await this.file.punch(offset, bytes).catch(() => undefined); // what fails here is written over by the next attempt
+      first = map.nextMissing(map.unitEnd(offset, length), map.units);
+    }
   }
 
   // ---- bytes from the source ---------------------------------------------------------------------------------------
