@@ -146,6 +146,8 @@ export class BlobCache {
       evicts: () => this.#needs !== undefined,
       filled: (bytes) => this.space.filled(bytes),
       makeRoom: () => this.space.makeRoom(),
+      claimRoom: (bytes, evict) => this.space.claim(bytes, evict),
+      disclaimRoom: (bytes) => this.space.disclaim(bytes),
     };
     this.#dir = dir;
     this.#lock = lock;
@@ -412,7 +414,13 @@ export class BlobCache {
       await blob.evict(blob.file.allocated() - UNCACHED_BYTES / 2).catch(() => undefined); // memory: it does not fail
       thinning = false;
     };
-    const environment = { ...this.#environment, fs: memoryFiles, evicts: () => true, filled: () => void thin() };
+    const environment = {
+      ...this.#environment,
+      fs: memoryFiles,
+      evicts: () => true,
+      filled: () => void thin(),
+      claimRoom: () => Promise.resolve(),
+    };
     blob = await CachedBlob.create(environment, join(this.#dir, meta.id), meta);
     return blob;
   }

@@ -342,7 +342,7 @@ export class Hydration {
   }
 
   async #fetch(blob: Blob, piece: Piece, soon: boolean): Promise<void> {
-    const options = { background: !soon, soon, signal: this.#closing.signal };
+    const options = { background: !soon, soon, optional: true, signal: this.#closing.signal };
     const found = await fetchAround(blob, piece.offset, piece.length, options);
     this.#damage.note(found);
     this.#gotOn();
