@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { gzipSync } from "node:zlib";
 import type { Ullage } from "../../src/daemon/ullage.ts";
+import type { SourceRequest } from "../../src/daemon/views.ts";
 import { startHttpSource } from "../support/http-source.ts";
 import { LoopDisk } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";
@@ -114,20 +115,32 @@ for (const { what, ...kind } of kinds) {
   });
 }
 
+void test("a pull from a server without ranges that does not fit leaves nothing, not even an empty image", async (t) => {
+  await using server = await startHttpSource({ content: randomBytes(60 * MiB) });
+  server.onRequest = () => ({ kind: "ignore-range" });
+  const dataDir = join(await temporaryDirectory(t), "data");
+  const ullage = await openUllage(t, { dataDir, cacheLimits: { capacityBytes: 24 * MiB, reserve: 0 } });
+  const message = await pulled(ullage, { source: server.url, download: true });
+  assert.match(message, /as many bytes as its capacity allows/);
+  assert.deepEqual([await ullage.listImages(), readdirSync(join(dataDir, "blobs"))], [[], []]);
+});
+
+/** @returns how it ended */
+async function pulled(ullage: Ullage, request: SourceRequest): Promise<string> {
+  const { id } = await ullage.cache.pull(request, false);
+  for (;;) {
+    const { state, error } = ullage.jobs.get(id);
+    if (state !== "running") return error?.message ?? state;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
 void test("a pull asks for room for what it has under way: the cache does not get more than its capacity", async (t) => {
   const disk = randomBytes(60 * MiB);
   await using server = await startHttpSource({ content: disk, latencyMs: 5 });
   const dataDir = join(await temporaryDirectory(t), "data");
   const ullage = await openUllage(t, { dataDir, cacheLimits: { capacityBytes: 24 * MiB, reserve: 0 } });
-  const pull = async (): Promise<string> => {
-    const { id } = await ullage.cache.pull({ source: server.url }, false);
-    for (;;) {
-      const { state, error } = ullage.jobs.get(id);
-      if (state !== "running") return error?.message ?? state;
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
-  };
-  const { value, mostCached } = await watched(ullage, () => 0, pull());
+  const { value, mostCached } = await watched(ullage, () => 0, pulled(ullage, { source: server.url }));
   assert.match(value!, /as many bytes as its capacity allows/);
   assert.ok(mostCached > 22 * MiB && mostCached <= 25 * MiB, `the cache had ${mostCached} bytes`);
 });
