@@ -142,8 +142,8 @@ export class CacheSpace {
     const fits = (): boolean => this.#aboveFloor >= bytes;
     if (!fits() || clock.now() >= this.#lookAgainAt) {
       const mayFit = clock.now() >= this.#uselessUntil;
-      if (mayFit) await this.#lookForRoom();
-      if (mayFit && evict && !fits() && (await this.makeRoom())) await this.#lookForRoom();
+      if (mayFit) await this.#lookForRoom(bytes);
+      if (mayFit && evict && !fits() && (await this.makeRoom())) await this.#lookForRoom(bytes);
       this.#noteFloor(!mayFit || !fits());
       if (this.#atFloor) {
         throw new IoError("ENOSPC", "the last bytes of the cache's file system are left to what volumes write");
@@ -166,10 +166,11 @@ export class CacheSpace {
     else this.#host.log("info", "the disk has room again: what is read of images is kept");
   }
 
-  async #lookForRoom(): Promise<void> {
+  /** Room for so many bytes, or for the next ones as well. */
+  async #lookForRoom(bytes: number): Promise<void> {
     const { free, total } = await this.#host.fileSystem();
     const floor = Math.min(FLOOR_BYTES, Math.ceil(total * this.limits.reserve));
-    this.#aboveFloor = Math.min(CHECK_BYTES, free - floor - this.#claimed);
+    this.#aboveFloor = Math.min(Math.max(CHECK_BYTES, bytes), free - floor - this.#claimed);
     this.#lookAgainAt = this.#host.clock.now() + LOOK_MS;
   }
 
