@@ -42,8 +42,10 @@ async function write(ullage: Ullage, name: string): Promise<void> {
 }
 
 async function untilDetached(ullage: Ullage, name: string): Promise<void> {
-  for (let n = 0; (await ullage.showVolume(name)).hydration.state !== "detached"; n++) {
-    assert.ok(n < 3000, "it does not get detached");
+  for (let n = 0; ; n++) {
+    const { hydration } = await ullage.showVolume(name);
+    if (hydration.state === "detached") return;
+    assert.ok(n < 3000, `it does not get detached: ${JSON.stringify(hydration)}`);
     await sleep(20);
   }
 }
