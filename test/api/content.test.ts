@@ -426,7 +426,7 @@ void test("contents that are shorter or longer than they said, or go back, are r
 });
 
 void test("a client that goes away, or is silent, in the middle of an upload leaves nothing", patience, async (t) => {
-  const api = await startTcpApi(t, { transferLimits: { bodyMs: 100, answerStallMs: 500 } });
+  const api = await startTcpApi(t, { transferLimits: { bodyMs: 300, answerStallMs: 3000 } });
   const secret = await api.token("write");
   const dataDir = api.ullage.health().dataDirectory;
   const begin = async (name: string, lengthHeader: string): Promise<ReturnType<typeof connect>> => {

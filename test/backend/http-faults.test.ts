@@ -10,7 +10,7 @@ import { test } from "node:test";
 import { getCACertificates, setDefaultCACertificates } from "node:tls";
 import { type Fault, startHttpSource } from "../support/http-source.ts";
 import { requireTool } from "../support/tools.ts";
-import { collect, failsWith, httpBackend, pattern, readBytes } from "./support.ts";
+import { collect, failsWith, httpBackend, pattern, readBytes, turns } from "./support.ts";
 
 const content = pattern(500_000);
 const offset = 1000;
@@ -269,8 +269,7 @@ void test("connections that the server closed while they were idle do no harm", 
   await Promise.all([1, 2, 3].map((n) => readBytes(backend, identity, n, 10)));
   await source.pause();
   await source.resume();
-  // The ends of the connections arrive before anything is sent on them.
-  await new Promise((resolve) => setTimeout(resolve, 50));
+  await turns(); // the ends of the connections arrive before anything is sent on them
   assert.deepEqual(await readBytes(backend, identity, 0, 10), content.subarray(0, 10));
 });
 

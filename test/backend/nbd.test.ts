@@ -157,7 +157,7 @@ void test("one of several connections is the foreground's alone; those that nobo
     counted.push(...(counted.includes(connection) ? [] : [connection]));
     return chunk;
   });
-  await using backend = nbdBackend(uri, { keepMs: 300 });
+  await using backend = nbdBackend(uri, { keepMs: 2000 });
   const { identity } = await backend.probe(4096);
   const all = (background: boolean): Promise<Buffer> => readBytes(backend, identity, 0, identity.size, { background });
   for (let round = 0; backend.connections < 4 && round < 10; round++) await all(false);

@@ -34,6 +34,14 @@ export function openBackend(source: string, options: BackendsOptions & { guarded
   };
 }
 
+/**
+ * Lets what goes on inside this process, sockets to itself included, go as far as it can: so many turns of the event loop,
+ * however long they take.
+ */
+export async function turns(): Promise<void> {
+  for (let n = 0; n < 30; n++) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
 /** What a read hands to its sink. */
 export async function readBytes(
   backend: Backend,

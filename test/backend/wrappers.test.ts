@@ -16,7 +16,7 @@ import { temporaryDirectory } from "../daemon/support.ts";
 import { type HttpSource, startHttpSource } from "../support/http-source.ts";
 import { startFakeStore } from "../support/store-fake.ts";
 import { requireTool } from "../support/tools.ts";
-import { collect, failsWith, openBackend, pattern, readBytes } from "./support.ts";
+import { collect, failsWith, openBackend, pattern, readBytes, turns } from "./support.ts";
 
 const content = pattern(1_000_000);
 const once = { attempts: 1, baseMs: 1, capMs: 1, timeLimitMs: 1000 };
@@ -124,14 +124,14 @@ void test("a mirror that fails in the middle is gone on from, rests, and is used
   w.mirror.inject({ kind: "status", status: 503 });
   await readBytes(backend, identity, 0, 10);
   while (w.mirror.requestCount === asked) await new Promise((resolve) => setTimeout(resolve, 5));
-  await new Promise((resolve) => setTimeout(resolve, 50));
+  await turns(); // the answer has come
   await clock.advance(6_000);
   await readBytes(backend, identity, 0, 10);
   assert.equal(w.mirror.requestCount, asked + 1, "a failed look makes it rest longer");
   await clock.advance(6_000);
   await readBytes(backend, identity, 0, 10);
   while (w.mirror.requestCount === asked + 1) await new Promise((resolve) => setTimeout(resolve, 5));
-  await new Promise((resolve) => setTimeout(resolve, 50));
+  await turns(); // the answer has come
   const before = w.source.requestCount;
   assert.deepEqual(await readBytes(backend, identity, 7, 10), content.subarray(7, 17));
   assert.equal(w.source.requestCount, before, "the mirror is used again");

@@ -94,15 +94,16 @@ void test("durability rule 12: a unit that was on its way while a sync failed is
   }));
   const { blob } = await openBlob(t, reader, { fs, clock: new ManualClock() });
   await blob.fetch(7 * UNIT, UNIT);
-  const hold = gate();
+  const [delivered, hold] = [gate(), gate()];
   const read = reader.read.bind(reader);
   reader.read = async (offset, length, sink, options) => {
     await read(offset, length, sink, options);
-    if (reader.requests.length === 2) await hold.opened; // all bytes are written, the promise is still open
+    if (reader.requests.length !== 2) return;
+    delivered.open();
+    await hold.opened; // all bytes are written, the promise is still open
   };
   const fetching = blob.fetch(0, UNIT);
-  await until(() => reader.requests.length === 2);
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  await delivered.opened;
   broken = true;
   await assert.rejects(blob.sync(), { errno: "ENOSPC" });
   broken = false;

@@ -9,7 +9,7 @@ import type { BlobView } from "../../src/daemon/views.ts";
 import { launchDaemon, type Daemon } from "../cli/support.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
 import { freePort } from "../sources/processes.ts";
-import { startHttpSource } from "../support/http-source.ts";
+import { type HttpSource, startHttpSource } from "../support/http-source.ts";
 import { requireTool } from "../support/tools.ts";
 import { Browser, type Page } from "./browser.ts";
 import { answerCache, cachePaths, startFakeApi } from "./fake-api.ts";
@@ -18,7 +18,6 @@ import { answerCache, cachePaths, startFakeApi } from "./fake-api.ts";
 
 const MiB = 2 ** 20;
 const content = randomBytes(16 * MiB);
-const slowly = { content, bytesPerSecond: 4 * MiB };
 const patience = { timeout: 150_000 };
 
 interface World {
@@ -26,6 +25,13 @@ interface World {
   now: Daemon;
   page: Page;
   restart(this: void, signal: NodeJS.Signals): Promise<void>;
+}
+
+/** A source whose downloads are under way for as long as a test needs them to be: some of it comes, the rest is waited for. */
+async function startHeldSource(): Promise<HttpSource> {
+  const source = await startHttpSource({ content });
+  source.onRequest = ({ start }) => (start >= 4 * MiB ? { kind: "stall" } : undefined);
+  return source;
 }
 
 async function startWorld(t: TestContext): Promise<World> {
@@ -77,8 +83,8 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
     patience,
     async (t) => {
       if (!requireTool(t, "chromium")) return;
-      await using source = await startHttpSource(slowly);
-      await using other = await startHttpSource(slowly);
+      await using source = await startHeldSource();
+      await using other = await startHeldSource();
       const world = await startWorld(t);
       const { page, url } = world;
       await pull(page, source.url);
@@ -89,6 +95,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
       await underWay(world, source.url);
       // Who looks at something else gets it as well.
       if (signal === "SIGTERM") await page.evaluate(`location.hash = "#/volumes"`);
+      source.onRequest = undefined; // for the next daemon
       await world.restart(signal);
       await underWay(world, source.url);
       await page.evaluate(`location.hash = "#/images"`);
@@ -106,6 +113,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
       // It is not asked for again once it is done.
       await world.restart(signal);
       await page.waitFor(`document.querySelector(".top .chip").textContent !== "offline"`);
+      other.onRequest = undefined;
       await pull(page, other.url);
       await underWay(world, other.url);
       assert.deepEqual(
@@ -145,7 +153,7 @@ void test(
 
 void test("a pull that is refused when it is asked for again is told", patience, async (t) => {
   if (!requireTool(t, "chromium")) return;
-  await using source = await startHttpSource(slowly);
+  await using source = await startHeldSource();
   const world = await startWorld(t);
   const { page } = world;
   await pull(page, source.url);

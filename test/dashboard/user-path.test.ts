@@ -14,7 +14,7 @@ void test("a person makes a volume from an image, watches it fill, and removes i
   await ullage.serveNbd([{ kind: "tcp", host: "127.0.0.1", port: 0 }]);
   await using source = await startHttpSource({
     content: Buffer.alloc(8 * megabyte, "an image "),
-    bytesPerSecond: 4 * megabyte,
+    bytesPerSecond: 64 * 1024,
   });
   const page = await (await Browser.launch(t)).newPage();
 
@@ -38,6 +38,7 @@ void test("a person makes a volume from an image, watches it fill, and removes i
   await page.see(`nbdcopy ${uri}web1 web1.raw`);
 
   // It fills: all of it is local, and the source is not needed any more.
+  source.limitTo(100 * megabyte);
   await page.see("complete");
   await page.waitFor(`!document.querySelector(".legend").innerText.includes("at the source only")`);
   await source.pause();
@@ -116,7 +117,7 @@ void test("hydration is paused, limited and resumed from the page", async (t) =>
   const { ullage } = dashboard;
   await using source = await startHttpSource({
     content: Buffer.alloc(64 * megabyte, "an image "),
-    bytesPerSecond: 2 * megabyte,
+    bytesPerSecond: megabyte / 2,
   });
   await ullage.createVolume({ name: "slow", from: { source: source.url } });
   const page = await (await Browser.launch(t)).newPage();

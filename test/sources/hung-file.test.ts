@@ -40,7 +40,7 @@ void test(
     for (const name of ["hung", "hung2"]) assert.equal((await create(name, disk.path)).code, 0);
     assert.equal((await create("good", other)).code, 0);
 
-    disk.hang();
+    await disk.hang();
     const waiting = Array.from({ length: 24 }, (_, n) => readAt(daemon, n % 2 === 0 ? "hung" : "hung2", (n + 4) * MiB));
     const failing = Promise.allSettled(waiting);
     await sleep(500); // until they hang; if not, the more has to be done meanwhile
@@ -84,7 +84,7 @@ void test(
     const first = await launchDaemon(t, data);
     await first.json(["volume", "create", "hung", "--from", disk.path, "--hydrate", "off"]);
     await client("qemu-io", "-f", "raw", "-c", "write -P 7 1M 64k", first.uri("hung"));
-    disk.hang();
+    await disk.hang();
     const reading = assert.rejects(readAt(first, "hung", 8 * MiB));
     await sleep(500); // until it hangs; if not, the stop has less to do
     const { code, stderr } = await first.stop();

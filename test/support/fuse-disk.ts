@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
@@ -17,8 +17,8 @@ export interface FuseDisk {
   path: string;
   /** The process behind it. */
   pid: number;
-  /** Nothing is answered from now on. */
-  hang(): void;
+  /** Nothing is answered any more when it resolves. */
+  hang(): Promise<void>;
   /** What was asked meanwhile is answered, and what comes. */
   answer(): void;
 }
@@ -42,9 +42,20 @@ export async function mountFuseDisk(
   return {
     path,
     pid: mounted.pid!,
-    hang: () => void mounted.kill("SIGSTOP"),
+    hang: () => stop(mounted),
     answer: () => void mounted.kill("SIGCONT"),
   };
+}
+
+/** Each of its threads answers what it is asked until it has met the signal itself, which takes a while on a busy machine. */
+async function stop(mounted: ChildProcess): Promise<void> {
+  mounted.kill("SIGSTOP");
+  const tasks = `/proc/${mounted.pid}/task`;
+  const stopped = (task: string): boolean => /^State:\tT/m.test(readFileSync(join(tasks, task, "status"), "latin1"));
+  for (let n = 0; !readdirSync(tasks).every(stopped); n++) {
+    assert.ok(n < 10_000, "nbdfuse does not stop");
+    await sleep(1);
+  }
 }
 
 async function unmount(mounted: ChildProcess, folder: string): Promise<void> {

@@ -83,6 +83,8 @@ export interface HttpSource extends AsyncDisposable {
   etag: string | null;
   lastModified: Date | undefined;
   latencyMs: number;
+  /** Body bytes per second of all connections together, from now on. */
+  limitTo(bytesPerSecond: number): void;
   /** Decides per request what goes wrong; asked when nothing was injected. */
   onRequest: ((request: SourceRequest) => Fault | undefined) | undefined;
   /** Makes the next `count` requests (default 1) fail like this. */
@@ -102,7 +104,7 @@ export async function startHttpSource(options: HttpSourceOptions): Promise<HttpS
   let object = typeof options.content === "string" ? await openFile(options.content) : fromBuffer(options.content);
   const objectPath = options.path ?? "/disk.img";
   const host = options.host ?? "127.0.0.1";
-  const bucket = options.bytesPerSecond === undefined ? undefined : new TokenBucket(options.bytesPerSecond);
+  let bucket = options.bytesPerSecond === undefined ? undefined : new TokenBucket(options.bytesPerSecond);
   const requests: SourceRequest[] = [];
   const injected: Fault[] = [];
   let server: Server;
@@ -200,6 +202,10 @@ export async function startHttpSource(options: HttpSourceOptions): Promise<HttpS
     lastModified: options.lastModified,
     latencyMs: options.latencyMs ?? 0,
     onRequest: undefined as HttpSource["onRequest"],
+    limitTo: (bytesPerSecond: number): void => {
+      bucket ??= new TokenBucket(bytesPerSecond);
+      bucket.bytesPerSecond = bytesPerSecond;
+    },
     inject: (fault: Fault, count = 1): void => {
       for (let n = 0; n < count; n++) injected.push(fault);
     },

@@ -1,6 +1,6 @@
 /** Bytes per second, handed out in order of asking; up to 10 ms worth may be saved up. */
 export class TokenBucket {
-  readonly #perMs: number;
+  #perMs: number;
   readonly #queue: { bytes: number; resolve: () => void }[] = [];
   #tokens = 0;
   #refilledAt = performance.now();
@@ -10,6 +10,15 @@ export class TokenBucket {
     this.#perMs = bytesPerSecond / 1000;
   }
 
+  /** From now on. */
+  set bytesPerSecond(value: number) {
+    this.#refill();
+    this.#perMs = value / 1000;
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#serve();
+  }
+
   take(bytes: number): Promise<void> {
     return new Promise((resolve) => {
       this.#queue.push({ bytes, resolve });
@@ -17,10 +26,14 @@ export class TokenBucket {
     });
   }
 
-  #serve(): void {
+  #refill(): void {
     const now = performance.now();
     this.#tokens = Math.min(this.#perMs * 10, this.#tokens + (now - this.#refilledAt) * this.#perMs);
     this.#refilledAt = now;
+  }
+
+  #serve(): void {
+    this.#refill();
     // Whoever is served may leave a debt, which is paid back before the next one: the mean is exact.
     while (this.#queue.length > 0 && this.#tokens > 0) {
       const next = this.#queue.shift()!;

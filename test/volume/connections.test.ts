@@ -169,22 +169,27 @@ void test("rule 16: after a power cut with remote writers connected, writers are
 });
 
 void test("rule 16: nobody is refused if the remote writers were not, no longer, or not as writers connected", async (t) => {
-  const cases: Record<string, (volume: Volume) => Promise<void>> = {
+  const cases: Record<string, (volume: Volume, lives: Lives) => Promise<void>> = {
     "local writers": async (volume) => void (await volume.attach(client())),
     "a remote reader": async (volume) => void (await volume.attach(client({ remote: true, writable: false }))),
-    "remote writers that left": async (volume) => {
+    "remote writers that left": async (volume, lives) => {
       const [one, two] = [await volume.attach(remote), await volume.attach(remote)];
       one.release(true);
       await write(volume, 5 * blockBytes, filled(5));
+      const noted = gate();
+      let syncs = 0;
+      lives.faulty.after = (call) => {
+        if (call.name === "datasync" && ofLog(call) && ++syncs === 2) noted.open();
+      };
       two.broken();
       two.release(false); // vanished: what it wrote is flushed before it is forgotten
-      await new Promise((resolve) => setTimeout(resolve, 50)); // the note is made beside
+      await noted.opened; // beside: a sync for what it wrote, and one for the note
     },
   };
   for (const [what, connect] of Object.entries(cases)) {
     const lives = await Lives.create(t, chunkBytes);
     const volume = await lives.open();
-    await connect(volume);
+    await connect(volume, lives);
     await losePower(lives, volume);
     const next = await lives.open();
     assert.equal(next.info().state, "ok", what);
