@@ -21,6 +21,11 @@ function badSize(text: string, what: string): UllageError {
   return new UllageError("bad-size", `'${text}' ${what}`, { hint: "sizes look like 512, 64k, 10M, 1.5G or 2T" });
 }
 
+/** `1 layer`, `3 layers`. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 /** Three digits or so, for people: `1.5G`. */
 export function formatSize(bytes: number): string {
   let exponent = 0;

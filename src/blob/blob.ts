@@ -1,4 +1,5 @@
 import type { ReadableFile } from "../base/file-system.ts";
+import type { IoBuffer } from "../base/io-buffer.ts";
 import type { ContentCheck } from "./content-check.ts";
 
 /**
@@ -46,6 +47,13 @@ export interface Blob {
    */
   fetch(offset: number, length: number, options?: FetchOptions): Promise<void>;
 
+  /**
+   * Reads a range below `size` from the source, ready or not, and keeps nothing of it: for when the cache has no room.
+   * Absent: the source is out of reach.
+   * @throws SourceError
+   */
+  readThrough?(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void>;
+
   /** Tells the cache that a range was read, for readahead. Cheap, never throws. */
   noteRead(offset: number, length: number): void;
 
@@ -84,6 +92,11 @@ export interface FetchOptions {
   background?: boolean;
   /** Nobody waits for it yet, but somebody probably will in a moment: before the background, behind who waits. */
   soon?: boolean;
+  /**
+   * The caller can do without its being kept (`readThrough`, or not at all): he is refused with ENOSPC before the last
+   * bytes of a disk are taken, which are for what volumes write.
+   */
+  optional?: boolean;
   signal?: AbortSignal;
 }
 

@@ -9,6 +9,7 @@ import { IoError, describeError } from "../base/errors.ts";
  *     use >  capacity x HIGH      blobs that no volume needs go whole, least recently used first, and then, of volumes that
  *                                 do not want to be complete, ranges that nobody read lately, until use <= capacity x LOW
  *     free < reserve              the same, until the file system has its reserve again
+ *     free < floor                what clients read of images goes by the cache: nothing more is kept
  *
  * What a detached volume needs is data, not cache, and is never looked at.
  */
@@ -16,10 +17,14 @@ import { IoError, describeError } from "../base/errors.ts";
 const HIGH = 0.95;
 const LOW = 0.85;
 
-/** Use is looked at whenever so many bytes came in, */
+/** Use is looked at whenever so many bytes came in (not less: as much may be needed at once by who reads), */
 const CHECK_BYTES = 32 * 1024 * 1024;
 /** and ranges go in portions, between which readers get on. */
 const PORTION_BYTES = 32 * 1024 * 1024;
+/** Of the reserve so much, bytes, at most is the floor: what clients wait for is worth more than a reserve. */
+const FLOOR_BYTES = 1024 * 1024 * 1024;
+/** What is free is known for so long, ms: volumes write, too. */
+const LOOK_MS = 1000;
 /** A full disk that eviction could not help is not asked again before this, ms. */
 const USELESS_MS = 1000;
 
@@ -42,10 +47,13 @@ export interface RoomLeft {
   room: number;
 }
 
-/** @param reserve share of the file system that is left alone @throws IoError ENOSPC */
-export function demandRoom({ free, total, room }: RoomLeft, reserve: number): void {
+/**
+ * @param reserve share of the file system that is left alone @param bytes that are to fit, with what is under way
+ * @throws IoError ENOSPC
+ */
+export function demandRoom({ free, total, room }: RoomLeft, reserve: number, bytes = 1): void {
   const full = (what: string, hint: string): IoError => new IoError("ENOSPC", what, undefined, hint);
-  if (room <= 0) {
+  if (room < bytes) {
     throw full("the cache has as many bytes as its capacity allows", "`ullage cache limit --capacity` allows more");
   }
   const kept = Math.ceil(total * reserve);
@@ -79,6 +87,12 @@ export class CacheSpace {
   #unchecked = 0;
   #running: Promise<number> | undefined;
   #uselessUntil = -Infinity;
+  /** Bytes that may still be claimed before the file system is asked again. */
+  #aboveFloor = 0;
+  #lookAgainAt = -Infinity;
+  /** Bytes that are on their way. */
+  #claimed = 0;
+  #atFloor = false;
 
   constructor(host: CacheSpaceHost, limits: CacheLimits = defaultLimits) {
     this.#host = host;
@@ -110,11 +124,54 @@ export class CacheSpace {
   /**
    * Asked before more of what nobody waits for is fetched: that must fill neither the disk, on which volumes write, nor
    * more than the cache may have. What is not needed goes first.
-   * @throws IoError ENOSPC
+   * @param bytes that are to fit, with what its caller has under way @throws IoError ENOSPC
    */
-  async demandRoom(): Promise<void> {
+  async demandRoom(bytes: number): Promise<void> {
     await this.relieve();
-    demandRoom({ ...(await this.#host.fileSystem()), room: this.room }, this.limits.reserve);
+    if (this.room < bytes) await this.free(bytes - this.room);
+    demandRoom({ ...(await this.#host.fileSystem()), room: this.room }, this.limits.reserve, bytes);
+  }
+
+  /**
+   * Asked before bytes are kept that somebody can have without: they are his until `disclaim`.
+   * @param evict what is not needed goes first
+   * @throws IoError ENOSPC; nothing is claimed then
+   */
+  async claim(bytes: number, evict: boolean): Promise<void> {
+    const { clock } = this.#host;
+    const fits = (): boolean => this.#aboveFloor >= bytes;
+    if (!fits() || clock.now() >= this.#lookAgainAt) {
+      const mayFit = clock.now() >= this.#uselessUntil;
+      if (mayFit) await this.#lookForRoom(bytes);
+      if (mayFit && evict && !fits() && (await this.makeRoom())) await this.#lookForRoom(bytes);
+      this.#noteFloor(!mayFit || !fits());
+      if (this.#atFloor) {
+        throw new IoError("ENOSPC", "the last bytes of the cache's file system are left to what volumes write");
+      }
+    }
+    this.#aboveFloor -= bytes;
+    this.#claimed += bytes;
+  }
+
+  /** What was claimed is on the disk now, or was not needed. */
+  disclaim(bytes: number): void {
+    this.#claimed -= bytes;
+  }
+
+  #noteFloor(atFloor: boolean): void {
+    if (atFloor === this.#atFloor) return;
+    this.#atFloor = atFloor;
+    if (atFloor)
+      this.#host.log("warn", "the disk is nearly full: what is read of images is not kept until there is room");
+    else this.#host.log("info", "the disk has room again: what is read of images is kept");
+  }
+
+  /** Room for so many bytes, or for the next ones as well. */
+  async #lookForRoom(bytes: number): Promise<void> {
+    const { free, total } = await this.#host.fileSystem();
+    const floor = Math.min(FLOOR_BYTES, Math.ceil(total * this.limits.reserve));
+    this.#aboveFloor = Math.min(Math.max(CHECK_BYTES, bytes), free - floor - this.#claimed);
+    this.#lookAgainAt = this.#host.clock.now() + LOOK_MS;
   }
 
   /** Evicts what is too much, if anything is. Never rejects. @returns bytes freed */

@@ -1,8 +1,8 @@
-import { SourceError } from "../base/errors.ts";
 import type { File } from "../base/file-system.ts";
 import { IoBuffer } from "../base/io-buffer.ts";
 import { BLOCK_BYTES } from "./blob-files.ts";
 import type { RangeMap } from "./range-map.ts";
+import { demandAll, demandNoMore, type Receiver } from "./receiver.ts";
 
 /*
  * Takes the bytes of one request as they arrive and puts them into the cache file. Small chunks are gathered in two buffers
@@ -33,7 +33,7 @@ export class StagingBuffers {
 /** Bytes are compared with it to find those that need no space. */
 const zeros = Buffer.alloc(STAGING_BYTES);
 
-export class CacheWriter {
+export class CacheWriter implements Receiver {
   readonly #file: File;
   readonly #map: RangeMap;
   readonly #buffers: StagingBuffers;
@@ -64,11 +64,7 @@ export class CacheWriter {
   /** A `Sink`: the chunk is free again when it has returned, or its promise has resolved. */
   readonly sink = (chunk: Uint8Array): void | Promise<void> => {
     this.#received += chunk.length;
-    if (this.#received > this.#expected) {
-      throw new SourceError("source-protocol", `the source sent more than the ${this.#expected} bytes asked for`, {
-        transient: false,
-      });
-    }
+    demandNoMore(this.#received, this.#expected);
     if (this.#isLarge(chunk, 0)) return this.#drain(chunk, 0);
     const taken = this.#take(chunk, 0);
     if (taken < chunk.length || this.#filled === STAGING_BYTES) return this.#drain(chunk, taken);
@@ -79,13 +75,8 @@ export class CacheWriter {
     return this.#filled === 0 && chunk.length - from >= STAGING_BYTES;
   }
 
-  /** Resolves when everything is in the cache file. @throws IoError, or SourceError when bytes are missing */
   async finish(): Promise<void> {
-    if (this.#received !== this.#expected) {
-      throw new SourceError("source-short", `the source sent ${this.#received} bytes instead of ${this.#expected}`, {
-        transient: true,
-      });
-    }
+    demandAll(this.#received, this.#expected);
     if (this.#offset + this.#filled === this.#map.size) this.#pad();
     await this.#flush();
     await this.#writing;

@@ -104,6 +104,8 @@ export class BlobCache {
   #indexing: Promise<void> | undefined;
   /** Of closed blobs: what their cache files take on disk. */
   #closedBytes = 0;
+  /** What is unpacked just now, and no blob yet. */
+  #makingBytes = 0;
   #needs: BlobNeeds | undefined;
   /** How much the cache takes, and what goes when that is too much. */
   readonly space: CacheSpace;
@@ -144,6 +146,8 @@ export class BlobCache {
       evicts: () => this.#needs !== undefined,
       filled: (bytes) => this.space.filled(bytes),
       makeRoom: () => this.space.makeRoom(),
+      claimRoom: (bytes, evict) => this.space.claim(bytes, evict),
+      disclaimRoom: (bytes) => this.space.disclaim(bytes),
     };
     this.#dir = dir;
     this.#lock = lock;
@@ -199,9 +203,9 @@ export class BlobCache {
     this.#needs = needs;
   }
 
-  /** Bytes that all cache files take on disk; of closed ones as they were when they were closed. */
+  /** Bytes that all cache files take on disk, those under way too; of closed ones as they were when they were closed. */
   get diskBytes(): number {
-    let bytes = this.#closedBytes;
+    let bytes = this.#closedBytes + this.#makingBytes;
     for (const blob of this.opened()) bytes += onDisk(blob);
     return bytes;
   }
@@ -322,7 +326,17 @@ export class BlobCache {
       ...(guarded ? { guarded } : {}),
       unpacked: true,
     });
-    await this.#makeWhole(id, (dir) => makeUnpackedFiles({ ...unpacking, fs, dir, describe }));
+    let taken = 0;
+    const took = (bytes: number): void => {
+      taken += bytes;
+      this.#makingBytes += bytes;
+    };
+    const room = (bytes: number): Promise<void> => this.space.demandRoom(bytes);
+    try {
+      await this.#makeWhole(id, (dir) => makeUnpackedFiles({ ...unpacking, fs, dir, describe, room, took }));
+    } finally {
+      took(-taken);
+    }
     return this.open(id);
   }
 
@@ -400,7 +414,13 @@ export class BlobCache {
       await blob.evict(blob.file.allocated() - UNCACHED_BYTES / 2).catch(() => undefined); // memory: it does not fail
       thinning = false;
     };
-    const environment = { ...this.#environment, fs: memoryFiles, evicts: () => true, filled: () => void thin() };
+    const environment = {
+      ...this.#environment,
+      fs: memoryFiles,
+      evicts: () => true,
+      filled: () => void thin(),
+      claimRoom: () => Promise.resolve(),
+    };
     blob = await CachedBlob.create(environment, join(this.#dir, meta.id), meta);
     return blob;
   }

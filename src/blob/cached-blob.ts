@@ -5,6 +5,7 @@ import { SourceBusyError } from "../backend/source-errors.ts";
 import type { Clock } from "../base/clock.ts";
 import { IoError, SourceError, UllageError, describeError, errnoOf } from "../base/errors.ts";
 import type { DirectoryLock, File, FileSystem } from "../base/file-system.ts";
+import type { IoBuffer } from "../base/io-buffer.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import { createBlobFiles, dataFileBytes, loadBlobFiles, type BlobFiles } from "./blob-files.ts";
 import type { BlobMeta } from "./blob-meta.ts";
@@ -13,12 +14,13 @@ import { CacheWriter, type StagingBuffers } from "./cache-writer.ts";
 import { ColdUnits, type UnitRun } from "./cold-units.ts";
 import { DigestContentCheck, type CheckState, type CheckSurroundings } from "./content-check.ts";
 import { overwriteFile, replaceFile } from "./durable-file.ts";
-import { FetchLanes, type FetchTraffic } from "./fetch-lanes.ts";
+import { FetchLanes, type FetchTraffic, type Lane } from "./fetch-lanes.ts";
 import { FetchQueue, type Transfer } from "./fetch-queue.ts";
 import { KnownZeros } from "./known-zeros.ts";
 import { RangeMap } from "./range-map.ts";
 import { encodeRangeMap } from "./range-map-file.ts";
 import { ReadaheadFetcher } from "./readahead-fetcher.ts";
+import { BufferReceiver, type Receiver } from "./receiver.ts";
 import { SharedReadiness } from "./shared-readiness.ts";
 import type { SourceTraffic, SourceTraffics } from "./source-traffic.ts";
 import { type SourceTrouble, SourceTroubles } from "./source-trouble.ts";
@@ -45,6 +47,9 @@ const PERSIST_AFTER_MS = 2000;
  */
 const PERSIST_AFTER_BYTES = 64 * 1024 * 1024;
 
+/** Of what is streamed, room is asked for in portions of so much. */
+const ROOM_BYTES = 1024 * 1024;
+
 /** What a blob needs from its surroundings; shared by all blobs of a cache. */
 export interface BlobEnvironment extends CheckSurroundings {
   readonly fs: FileSystem;
@@ -60,6 +65,9 @@ export interface BlobEnvironment extends CheckSurroundings {
   evicts(): boolean;
   /** So many bytes came into the cache. */
   filled(bytes: number): void;
+  /** For bytes that can be done without, until they are there. @throws IoError ENOSPC */
+  claimRoom(bytes: number, evict: boolean): Promise<void>;
+  disclaimRoom(bytes: number): void;
   /** A request found the disk full. @returns whether it is worth while to try again */
   makeRoom(): Promise<boolean>;
   /** A reader of exactly the object that `meta.identity` pins. Called at the first miss, and again after a failure. */
@@ -130,7 +138,7 @@ export class CachedBlob implements Blob {
       meta,
       environment.missBytes,
       (offset, length) => this.#map.isReady(offset, length),
-      (offset, length) => this.fetch(offset, length, { soon: true }),
+      (offset, length) => this.fetch(offset, length, { soon: true, optional: true }),
     );
     this.#cold = environment.evicts() ? new ColdUnits(this.#map) : undefined;
     this.#queue = new FetchQueue({
@@ -144,7 +152,10 @@ export class CachedBlob implements Blob {
       meta,
       clock: environment.clock,
       closing: this.#closing.signal,
+      file: this.file,
       isComplete: () => this.#map.missing === 0,
+      // An eviction takes its units from the map before it punches anything. What may be discarded for its digest is raw.
+      isSettled: () => this.#durable.missing === 0,
       reader: () => this.#source(),
     });
     this.check = this.#checkOf(verified);
@@ -240,9 +251,38 @@ export class CachedBlob implements Blob {
 
   async fetch(offset: number, length: number, options: FetchOptions = {}): Promise<void> {
     this.check?.demandTrust();
-    const { background = false, soon = false, signal } = options;
+    const { background = false, soon = false, optional = false, signal } = options;
     const lane = background ? "background" : soon ? "readahead" : "foreground";
-    await this.#queue.fetch(offset, length, lane, signal);
+    if (!optional || this.#map.isReady(offset, length)) return this.#queue.fetch(offset, length, lane, signal);
+    await this.#environment.claimRoom(length, lane !== "background");
+    try {
+      await this.#queue.fetch(offset, length, lane, signal);
+    } finally {
+      this.#environment.disclaimRoom(length);
+    }
+  }
+
+  async readThrough(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
+    this.check?.demandTrust();
+    if (this.zeros?.has(offset) === true && this.zeros.run(offset, length) === length) {
+      buffer.bytes.fill(0, at, at + length);
+      return;
+    }
+    const { traffic } = this.#environment;
+    traffic.started();
+    try {
+      const source = this.#source();
+      await this.#ask(
+        "foreground",
+        this.#closing.signal,
+        new BufferReceiver(buffer, at, length),
+        async (sink, options) => {
+          await (await source).read(offset, length, sink, options);
+        },
+      );
+    } finally {
+      traffic.ended();
+    }
   }
 
   noteRead(offset: number, length: number): void {
@@ -259,25 +299,47 @@ export class CachedBlob implements Blob {
    * Fills the whole blob from one pass over the object, for sources that can't serve ranges. Nothing becomes ready
    * before the last byte is there and `stream` has resolved; reads that need the source wait for that.
    * @param stream hands all bytes of the blob, in order, to the sink
+   * @param options.room asked before so many bytes more are received; ends it by throwing
    * @param options.onProgress called with the bytes received so far
    */
   async fillByStreaming(
     stream: (sink: Sink, options: ReadOptions) => Promise<void>,
-    options: { signal?: AbortSignal; onProgress?: (bytes: number) => void } = {},
+    options: {
+      signal?: AbortSignal;
+      room?: (bytes: number) => Promise<void>;
+      onProgress?: (bytes: number) => void;
+    } = {},
   ): Promise<void> {
-    const { onProgress } = options;
-    await this.#queue.fetchWhole(
-      (request) =>
-        this.#receive(request, (sink, readOptions) => {
-          let received = 0;
-          return stream((chunk) => {
+    const { room, onProgress } = options;
+    let received = 0;
+    let granted = 0;
+    await this.#queue.fetchWhole(async (request) => {
+      try {
+        return await this.#receive(request, (sink, readOptions) =>
+          stream(async (chunk) => {
             received += chunk.length;
+            for (; granted < received; granted += ROOM_BYTES) await room?.(ROOM_BYTES);
             onProgress?.(received);
-            return sink(chunk);
-          }, readOptions);
-        }),
-      options.signal,
-    );
+            await sink(chunk);
+          }, readOptions),
+        );
+      } catch (error) {
+        await this.#freeMissing();
+        throw error;
+      }
+    }, options.signal);
+  }
+
+  /** Nothing of what a stream brought counts when it ends too early: it should not take space either. Never rejects. */
+  async #freeMissing(): Promise<void> {
+    const map = this.#map;
+    for (let first = map.nextMissing(0, map.units); first < map.units;) {
+      const offset = first * this.unitBytes;
+      const length = map.readyRun(offset, this.size - offset);
+      const bytes = offset + length === this.size ? dataFileBytes(this.meta) - offset : length;
+      await this.file.punch(offset, bytes).catch(() => undefined); // what fails here is written over by the next attempt
+      first = map.nextMissing(map.unitEnd(offset, length), map.units);
+    }
   }
 
   // ---- bytes from the source ---------------------------------------------------------------------------------------
@@ -354,7 +416,7 @@ export class CachedBlob implements Blob {
   /** @returns false when a sync of the data failed meanwhile: some of the bytes may be lost */
   async #receive(request: Transfer, read: (sink: Sink, options: ReadOptions) => Promise<void>): Promise<boolean> {
     const failedSyncs = this.#failedSyncs;
-    const background = request.lane !== "foreground";
+    const { lane, signal, hurry } = request;
     const writer = new CacheWriter({
       file: this.file,
       map: this.#map,
@@ -362,37 +424,47 @@ export class CachedBlob implements Blob {
       offset: request.first * this.unitBytes,
       length: this.#map.bytesOf(request.first, request.end),
     });
+    await this.#ask(lane, signal, writer, (sink, options) => read(sink, { ...options, hurry }));
+    if (failedSyncs !== this.#failedSyncs) return false;
+    this.#becameReady(request.first, request.end);
+    if (lane === "background") this.#unsyncedBehind += writer.received;
+    this.#noteUnsynced();
+    this.#environment.filled(writer.received);
+    return true;
+  }
+
+  /** Asks the source for what `receiver` takes, and counts what came of it. */
+  async #ask(
+    lane: Lane,
+    signal: AbortSignal,
+    receiver: Receiver,
+    read: (sink: Sink, options: ReadOptions) => Promise<void>,
+  ): Promise<void> {
+    const background = lane !== "foreground";
     const { clock } = this.#environment;
     const began = clock.now();
-    const lane = this.#traffic.lane(background);
-    lane.requests++;
+    const counted = this.#traffic.lane(background);
+    counted.requests++;
     this.stats.requests++;
     let failure: { error: unknown } | undefined;
     try {
-      const { signal, hurry } = request;
-      await read(writer.sink, { signal, background, hurry, onRetry: (error) => this.#retried(error) });
-      await writer.finish();
+      await read(receiver.sink, { signal, background, onRetry: (error) => this.#retried(error) });
+      await receiver.finish();
     } catch (error) {
       failure = { error };
     }
     // What the cache file said goes before how the source's reader may have wrapped it.
-    const writeError = await writer.close();
-    this.stats[`${request.lane}Bytes`] += writer.received;
-    lane.bytes += writer.received;
+    const writeError = await receiver.close();
+    this.stats[`${lane}Bytes`] += receiver.received;
+    counted.bytes += receiver.received;
     if (failure !== undefined) {
-      if (!request.signal.aborted) this.stats.errors++;
-      if (!request.signal.aborted && writeError === undefined) this.#noteFailure(failure.error);
+      if (!signal.aborted) this.stats.errors++;
+      if (!signal.aborted && writeError === undefined) this.#noteFailure(failure.error);
       throw writeError ?? failure.error;
     }
-    lane.latency.observe(clock.now() - began);
-    this.#environment.traffic.took(request.lane, clock.now() - began);
+    counted.latency.observe(clock.now() - began);
+    this.#environment.traffic.took(lane, clock.now() - began);
     this.#troubles.note(undefined);
-    if (failedSyncs !== this.#failedSyncs) return false;
-    this.#becameReady(request.first, request.end);
-    if (request.lane === "background") this.#unsyncedBehind += writer.received;
-    this.#noteUnsynced();
-    this.#environment.filled(writer.received);
-    return true;
   }
 
   #retried(error: SourceError): void {

@@ -144,7 +144,8 @@ export class DamagedPieces {
 
   /** What a request came to. @throws SourceError when it is more than a few places: to be taken as any other failure */
   note(damages: readonly Damage[]): void {
-    for (const damage of damages) {
+    // The same place may have been asked for twice at a time.
+    for (const damage of damages.flatMap((found) => [...this.around(found.blob, found)])) {
       if (this.#pieces.size >= MAX_PIECES) {
         throw new SourceError(damage.error.code, `more than ${MAX_PIECES} places of the image can't be had`, {
           transient: damage.error.transient,

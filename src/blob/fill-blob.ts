@@ -8,14 +8,14 @@ const REQUEST_BYTES = 1024 * 1024;
 
 export interface FillOptions {
   signal: AbortSignal;
-  room?: () => Promise<void>;
+  room?: (bytes: number) => Promise<void>;
   onProgress?: (bytes: number) => void;
 }
 
 /**
  * Fetches everything of a blob that is missing, behind whatever somebody waits for. Durable, and compared with its digest if
  * there is one, when it resolves. What is damaged at the source is left out, and told of when everything else is there.
- * @param options.room asked before every request; ends it by throwing
+ * @param options.room asked before every request for one byte more than is under way; ends it by throwing when nothing is
  * @param options.onProgress called with the bytes that are ready
  * @throws SourceError, IoError; what was fetched by then stays
  */
@@ -30,7 +30,7 @@ export async function fillBlob(blob: Blob, options: FillOptions): Promise<void> 
 
 /**
  * Fetches what a trace names, in its order. Durable when it resolves.
- * @param options.room asked before every request; ends it by throwing
+ * @param options.room asked before every request for one byte more than is under way; ends it by throwing when nothing is
  * @param options.onProgress called with the bytes of the trace that are done with
  * @throws SourceError, IoError
  */
@@ -51,11 +51,38 @@ async function fetchAll(
   onDone: (length: number) => void,
 ): Promise<void> {
   const damage = new DamagedPieces();
+  let underWay = 0;
+  let landing = Promise.withResolvers<void>();
+  let asking = Promise.resolve();
+  /** One asks at a time. What is under way may turn out to be zeros, which take no room. */
+  const admit = async (length: number): Promise<void> => {
+    for (;;) {
+      try {
+        await room?.(underWay + 1);
+        break;
+      } catch (error) {
+        if (underWay === 0) throw error;
+        await landing.promise;
+      }
+    }
+    underWay += length;
+  };
+  const landed = (length: number): void => {
+    underWay -= length;
+    landing.resolve();
+    landing = Promise.withResolvers();
+  };
   const fetchSome = async (): Promise<void> => {
     for (const [offset, length] of pieces) {
       if (!blob.isReady(offset, length)) {
-        await room?.();
-        damage.note(await fetchAround(blob, offset, length, options));
+        const admitted = asking.then(() => admit(length));
+        asking = admitted.catch(() => undefined);
+        await admitted;
+        try {
+          damage.note(await fetchAround(blob, offset, length, options));
+        } finally {
+          landed(length);
+        }
       }
       onDone(length);
     }

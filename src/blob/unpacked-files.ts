@@ -17,7 +17,8 @@ import { encodeRangeMap } from "./range-map-file.ts";
  *     unpacked [-> within -> unpacked …] -> data -> map -> meta.json -> everything synced -> the directory gets its name: it is a blob
  *
  * A blob that is a clone of a local file (FICLONE) is made the same way: it has everything at once, and takes no space.
- * A crash before that leaves a directory that nobody knows, and that the next start removes.
+ * Room is asked for as it is written: whoever unpacks must fill neither the disk nor more than the cache may have. A failure
+ * before the name leaves nothing; a crash before that leaves a directory that nobody knows, and that the next start removes.
  */
 
 /** What a blob's directory is called until all of it is there. */
@@ -28,6 +29,10 @@ export interface UnpackOptions {
   /** New, empty directory. */
   dir: string;
   signal?: AbortSignal;
+  /** Asked before so many bytes more are written. @throws IoError ENOSPC */
+  room(bytes: number): Promise<void>;
+  /** So many bytes more are in the directory; negative: fewer. */
+  took(bytes: number): void;
   /** Sends everything that is unpacked to the sink. */
   unpack(sink: Sink): Promise<void>;
   /** The disk within what was unpacked, the same reader when it is the disk; or what has to be unpacked once more. */
@@ -48,7 +53,8 @@ export async function makeUnpackedFiles(options: UnpackOptions): Promise<BlobMet
   let name = "unpacked";
   let data = await fs.open(join(dir, name), "create");
   try {
-    let reader = fileReader(data, await write(fs, data, (sink) => options.unpack(sink), signal));
+    let written = await write(options, data, (sink) => options.unpack(sink));
+    let reader = fileReader(data, written.size);
     let found = await options.openDisk(reader);
     while (found !== reader) {
       const within = found;
@@ -58,11 +64,14 @@ export async function makeUnpackedFiles(options: UnpackOptions): Promise<BlobMet
       try {
         const fill = (sink: Sink): Promise<void> =>
           "unpack" in within ? within.unpack(sink) : copyDisk(within, sink, signal);
-        reader = fileReader(data, await write(fs, data, fill, signal));
+        const packedBytes = written.bytes;
+        written = await write(options, data, fill);
+        reader = fileReader(data, written.size);
+        await fs.unlink(join(dir, nameBefore));
+        options.took(-packedBytes);
       } finally {
         await before.close();
       }
-      await fs.unlink(join(dir, nameBefore));
       found = "unpack" in within ? await options.openDisk(reader) : reader;
     }
     await fs.rename(join(dir, name), join(dir, "data"));
@@ -117,36 +126,35 @@ async function complete(fs: FileSystem, dir: string, data: File, meta: BlobMeta)
 const BUFFER_BYTES = 256 * 1024;
 const zeros = Buffer.alloc(BUFFER_BYTES);
 
-/** Space is looked at this often; as much of the file system is left alone. */
-const SPACE_CHECK_BYTES = 64 * 1024 * 1024;
-const RESERVE = 0.05;
+/** Room is asked for in portions of so much. */
+const PORTION_BYTES = 1024 * 1024;
 
-/** Writes what comes into the new file, zeros as holes; one buffer is written while the other one is filled. */
+/**
+ * Writes what comes into the new file, zeros as holes; one buffer is written while the other one is filled.
+ * @returns the file's size, and how many bytes of it are no holes
+ */
 async function write(
-  fs: FileSystem,
+  options: UnpackOptions,
   file: File,
   fill: (sink: Sink) => Promise<void>,
-  signal: AbortSignal | undefined,
-): Promise<number> {
+): Promise<{ size: number; bytes: number }> {
+  const { signal } = options;
   let filling = new IoBuffer(BUFFER_BYTES);
   let other = new IoBuffer(BUFFER_BYTES);
   let filled = 0;
   let offset = 0;
-  let unchecked = Infinity;
+  let bytes = 0;
   let writing: Promise<void> = Promise.resolve();
   const flush = async (): Promise<void> => {
     await writing;
     signal?.throwIfAborted();
-    if (unchecked >= SPACE_CHECK_BYTES) {
-      const { free, total } = await fs.space(file.path);
-      if (free < total * RESERVE) throw new IoError("ENOSPC", `only ${free} bytes are left for the cache`);
-      unchecked = 0;
-    }
     const [full, length, at] = [filling, filled, offset];
     if (full.bytes.compare(zeros, 0, length, 0, length) !== 0) {
+      if (bytes % PORTION_BYTES === 0) await options.room(PORTION_BYTES);
       writing = file.write(full, 0, length, at);
       writing.catch(() => undefined); // whoever waits next gets it
-      unchecked += length;
+      bytes += length;
+      options.took(length);
     }
     [filling, other] = [other, full];
     offset += length;
@@ -169,7 +177,7 @@ async function write(
     throw error;
   }
   await file.truncate(offset);
-  return offset;
+  return { size: offset, bytes };
 }
 
 async function copyDisk(disk: ImageReader, sink: Sink, signal: AbortSignal | undefined): Promise<void> {

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { JobObject } from "../api/job-object.ts";
 import { systemClock } from "../base/clock.ts";
 import { UllageError } from "../base/errors.ts";
+import { counted } from "../base/units.ts";
 import type { ApiClient, Call } from "./api-client.ts";
 import { ProgressLine, ProgressMeter } from "./progress.ts";
 import { stopSignal } from "./signals.ts";
@@ -80,7 +81,7 @@ async function follow(
 
 /** `[#####     ] 42%  420M of 1G  50M/s  12s left` */
 function describe({ progress: { done, total, unit } }: JobObject, meter: ProgressMeter): string {
-  if (unit === "layers") return total === null ? "looking" : `${done} of ${total} layers`;
+  if (unit === "layers") return total === null ? "looking" : `${done} of ${counted(total, "layer")}`;
   return meter.text(done, total);
 }
 

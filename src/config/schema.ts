@@ -164,7 +164,7 @@ export const configKeys: readonly ConfigKey[] = [
     kind: percentage,
     option: "cacheReserve",
     fallback: "5",
-    meaning: "percentage of the file system that the cache leaves free",
+    meaning: "percentage of the file system that the cache leaves free; 1 GiB at most where clients wait for bytes",
   },
   {
     key: "sources.limit",

@@ -6,7 +6,7 @@ import { defaultSourceEntries, sourcePolicy, type Resolver } from "../backend/so
 import type { SourceSettings } from "../backend/source-settings.ts";
 import { systemClock, type Clock } from "../base/clock.ts";
 import { describeError, UllageError } from "../base/errors.ts";
-import { formatSize } from "../base/units.ts";
+import { counted, formatSize } from "../base/units.ts";
 import type { FileSystem } from "../base/file-system.ts";
 import { realFileSystem } from "../base/real-file-system.ts";
 import type { MetadataStore, SnapshotRecord } from "../catalog/metadata-store.ts";
@@ -509,7 +509,10 @@ export class Ullage {
   }
 
   #reclaimed(result: Reclaimed): void {
-    this.#log("info", `${formatSize(result.bytes)} that nothing needed were freed in ${result.layers} layers`);
+    this.#log(
+      "info",
+      `${formatSize(result.bytes)} that nothing needed were freed in ${counted(result.layers, "layer")}`,
+    );
     this.events.publish({ name: "space-reclaimed", data: reclaimView(result) });
   }
 

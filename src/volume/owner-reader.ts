@@ -1,7 +1,7 @@
-import { IoError } from "../base/errors.ts";
+import { errnoOf, IoError } from "../base/errors.ts";
 import type { ReadableFile } from "../base/file-system.ts";
 import type { IoBuffer } from "../base/io-buffer.ts";
-import type { Blob } from "../blob/blob.ts";
+import type { Blob, FetchOptions } from "../blob/blob.ts";
 import type { TraceRecorder } from "../blob/boot-trace.ts";
 import type { Head } from "./layers/head.ts";
 import type { Layer } from "./layers/layer.ts";
@@ -86,35 +86,51 @@ export class OwnerReader {
     return true;
   }
 
-  /** Reads the range, fetching what is missing. @throws SourceError, IoError */
+  /** Reads the range, fetching what is missing; what the cache has no room for is not kept. @throws SourceError, IoError */
   async read(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
     for (let attempt = 0; attempt < maxAttempts; attempt++) {
-      await this.fetch(offset, length);
-      if (await this.#tryReadLocal(offset, length, buffer, at)) return;
+      try {
+        await this.fetch(offset, length, { optional: true });
+      } catch (error) {
+        if (errnoOf(error) === "ENOSPC" && (await this.#readAll(offset, length, buffer, at, true))) return;
+        throw error;
+      }
+      if (await this.#readAll(offset, length, buffer, at, false)) return;
     }
     throw new IoError("EIO", `the range ${offset}+${length} was fetched ${maxAttempts} times and lost again`);
   }
 
   /** Reads a range that is local already; the caller holds its range lock, so nothing may be fetched here. */
   async readLocal(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
-    if (await this.#tryReadLocal(offset, length, buffer, at)) return;
+    if (await this.#readAll(offset, length, buffer, at, false)) return;
     throw new IoError("EIO", `the range ${offset}+${length} is no longer in the cache; try again`);
   }
 
-  async #tryReadLocal(offset: number, length: number, buffer: IoBuffer, at: number): Promise<boolean> {
+  /**
+   * @param through what is not ready is asked of its source
+   * @returns false when something is not (or no longer) ready, and its source out of reach
+   */
+  async #readAll(offset: number, length: number, buffer: IoBuffer, at: number, through: boolean): Promise<boolean> {
     const end = offset + length;
     for (let position = offset; position < end;) {
       const block = Math.floor(position / blockBytes);
       const stop = this.#runEnd(block, end);
       const owner = this.#map.ownerOf(block);
-      if (!(await this.#readRun(owner, position, stop - position, buffer, at + position - offset))) return false;
+      const run = stop - position;
+      if (!(await this.#readRun(owner, position, run, buffer, at + position - offset, through))) return false;
       position = stop;
     }
     return true;
   }
 
-  /** @returns false when the range is not (or no longer) ready */
-  async #readRun(owner: number, offset: number, length: number, buffer: IoBuffer, at: number): Promise<boolean> {
+  async #readRun(
+    owner: number,
+    offset: number,
+    length: number,
+    buffer: IoBuffer,
+    at: number,
+    through: boolean,
+  ): Promise<boolean> {
     if (owner === zeroOwner) {
       buffer.bytes.fill(0, at, at + length);
       return true;
@@ -131,20 +147,20 @@ export class OwnerReader {
       return true;
     }
     const inside = Math.max(0, Math.min(length, blob.size - offset));
-    if (inside > 0) {
-      const { losses } = blob;
-      if (!blob.isReady(offset, inside)) return false;
-      await readFully(blob.file, buffer, at, inside, offset);
-      // A failed sync of the cache may have taken the unit back while this read waited, and it may have been fetched
-      // again since: that it is ready now says nothing of what was read (rules 12, 13).
-      if (blob.losses !== losses) return false;
+    for (let done = 0; done < inside;) {
+      const piece = through ? blob.readyRun(offset + done, inside - done) : inside;
+      if (!(await readReady(blob, offset + done, piece, buffer, at + done))) {
+        if (!through || blob.readThrough === undefined) return false;
+        await blob.readThrough(offset + done, piece, buffer, at + done);
+      }
+      done += piece;
     }
     if (inside < length) buffer.bytes.fill(0, at + inside, at + length);
     return true;
   }
 
   /** Makes every blob-owned part of the range ready. Resolves at once when all of it is. */
-  async fetch(offset: number, length: number): Promise<void> {
+  async fetch(offset: number, length: number, options?: FetchOptions): Promise<void> {
     const end = offset + length;
     let fetches: Promise<void>[] | undefined;
     for (let position = offset; position < end;) {
@@ -156,7 +172,7 @@ export class OwnerReader {
         if (inside > 0) {
           blob.noteRead(position, inside);
           this.recorder?.note(position, inside);
-          if (!blob.isReady(position, inside)) (fetches ??= []).push(blob.fetch(position, inside));
+          if (!blob.isReady(position, inside)) (fetches ??= []).push(blob.fetch(position, inside, options));
         }
       }
       position = stop;
@@ -177,6 +193,16 @@ export class OwnerReader {
     }
     return true;
   }
+}
+
+/** @returns false when the range is not (or no longer) ready */
+async function readReady(blob: Blob, offset: number, length: number, buffer: IoBuffer, at: number): Promise<boolean> {
+  const { losses } = blob;
+  if (!blob.isReady(offset, length)) return false;
+  await readFully(blob.file, buffer, at, length, offset);
+  // A failed sync of the cache may have taken the unit back while this read waited, and it may have been fetched
+  // again since: that it is ready now says nothing of what was read (rules 12, 13).
+  return blob.losses === losses;
 }
 
 /** Layers and cache files have their full size from the start: a short read is damage, never zeros (rule 19). */

@@ -45,7 +45,7 @@ export class SnapshotView implements BlockDevice {
   }
 
   async prefetch(offset: number, length: number): Promise<void> {
-    await this.#using(() => this.#reader.fetch(offset, length)).catch(() => undefined); // a later read meets the failure
+    await this.#using(() => this.#reader.fetch(offset, length, { optional: true })).catch(() => undefined); // a later read meets the failure
   }
 
   learnZeros(offset: number, length: number): Promise<number> | undefined {

@@ -233,7 +233,7 @@ export class Volume implements BlockDevice {
   async prefetch(offset: number, length: number): Promise<void> {
     this.#enter();
     try {
-      await this.#reader.fetch(offset, length);
+      await this.#reader.fetch(offset, length, { optional: true });
     } catch {
       // By contract: whoever reads the range will meet the failure.
     } finally {

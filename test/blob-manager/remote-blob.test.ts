@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { SourceError } from "../../src/base/errors.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import type { Blob } from "../../src/blob/blob.ts";
+import { fetchAround } from "../../src/blob/damage.ts";
 import { client, openRemote, until, world } from "./support.ts";
 
 const MiB = 1024 * 1024;
@@ -71,6 +73,21 @@ void test("what the source says is what the remote reader is told", async (t) =>
   reader.before = () => undefined;
   await blob.fetch(0, 4096);
   assert.ok(blob.isReady(0, 4096));
+});
+
+void test("what is damaged at the manager's source is fetched around", async (t) => {
+  const { reader, blobId, path } = await world(t, MiB);
+  const blob = await openRemote(client(t, path).client, blobId);
+  reader.before = (offset, length) => {
+    if (offset > 200_000 || offset + length <= 200_000) return;
+    throw new SourceError("image-damaged", "a cluster is not what it should be", { transient: false });
+  };
+  const found = await fetchAround(blob, 0, MiB, { background: true });
+  assert.deepEqual(
+    found.map(({ offset, length, error }) => [offset, length, error.code]),
+    [[3 * 65536, 65536, "image-damaged"]],
+  );
+  assert.equal(blob.readyBytes, MiB - 65536);
 });
 
 void test("a fetch that is given up is given up by the manager too", async (t) => {

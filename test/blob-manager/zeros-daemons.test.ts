@@ -13,6 +13,7 @@ import {
   run,
   size,
   writeDisk,
+  zeroShare,
   zerosAsNbdinfoTells,
   zerosInBlocks,
 } from "../support/sparse-disk.ts";
@@ -117,4 +118,21 @@ void test("while the manager is stopped in its tracks a block status is answered
   } finally {
     process.kill(pid, "SIGCONT");
   }
+});
+
+void test("of a blob that is complete the next manager tells zeros from its cache, with the source gone", async (t) => {
+  if (!requireTool(t, "qemu-img", "nbdinfo")) return;
+  const { source, manager, serve } = await world(t);
+  const blobd = await manager();
+  const one = await serve("one");
+  await one.json(["volume", "create", "v", "--from", source.url]);
+  const { code, stderr } = await one.cli(["volume", "hydrate", "v", "--wait"]);
+  assert.equal(code, 0, stderr);
+  await one.stop();
+  await blobd.stop("SIGKILL");
+  await source.close();
+  await manager();
+  const again = await serve("one");
+  const share = zeroShare(await zerosAsNbdinfoTells(again.uri("v")));
+  assert.ok(share > 0.99, `${share}`);
 });

@@ -454,7 +454,7 @@ void test("streaming makes everything ready at the end and nothing before, and r
   assert.deepEqual(await readCacheFile(blob, 0, reader.size), reader.content);
 });
 
-void test("streaming leaves alone what is ready already, and a broken stream makes nothing ready", async (t) => {
+void test("streaming leaves alone what is ready already, and a broken stream makes nothing ready and takes no space", async (t) => {
   const reader = new MemoryReader(randomContent(20 * UNIT));
   const { blob } = await openBlob(t, reader);
   await blob.fetch(3 * UNIT, UNIT);
@@ -464,6 +464,7 @@ void test("streaming leaves alone what is ready already, and a broken stream mak
   });
   await assert.rejects(filling, /the object changed/);
   assert.equal(blob.readyBytes, UNIT);
+  assert.ok(blob.file.allocated() < 2 * UNIT, `it takes ${blob.file.allocated()} bytes`);
   assert.deepEqual(await readCacheFile(blob, 3 * UNIT, UNIT), reader.content.subarray(3 * UNIT, 4 * UNIT));
 });
 

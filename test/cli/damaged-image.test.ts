@@ -7,6 +7,7 @@ import { test, type TestContext } from "node:test";
 import { promisify } from "node:util";
 import type { HealthView, ImageView, VolumeView } from "../../src/daemon/views.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
+import { packSeekable } from "../image/seekable.ts";
 import { requireTool } from "../support/tools.ts";
 import { launch, launchDaemon, type Daemon } from "./support.ts";
 
@@ -35,14 +36,19 @@ async function damagedImage(t: TestContext): Promise<{ image: string; disk: Buff
   return { image, disk };
 }
 
-/** What a client that goes on behind errors reads: all of the disk but the cluster, where it reads zeros. */
-async function demandAllElse(uri: string, disk: Buffer, folder: string): Promise<void> {
+/** What a client that goes on behind errors reads: all of the disk but what is damaged, where it reads zeros. */
+async function demandAllElse(
+  uri: string,
+  disk: Buffer,
+  folder: string,
+  { offset, length } = { offset: damaged * CLUSTER, length: CLUSTER },
+): Promise<void> {
   const salvaged = join(folder, "salvaged");
   const args = ["convert", "--salvage", "-f", "raw", "-O", "raw", uri, salvaged];
   const { stderr } = await execute("qemu-img", args, { timeout });
   assert.match(stderr, /error while reading/);
   const expected = Buffer.from(disk);
-  expected.fill(0, damaged * CLUSTER, (damaged + 1) * CLUSTER);
+  expected.fill(0, offset, offset + length);
   assert.ok((await readFile(salvaged)).equals(expected));
 }
 
@@ -118,6 +124,38 @@ async function launchEvents(t: TestContext, daemon: Daemon): Promise<{ text(): s
   t.after(() => child.kill());
   await new Promise((resolve) => setTimeout(resolve, 500));
   return { text: () => text };
+}
+
+const packings: [string, (raw: string, image: string) => unknown][] = [
+  ["zstd frames with checksums", (raw, image) => packSeekable(raw, image, 128 * 1024, true)],
+  [
+    "xz blocks",
+    (raw, image) => execute("sh", ["-c", `xz -0 -T1 --block-size=128KiB -c ${raw} > ${image}`], { timeout }),
+  ],
+];
+
+for (const [what, pack] of packings) {
+  void test(`of an image in ${what} of which one is damaged all others are fetched`, async (t) => {
+    if (!requireTool(t, "zstd", "xz", "qemu-img")) return;
+    const dir = await temporaryDirectory(t);
+    const [raw, image] = [join(dir, "raw"), join(dir, "image")];
+    const disk = Buffer.from(randomBytes(8 * MiB).toString("hex"));
+    await writeFile(raw, disk);
+    await pack(raw, image);
+    const file = await readFile(image);
+    file[Math.floor(file.length / 2) + 1000] ^= 0xff;
+    await writeFile(image, file);
+    const daemon = await launchDaemon(t);
+    await daemon.json(["volume", "create", "v", "--from", image]);
+    const { hydration } = await until(
+      () => show(daemon),
+      (volume) => volume.hydration.state === "waiting",
+    );
+    const { readyBytes, damagedBytes, damaged: pieces } = hydration;
+    assert.deepEqual([readyBytes, damagedBytes, pieces.length], [disk.length - 128 * 1024, 128 * 1024, 1]);
+    await rename(image, `${image}.gone`);
+    await demandAllElse(daemon.uri("v"), disk, dir, pieces[0]);
+  });
 }
 
 void test("`image pull` fetches all but a damaged cluster, and says at its end what it could not fetch", async (t) => {

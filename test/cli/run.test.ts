@@ -124,7 +124,7 @@ void test("a data directory with other volumes is not taken for a run's", async 
   await ullage.close();
   const { code, stderr } = await run(["run", source, "--data", join(directory, "data")]);
   assert.equal(code, 1);
-  assert.match(stderr, /holds 1 volumes, not the disk of one run\n.*ullage serve/);
+  assert.match(stderr, /holds 1 volume, not the disk of one run\n.*ullage serve/);
 });
 
 void test("people see where the disk is, what stays, and how far the filling is", async (t) => {

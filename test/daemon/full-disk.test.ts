@@ -1,16 +1,20 @@
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { existsSync, mkdirSync, rmSync, statfsSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setImmediate } from "node:timers/promises";
+import { promisify } from "node:util";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
 import { SpareSpace } from "../../src/daemon/directory/spare-space.ts";
 import type { Ullage } from "../../src/daemon/ullage.ts";
+import { pattern } from "../backend/support.ts";
 import { fillDisk, freeDisk, LoopDisk, mountTmpfs } from "../support/mounts.ts";
 import { requireTool } from "../support/tools.ts";
-import { openUllage } from "./support.ts";
+import { openUllage, temporaryDirectory } from "./support.ts";
 
+const execute = promisify(execFile);
 const MiB = 1024 * 1024;
 
 const free = (dir: string): number => {
@@ -142,4 +146,53 @@ void test("spare space is there while the disk has room, goes when it is full, a
   await new SpareSpace(cannot, elsewhere, (_level, message) => said.push(message)).refill();
   assert.equal(existsSync(join(elsewhere, "spare")), false);
   assert.deepEqual(said, []);
+});
+
+void test("a disk that is nearly full keeps nothing more of images: they are read through, whole, and writes go on", async (t) => {
+  if (!requireTool(t, "root", "mount", "nbdcopy", "qemu-io", "qemu-img")) return;
+  const dir = mountTmpfs(t, 128 * MiB);
+  const directory = await temporaryDirectory(t);
+  const image = join(directory, "image.raw");
+  const copy = join(directory, "copy.raw");
+  writeFileSync(image, pattern(160 * MiB + 512));
+  const said: string[] = [];
+  const ullage = await openUllage(t, { dataDir: join(dir, "data"), log: (_level, message) => said.push(message) });
+  const socket = join(directory, "nbd.sock");
+  await ullage.serveNbd([{ kind: "unix", path: socket }]);
+  await ullage.createVolume({ name: "v", from: { source: image } });
+  await ullage.createVolume({ name: "empty", size: 64 * MiB });
+  const uri = (name: string): string => `nbd+unix:///${name}?socket=${socket}`;
+  const io = async (name: string, ...commands: string[]): Promise<void> => {
+    const { stdout } = await execute("qemu-io", [
+      "-f",
+      "raw",
+      ...(name.includes("@") ? ["-r"] : []),
+      ...commands.flatMap((each) => ["-c", each]),
+      uri(name),
+    ]);
+    assert.doesNotMatch(stdout, /failed|error/i);
+  };
+  for (let round = 0; round < 2; round++) {
+    await execute("nbdcopy", ["--connections=4", uri("v"), copy], { timeout: 120_000 });
+    await execute("qemu-img", ["compare", "-f", "raw", "-F", "raw", image, copy], { timeout: 120_000 });
+  }
+  const floor = 0.05 * 128 * MiB;
+  const before = free(dir);
+  assert.ok(before > floor - MiB, `${before} bytes are free`);
+  assert.ok(said.some((message) => message.includes("what is read of images is not kept")));
+  // Half a block of what was not fetched: the other half is.
+  await io("v", "write -P 0x77 167772160 512", "write -P 0x78 150000128 512", "flush");
+  await io("v", "read -P 0x77 167772160 512", "read -P 0x78 150000128 512");
+  await ullage.createSnapshot("v", "s");
+  await io("v@s", "read -P 0x78 150000128 512", "read 140M 4M");
+  await io("empty", "write -P 0x55 0 2M", "flush");
+  fillDisk(dir);
+  await execute("nbdcopy", ["--connections=4", uri("v@s"), copy], { timeout: 120_000 });
+  const device = await ullage.getDevice("v");
+  await assert.rejects(device.write(130 * MiB, 4096, IoBuffer.from(Buffer.alloc(4096)), 0), { errno: "ENOSPC" });
+  freeDisk(dir);
+  await ullage.removeSnapshot("v", "s");
+  await ullage.removeVolume("empty");
+  await io("v", "read -P 0x77 167772160 512", "read 135M 1M");
+  await ullage.close();
 });

@@ -186,6 +186,7 @@ void test("what a trace names and is damaged does not keep the rest of it, or of
   hydration.start();
   await until(() => hydration.state === "waiting" && clock.sleeping === 1);
   assert.equal(blob.readyBytes, reader.size - UNIT);
+  assert.equal(hydration.status().damagedBytes, UNIT, "counted once, though it was asked for twice at a time");
 });
 
 async function openTraced(t: TestContext) {

@@ -293,6 +293,22 @@ void test("at the free-space reserve it pauses with the reason no-space, evicts 
   assert.deepEqual(states(seen), ["running", "paused", "running", "detached"]);
 });
 
+void test("near the cache's capacity it asks for no more than there is room for, what is under way counted", async (t) => {
+  const reader = new MemoryReader(randomContent(40 * MiB));
+  const { blob } = await openBlob(t, reader);
+  let capacity = 5 * MiB;
+  const { hydration, clock } = await open(t, new FakeVolume([blob]), {
+    space: () => Promise.resolve({ free: 100, total: 100, room: capacity - blob.readyBytes }),
+  });
+  hydration.start();
+  await until(() => hydration.state === "detached" || (hydration.state === "paused" && clock.sleeping === 1));
+  assert.equal(hydration.status().reason, "no-space");
+  assert.ok(blob.readyBytes > 0 && blob.readyBytes <= 5 * MiB, `${blob.readyBytes} bytes`);
+  capacity = Infinity;
+  clock.advance(5000);
+  await until(() => hydration.state === "detached");
+});
+
 void test("a full disk is a pause with the reason no-space", async (t) => {
   let full = true;
   const fs = withFile(/data$/, (file) => ({

@@ -1,5 +1,6 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
+import { counted } from "../../base/units.ts";
 import { print, printJson } from "../output.ts";
 
 export function addCheckCommand(program: Command): void {
@@ -24,7 +25,7 @@ async function check(path: string, options: { json?: boolean }): Promise<void> {
     } else {
       for (const { message } of warnings) print(`warning: ${message}`);
       for (const { severity, message } of problems) print(`${severity}: ${message}`);
-      const what = `${data.volumeIds.length} volumes and ${data.blobIds.length} blobs checked`;
+      const what = `${counted(data.volumeIds.length, "volume")} and ${counted(data.blobIds.length, "blob")} checked`;
       print(damaged ? `${what}: damaged; \`ullage repair ${path}\` says what can be done` : `${what}: good`);
     }
     if (damaged) process.exitCode = 1;

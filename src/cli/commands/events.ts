@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { UllageError } from "../../base/errors.ts";
-import { formatSize } from "../../base/units.ts";
+import { counted, formatSize } from "../../base/units.ts";
 import type { JobObject } from "../../api/job-object.ts";
 import type { ConnectionEventView } from "../../daemon/events.ts";
 import type { Warning } from "../../daemon/health/health.ts";
@@ -65,7 +65,7 @@ function describe(name: string, data: object): string {
   }
   if (name === "space-reclaimed") {
     const { reclaimedBytes, layers } = data as ReclaimView;
-    return `${formatSize(reclaimedBytes)} in ${layers} layers`;
+    return `${formatSize(reclaimedBytes)} in ${counted(layers, "layer")}`;
   }
   if (name.startsWith("connection-")) {
     const { export: exportName, connection } = data as ConnectionEventView;
@@ -81,5 +81,5 @@ function describe(name: string, data: object): string {
   }
   const { name: volume, state, reason, hydration, connections } = data as VolumeView;
   const parts = [state === "ok" || reason === null ? state : `${state}: ${reason}`, hydrationSummary(hydration)];
-  return `${volume}: ${parts.join(", ")}, ${connections} connections`;
+  return `${volume}: ${parts.join(", ")}, ${counted(connections, "connection")}`;
 }

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { formatSize } from "../../base/units.ts";
+import { counted, formatSize } from "../../base/units.ts";
 import type { AllSpaceView, ReclaimView } from "../../daemon/views.ts";
 import { clientCommand, findDaemon, type ClientOptions } from "../client-command.ts";
 import { print, printJson } from "../output.ts";
@@ -19,12 +19,14 @@ export function addReclaimCommand(program: Command): void {
       printJson(result);
       return;
     }
-    print(`${formatSize(result.reclaimedBytes)} freed; ${result.layers} layers hold only what is needed`);
+    print(
+      `${formatSize(result.reclaimedBytes)} freed; ${counted(result.layers, "layer")} ${result.layers === 1 ? "holds" : "hold"} only what is needed`,
+    );
     const { exclusiveBytes, sharedBytes, cachedBytes } = await daemon.call<AllSpaceView>("/v1/space");
     const written = `${formatSize(exclusiveBytes)} of single volumes, ${formatSize(sharedBytes)} shared by several`;
     print(`on disk: ${written}, ${formatSize(cachedBytes)} of images`);
     if (result.leftAlone === 0) return;
-    print(`${result.leftAlone} layers were left alone:`);
+    print(`${counted(result.leftAlone, "layer")} ${result.leftAlone === 1 ? "was" : "were"} left alone:`);
     for (const reason of result.reasons) print(`  ${reason}`);
   });
 }

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { Option, type Command } from "commander";
 import { UllageError } from "../../base/errors.ts";
-import { formatSize } from "../../base/units.ts";
+import { counted, formatSize } from "../../base/units.ts";
 import type { Settings } from "../../catalog/metadata-store.ts";
 import type { Ullage } from "../../daemon/ullage.ts";
 import type { CreateVolumeRequest, VolumeView } from "../../daemon/views.ts";
@@ -142,9 +142,13 @@ async function openDisk(
     return found;
   }
   if (volumes.length > 0) {
-    throw new UllageError("not-a-run", `${options.data} holds ${volumes.length} volumes, not the disk of one run`, {
-      hint: "use `ullage serve` for it, or another --data",
-    });
+    throw new UllageError(
+      "not-a-run",
+      `${options.data} holds ${counted(volumes.length, "volume")}, not the disk of one run`,
+      {
+        hint: "use `ullage serve` for it, or another --data",
+      },
+    );
   }
   const creating = ullage.createVolume(requestFor(source, options));
   creating.catch(() => undefined); // it may end after the stop

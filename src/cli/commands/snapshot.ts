@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { UllageError } from "../../base/errors.ts";
-import { formatSize } from "../../base/units.ts";
+import { counted, formatSize } from "../../base/units.ts";
 import type { DiffRunView, SnapshotView } from "../../daemon/views.ts";
 import { clientCommand, askDaemon, findDaemon, volumePath, type ClientOptions } from "../client-command.ts";
 import { formatTable, print, printJson } from "../output.ts";
@@ -59,7 +59,7 @@ export function addSnapshotCommand(program: Command): void {
     }
     for (const { offset, length } of runs) print(`${offset} ${length}`);
     const bytes = runs.reduce((sum, { length }) => sum + length, 0);
-    console.error(`${formatSize(bytes)} in ${runs.length} ranges may differ (offset and length in bytes)`);
+    console.error(`${formatSize(bytes)} in ${counted(runs.length, "range")} may differ (offset and length in bytes)`);
   });
 
   clientCommand(snapshot, "rm <vol@snap>", "remove a snapshot; clones live on", "ullage snapshot rm web1@old")

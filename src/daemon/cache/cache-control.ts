@@ -110,7 +110,7 @@ export class CacheControl {
       });
     }
     const found = await sources.find(request, undefined, { guarded });
-    const room = (): Promise<void> => sources.cache.space.demandRoom();
+    const room = (bytes: number): Promise<void> => sources.cache.space.demandRoom(bytes);
     const controller = new AbortController();
     const { signal } = controller;
     const begun = Promise.withResolvers<(done: number) => void>();
@@ -153,7 +153,7 @@ export class CacheControl {
     const { reads } = await this.trace(imageId);
     const meta = await this.#newest(imageId);
     const { cache } = this.#sources;
-    const room = (): Promise<void> => cache.space.demandRoom();
+    const room = (bytes: number): Promise<void> => cache.space.demandRoom(bytes);
     const controller = new AbortController();
     const { signal } = controller;
     const begun = Promise.withResolvers<(done: number) => void>();

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { CorruptionError, UllageError, describeError } from "../../base/errors.ts";
+import { counted } from "../../base/units.ts";
 import { isId } from "../../base/ids.ts";
 import { didYouMean } from "../../base/similar.ts";
 import type { Blob } from "../../blob/blob.ts";
@@ -198,9 +199,13 @@ export class Snapshots {
   async demandNoReaders(volume: ManagedVolume, { id, name }: SnapshotRecord, force: boolean): Promise<void> {
     const open = await this.#views.get(id)?.catch(() => undefined);
     if (open === undefined || open.view.connections === 0 || force) return;
-    throw new UllageError("in-use", `${open.view.connections} clients read '${volume.record.name}@${name}'`, {
-      hint: "disconnect them first, or use --force, which closes them",
-    });
+    throw new UllageError(
+      "in-use",
+      `'${volume.record.name}@${name}' has ${counted(open.view.connections, "connection")}`,
+      {
+        hint: "disconnect them first, or use --force, which closes them",
+      },
+    );
   }
 
   /** Only clones need it from here on. */

@@ -129,21 +129,25 @@ export class Sources implements VolumeSources {
       if (!found.download || blob.readyBytes === blob.size) return blob;
       await options.onBlob?.(blob.id);
       options.onProgress?.(0, blob.size);
+      const room = (bytes: number): Promise<void> => this.cache.space.demandRoom(bytes);
       if (found.format === "raw") {
         await blob.fillByStreaming((sink, read) => found.backend.stream(found.identity, sink, read), {
           ...options,
+          room,
           onProgress: (bytes) => options.onProgress?.(bytes, found.identity.size),
         });
         await blob.sync();
       } else {
         const { size } = blob;
         const { signal = new AbortController().signal, onProgress } = options;
-        const room = (): Promise<void> => this.cache.space.demandRoom();
         await fillBlob(blob, { signal, room, onProgress: (bytes) => onProgress?.(bytes, size) });
       }
       return blob;
     } catch (error) {
-      if (blob !== undefined) await this.cache.release(blob.id);
+      if (blob !== undefined) {
+        await this.cache.release(blob.id);
+        if (blob.readyBytes === 0) await this.cache.evict(blob.id).catch(() => undefined); // it is empty, and may stay
+      }
       throw error;
     } finally {
       if (blob === undefined || this.#opened.get(blob.id) !== found.backend) await found.backend.close();

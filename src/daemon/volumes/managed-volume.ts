@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import { UllageError, describeError } from "../../base/errors.ts";
+import { counted } from "../../base/units.ts";
 import { shownSource } from "../../base/without-secrets.ts";
 import type { TracedRead } from "../../blob/boot-trace.ts";
 import { describeDamage, isOfAPlace } from "../../blob/damage.ts";
@@ -286,7 +287,7 @@ export class ManagedVolume {
   demandNoWriters(force: boolean): void {
     const writers = this.connections().filter(({ writable }) => writable).length;
     if (writers === 0 || force) return;
-    throw new UllageError("in-use", `volume '${this.record.name}' has ${writers} read-write connections`, {
+    throw new UllageError("in-use", `volume '${this.record.name}' has ${counted(writers, "read-write connection")}`, {
       hint: "disconnect them first, or use --force, which closes them",
     });
   }

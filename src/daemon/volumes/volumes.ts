@@ -1,7 +1,7 @@
 import type { Backends } from "../../backend/backends.ts";
 import { IoError, UllageError, describeError } from "../../base/errors.ts";
 import { fewAtOnce } from "../../base/few-at-once.ts";
-import { formatSize } from "../../base/units.ts";
+import { counted, formatSize } from "../../base/units.ts";
 import { checkName } from "../../catalog/names.ts";
 import {
   defaultSettings,
@@ -538,7 +538,7 @@ export class Volumes implements VolumeNames {
     await this.#host.spare.borrow();
     const taken = this.snapshots.of(id);
     if (taken.length > 0 && !snapshots) {
-      throw new UllageError("has-snapshots", `volume '${name}' has ${taken.length} snapshots`, {
+      throw new UllageError("has-snapshots", `volume '${name}' has ${counted(taken.length, "snapshot")}`, {
         hint: "remove them first, or use --snapshots, which removes them too; clones live on",
       });
     }

@@ -83,7 +83,7 @@ const REQUESTS = 16;
 const FIRST_RETRY_MS = 1000;
 const LAST_RETRY_MS = 60_000;
 
-/** Free space is looked at whenever so many bytes were asked for, and this often while there is none. */
+/** Space is looked at whenever so many bytes, or as many as there was room for, were asked for, and so often while there is none. */
 const SPACE_CHECK_BYTES = 64 * 1024 * 1024;
 const SPACE_RETRY_MS = 5000;
 
@@ -117,7 +117,9 @@ export class Hydration {
   readonly #damage = new DamagedPieces();
   /** The last failure, until a request has succeeded. */
   #trouble = "";
-  #uncheckedBytes = Infinity;
+  /** So many bytes may be asked for before space is looked at again. */
+  #checkedBytes = 0;
+  #underWayBytes = 0;
   #progressAt = -Infinity;
 
   private constructor(target: HydrationTarget, options: HydrationOptions) {
@@ -328,17 +330,19 @@ export class Hydration {
   async #admit(bytes: number): Promise<() => void> {
     const { signal } = this.#interrupt;
     if (this.#pausedByUser || this.#closing.signal.aborted) throw INTERRUPTED;
-    this.#uncheckedBytes += bytes;
-    if (this.#uncheckedBytes >= SPACE_CHECK_BYTES) {
-      await this.#checkSpace();
-      this.#uncheckedBytes = 0;
-    }
+    if (this.#checkedBytes < bytes) await this.#checkSpace();
     await this.#limit.take(bytes, signal);
-    return this.#options.slots.take(this.#priority, signal);
+    const release = await this.#options.slots.take(this.#priority, signal);
+    this.#checkedBytes -= bytes;
+    this.#underWayBytes += bytes;
+    return () => {
+      this.#underWayBytes -= bytes;
+      release();
+    };
   }
 
   async #fetch(blob: Blob, piece: Piece, soon: boolean): Promise<void> {
-    const options = { background: !soon, soon, signal: this.#closing.signal };
+    const options = { background: !soon, soon, optional: true, signal: this.#closing.signal };
     const found = await fetchAround(blob, piece.offset, piece.length, options);
     this.#damage.note(found);
     this.#gotOn();
@@ -401,7 +405,7 @@ export class Hydration {
     if (errnoOf(error) === "ENOSPC") {
       this.#enter("paused", NO_SPACE);
       await this.#nap(SPACE_RETRY_MS);
-      this.#uncheckedBytes = Infinity;
+      this.#checkedBytes = 0;
     } else {
       const givenUp = this.#target.blobs().some(({ check }) => check?.state === "givenUp"); // until it is resumed
       this.#retryMs = givenUp ? LONG_MS : Math.min(Math.max(FIRST_RETRY_MS, this.#retryMs * 2), LAST_RETRY_MS);
@@ -416,7 +420,10 @@ export class Hydration {
   }
 
   async #checkSpace(): Promise<void> {
-    demandRoom(await this.#options.space(), this.#options.reserve ?? DEFAULT_RESERVE);
+    const left = await this.#options.space();
+    const room = left.room - this.#underWayBytes;
+    demandRoom({ ...left, room }, this.#options.reserve ?? DEFAULT_RESERVE);
+    this.#checkedBytes = Math.min(SPACE_CHECK_BYTES, room);
   }
 
   /** Waits so long, or until something changes. */
