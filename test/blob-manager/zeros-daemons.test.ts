@@ -18,7 +18,7 @@ import {
   zerosInBlocks,
 } from "../support/sparse-disk.ts";
 import { requireTool } from "../support/tools.ts";
-import type { Announced } from "./support.ts";
+import { type Announced, until } from "./support.ts";
 
 /* Zeros of images, as clients of daemons are told that use the cache of a blob manager, with all of them processes. */
 
@@ -76,7 +76,7 @@ void test("kill -9 of the manager in the middle of a question: what it would hav
   source.onRequest = () => ({ kind: "stall" });
   const asked = source.requestCount;
   const told = zerosAsNbdinfoTells(one.uri("v"));
-  while (source.requestCount === asked) await new Promise((resolve) => setTimeout(resolve, 5));
+  await until("the tables were asked for", () => source.requestCount > asked);
   await blobd.stop("SIGKILL");
   assert.equal(await told, everythingIsData);
   assert.doesNotMatch(await read(), /failed|error/i);
