@@ -85,7 +85,7 @@ export class CacheSpace {
   evictedBytes = 0;
   readonly #host: CacheSpaceHost;
   #unchecked = 0;
-  #running: Promise<number> | undefined;
+  #running: { atLeast: number; freed: Promise<number> } | undefined;
   #uselessUntil = -Infinity;
   /** Bytes that may still be claimed before the file system is asked again. */
   #aboveFloor = 0;
@@ -181,19 +181,25 @@ export class CacheSpace {
 
   /** Evicts as much as asked for, too much or not, as far as it may go. Never rejects. @returns bytes freed */
   async free(bytes: number): Promise<number> {
-    await this.#running; // whatever that was for
+    await this.#running?.freed; // whatever that was for
     return this.#alone(bytes);
   }
 
-  /** @param atLeast bytes to be freed, too much or not */
-  #alone(atLeast: number): Promise<number> {
-    this.#running ??= this.#evict(atLeast)
+  /**
+   * One at a time; who wants no more than the one that runs shares it.
+   * @param atLeast bytes to be freed, too much or not
+   */
+  async #alone(atLeast: number): Promise<number> {
+    while (this.#running !== undefined && this.#running.atLeast < atLeast) await this.#running.freed;
+    if (this.#running !== undefined) return this.#running.freed;
+    const freed = this.#evict(atLeast)
       .catch((error: unknown) => {
         this.#host.log("warn", `the cache could not be made smaller: ${describeError(error)}`);
         return 0;
       })
       .finally(() => (this.#running = undefined));
-    return this.#running;
+    this.#running = { atLeast, freed };
+    return freed;
   }
 
   async #evict(atLeast: number): Promise<number> {

@@ -152,7 +152,10 @@ export class CachedBlob implements Blob {
       meta,
       clock: environment.clock,
       closing: this.#closing.signal,
+      file: this.file,
       isComplete: () => this.#map.missing === 0,
+      // An eviction takes its units from the map before it punches anything. What may be discarded for its digest is raw.
+      isSettled: () => this.#durable.missing === 0,
       reader: () => this.#source(),
     });
     this.check = this.#checkOf(verified);

@@ -2,9 +2,11 @@ import { isNbd } from "../backend/nbd/nbd-address.ts";
 import { schemeOf } from "../backend/source-address.ts";
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
+import type { File } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { BlobZeros } from "./blob.ts";
+import { tellHoles } from "./file-holes.ts";
 import { RangeMap } from "./range-map.ts";
 import type { SharedZeros } from "./shared-readiness.ts";
 import { ZeroQuestions } from "./zero-questions.ts";
@@ -16,7 +18,8 @@ import { ZeroQuestions } from "./zero-questions.ts";
  *     told      the tables were asked about it; what is not in `zeros` may be anything
  *     zeros     reads as zeros
  *
- * Both only grow, in memory that other processes may look at.
+ * Both only grow, in memory that other processes may look at. When all of the blob is settled in its cache file, the holes
+ * of that are asked about in the place of the tables: the source may be gone by then, and zeros were left out when they came.
  */
 
 /** Questions are about multiples of it: who asks about a little will ask about what is behind it next. */
@@ -27,10 +30,13 @@ export interface KnownZerosOptions {
   readonly clock: Clock;
   /** Aborted when the blob is being closed. */
   readonly closing: AbortSignal;
+  readonly file: Pick<File, "seekData" | "seekHole">;
   /** All of the blob is in the cache: the source is not needed any more, and may be gone. */
-  isComplete(): boolean;
+  isComplete(this: void): boolean;
+  /** Beyond that, every unit is durably in `file`, and none is being evicted. */
+  isSettled(this: void): boolean;
   /** The source's reader; rejects when it can't be opened. */
-  reader(): Promise<ImageReader>;
+  reader(this: void): Promise<ImageReader>;
 }
 
 export class KnownZeros implements BlobZeros {
@@ -50,7 +56,7 @@ export class KnownZeros implements BlobZeros {
       clock: options.clock,
       told: this.#told,
       progress: () => this.#told.missing,
-      isNeedless: () => options.isComplete(),
+      isNeedless: () => options.isComplete() && !options.isSettled(),
       ask: (offset, length) => this.#ask(offset, length),
     });
   }
@@ -95,7 +101,7 @@ export class KnownZeros implements BlobZeros {
 
   /** Asks about what is not told yet of a range, and what is around it. */
   async #ask(offset: number, length: number): Promise<void> {
-    const { closing } = this.#options;
+    const { closing, file, isSettled, reader: open } = this.#options;
     const { size, unitBytes, units } = this.#told;
     const first = Math.floor(offset / QUESTION_BYTES) * QUESTION_BYTES;
     const stop = Math.min(size, Math.ceil((offset + length) / QUESTION_BYTES) * QUESTION_BYTES);
@@ -114,7 +120,9 @@ export class KnownZeros implements BlobZeros {
       this.#addTold(unit, whole);
       unit = whole;
     };
-    const reader = await this.#options.reader();
+    await tellHoles(file, at, stop - at, take, () => isSettled() && !closing.aborted);
+    if (at >= stop) return;
+    const reader = await open();
     try {
       if (reader.tellZeros !== undefined) await reader.tellZeros(at, stop - at, take, { signal: closing });
     } catch (error) {

@@ -62,15 +62,16 @@ export class RangeMap {
 
   /** Adds the units [first, end). */
   addRun(first: number, end: number): void {
-    for (let unit = first; unit < end;) {
-      if ((unit & 7) !== 0 || end - unit < 8) {
-        this.add(unit++);
-        continue;
-      }
-      this.#missing -= 8 - countBits(this.#bits.subarray(unit >> 3, (unit >> 3) + 1));
-      this.#bits[unit >> 3] = 0xff;
-      unit += 8;
+    let unit = first;
+    while (unit < end && (unit & 7) !== 0) this.add(unit++);
+    const whole = Math.floor((end - unit) / 8);
+    if (whole > 0) {
+      const bytes = this.#bits.subarray(unit >> 3, (unit >> 3) + whole);
+      this.#missing -= 8 * whole - countBits(bytes);
+      bytes.fill(0xff);
+      unit += 8 * whole;
     }
+    while (unit < end) this.add(unit++);
   }
 
   /** The unit that holds the byte at `offset`. */

@@ -19,8 +19,8 @@ export interface ZeroOracle {
   readonly told: RangeMap;
   /** Is another number after something was told. */
   progress(): number;
-  /** Nobody needs to know. */
-  isNeedless(): boolean;
+  /** There is no use in asking now. */
+  isNeedless?(): boolean;
   /** Asks about a range. What is not told of then won't be by asking again at once. Rejects: it may be by asking later. */
   ask(offset: number, length: number): Promise<void>;
 }
@@ -39,7 +39,7 @@ export class ZeroQuestions {
   /** See `BlobZeros.learn`. */
   learn(offset: number, length: number): Promise<number> | undefined {
     const { clock } = this.#oracle;
-    if (this.#stalled || this.#isTold(offset, length) || this.#oracle.isNeedless()) return undefined;
+    if (this.#stalled || this.#isTold(offset, length) || this.#oracle.isNeedless?.() === true) return undefined;
     return clock.now() < this.#notBefore ? undefined : this.#learn(offset, length);
   }
 

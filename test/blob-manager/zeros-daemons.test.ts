@@ -13,11 +13,12 @@ import {
   run,
   size,
   writeDisk,
+  zeroShare,
   zerosAsNbdinfoTells,
   zerosInBlocks,
 } from "../support/sparse-disk.ts";
 import { requireTool } from "../support/tools.ts";
-import type { Announced } from "./support.ts";
+import { type Announced, until } from "./support.ts";
 
 /* Zeros of images, as clients of daemons are told that use the cache of a blob manager, with all of them processes. */
 
@@ -75,7 +76,7 @@ void test("kill -9 of the manager in the middle of a question: what it would hav
   source.onRequest = () => ({ kind: "stall" });
   const asked = source.requestCount;
   const told = zerosAsNbdinfoTells(one.uri("v"));
-  while (source.requestCount === asked) await new Promise((resolve) => setTimeout(resolve, 5));
+  await until("the tables were asked for", () => source.requestCount > asked);
   await blobd.stop("SIGKILL");
   assert.equal(await told, everythingIsData);
   assert.doesNotMatch(await read(), /failed|error/i);
@@ -117,4 +118,21 @@ void test("while the manager is stopped in its tracks a block status is answered
   } finally {
     process.kill(pid, "SIGCONT");
   }
+});
+
+void test("of a blob that is complete the next manager tells zeros from its cache, with the source gone", async (t) => {
+  if (!requireTool(t, "qemu-img", "nbdinfo")) return;
+  const { source, manager, serve } = await world(t);
+  const blobd = await manager();
+  const one = await serve("one");
+  await one.json(["volume", "create", "v", "--from", source.url]);
+  const { code, stderr } = await one.cli(["volume", "hydrate", "v", "--wait"]);
+  assert.equal(code, 0, stderr);
+  await one.stop();
+  await blobd.stop("SIGKILL");
+  await source.close();
+  await manager();
+  const again = await serve("one");
+  const share = zeroShare(await zerosAsNbdinfoTells(again.uri("v")));
+  assert.ok(share > 0.99, `${share}`);
 });

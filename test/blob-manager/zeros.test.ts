@@ -264,14 +264,6 @@ void test("what a manager knew before somebody shared its cache is shared, too",
   await cache.release(id);
 });
 
-void test("of a blob that is complete nothing is asked", async (t) => {
-  const { tables, id, path } = await world(t, MiB);
-  const blob = await openRemote(client(t, path).client, id);
-  await blob.fetch(0, MiB);
-  assert.equal(blob.zeros!.learn(0, MiB), undefined);
-  assert.equal(tables.questions.length, 0);
-});
-
 void test("a question outlives its manager only if the next one knows the request; zeros told before are told until then", async (t) => {
   const { tables, id, path, older, restart } = await world(t, 128 * MiB);
   const made = client(t, path).client;

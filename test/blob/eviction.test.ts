@@ -9,7 +9,7 @@ import { realFileSystem } from "../../src/base/real-file-system.ts";
 import type { BlobCache, BlobCacheOptions } from "../../src/blob/cache.ts";
 import type { CachedBlob } from "../../src/blob/cached-blob.ts";
 import { decodeRangeMap } from "../../src/blob/range-map-file.ts";
-import { MemoryReader, openCache, randomContent, testObject, until, withCalls, withFile } from "./support.ts";
+import { gate, MemoryReader, openCache, randomContent, testObject, until, withCalls, withFile } from "./support.ts";
 
 const UNIT = 64 * 1024;
 const MiB = 1024 * 1024;
@@ -133,6 +133,26 @@ void test("ranges of closed blobs go before those of open ones; they stay as lon
   const blob = await cache.open(ids[0]);
   blob.attach(closed[0]);
   assert.ok((await read(blob, 0, MiB)).equals(closed[0].content));
+});
+
+void test("whoever needs room while the cache is only looked at for too much gets it all the same", async (t) => {
+  const held = gate();
+  let looks = 0;
+  const space = async (): Promise<{ free: number; total: number }> => {
+    looks++;
+    await held.opened;
+    return { free: 1000 * MiB, total: 1000 * MiB };
+  };
+  const { cache, needed } = await world(t, { fs: withCalls({ space }) });
+  const blob = await filled(cache, new MemoryReader(randomContent(MiB)), "http://example.test/a");
+  await cache.release(blob.id);
+  needed.clear();
+  const looked = cache.space.relieve();
+  const room = cache.space.makeRoom();
+  await until(() => looks === 1);
+  held.open();
+  assert.equal(await looked, 0);
+  assert.equal(await room, true);
 });
 
 void test("a closed blob that can't be opened is told of, and the next ones are made smaller", async (t) => {

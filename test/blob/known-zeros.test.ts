@@ -20,6 +20,10 @@ function zerosOf(disk: Disk, { url = "http://example.test/image", imageFormat = 
     questions: [] as [number, number][],
     opened: 0,
     complete: false,
+    settled: false,
+    /** The file's runs of data and holes, from its beginning on. */
+    file: [] as Disk,
+    seeks: 0,
     beforeOpening: (): Promise<void> | void => undefined,
     beforeRun: (_at: number): Promise<void> | void => undefined,
   };
@@ -39,14 +43,29 @@ function zerosOf(disk: Disk, { url = "http://example.test/image", imageFormat = 
     meta: { id: "0".repeat(32), url, imageFormat, identity, size, unitBytes: unit, createdAt: "" },
     clock,
     closing: closing.signal,
+    file: {
+      seekData: (offset) => (world.seeks++, seek(world.file, offset, 0) ?? -1),
+      seekHole: (offset) => seek(world.file, offset, 1) ?? size,
+    },
     isComplete: () => world.complete,
+    isSettled: () => world.settled,
     reader: async () => {
       world.opened++;
       await world.beforeOpening();
       return { size, read: () => Promise.reject(new Error("data was read")), tellZeros };
     },
   });
-  return { clock, world, size, zeros: zeros! };
+  return { clock, world, closing, size, zeros: zeros! };
+}
+
+/** Where the first run of a kind begins, or goes on, behind an offset. */
+function seek(file: Disk, offset: number, kind: 0 | 1): number | undefined {
+  let end = 0;
+  for (const [index, run] of file.entries()) {
+    end += run;
+    if (end > offset && index % 2 === kind) return Math.max(offset, end - run);
+  }
+  return undefined;
 }
 
 /** The units, as `z` or `.`. */
@@ -144,4 +163,44 @@ void test("of what is complete, and where nothing can be known, no source is ope
   assert.equal(world.opened, 0);
   assert.equal(zerosOf([unit], { imageFormat: "raw" }).zeros, undefined);
   assert.notEqual(zerosOf([unit], { imageFormat: "raw", url: "nbd://example.test/disk" }).zeros, undefined);
+});
+
+void test("of a blob that is settled in its file the holes are told, and its source is not opened", async () => {
+  const { zeros, world, size } = zerosOf([8 * unit]);
+  world.complete = true;
+  assert.equal(zeros.learn(0, size), undefined, "a hole in a file that is not settled may be anything");
+  world.settled = true;
+  world.file = [unit + 4096, 2 * unit, unit, 4 * unit];
+  assert.equal(await zeros.learn(0, size), size);
+  assert.equal(unitsOf(zeros, size), "..z..zzz");
+  assert.equal(zeros.learn(0, size), undefined);
+  assert.equal(world.opened, 0);
+});
+
+void test("when something is evicted while the holes are told, no hole is believed any more, and the tables tell the rest", async () => {
+  const runs = 1000;
+  const { zeros, world, size } = zerosOf([2 * runs * unit]);
+  world.complete = world.settled = true;
+  world.file = Array.from({ length: 2 * runs }, () => unit);
+  const told = zeros.learn(0, size);
+  assert.ok(world.seeks > 0 && world.seeks < runs / 2, "others have had their turn");
+  world.settled = world.complete = false;
+  world.file = [0, size];
+  assert.equal(await told, size);
+  const units = unitsOf(zeros, size);
+  assert.match(units, /^(\.z)+\.+$/);
+  assert.equal(units.replaceAll(".", "").length, world.seeks - 1); // the last one was for the next hole's end
+  assert.equal(world.questions.length, 1);
+});
+
+void test("the file of a blob that is being closed is left alone", async () => {
+  const { zeros, world, size, closing } = zerosOf([2000 * unit]);
+  world.complete = world.settled = true;
+  world.file = Array.from({ length: 2000 }, () => unit);
+  const learning = zeros.learn(0, size);
+  closing.abort(new Error("the blob is being closed"));
+  world.beforeOpening = () => Promise.reject(closing.signal.reason as Error);
+  const { seeks } = world;
+  await learning;
+  assert.equal(world.seeks, seeks);
 });

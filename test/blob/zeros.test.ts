@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import type { Blob } from "../../src/blob/blob.ts";
 import {
   gate,
   MemoryReader,
@@ -155,4 +156,49 @@ void test("what was told to be zeros can be read while the source is down, in th
   reader.before = () => undefined;
   await blob.fetch(0, blob.size);
   assert.deepEqual(await readCacheFile(blob, 0, blob.size), content);
+});
+
+/** For each unit whether it is known to be zeros. */
+const told = ({ zeros, size }: Blob): string =>
+  Array.from({ length: size / unit }, (_, index) => (zeros!.has(index * unit) ? "z" : ".")).join("");
+
+void test("a hole counts as zeros once every unit is durably ready, also after a restart without the source", async (t) => {
+  const reader = new MemoryReader(randomContent(64 * unit).fill(0, 16 * unit, 48 * unit));
+  const disk = gate();
+  let held = Promise.resolve();
+  const fs = withFile(/\/data$/, (file) => ({ datasync: () => held.then(() => file.datasync()) }));
+  const { cache, dataDir } = await openCache(t, { fs, openSource: () => Promise.resolve(reader) });
+  const blob = await cache.create({ ...testObject(reader.size), imageFormat: "qcow2", unitBytes: unit });
+  held = disk.opened;
+  await blob.fetch(0, blob.size);
+  assert.equal(blob.readyBytes, blob.size);
+  assert.equal(blob.zeros!.learn(0, blob.size), undefined, "what is ready may have been lost on its way to the disk");
+  disk.open();
+  await blob.sync();
+  await cache.close();
+  const again = await (await openCache(t, { dataDir })).cache.open(blob.id);
+  assert.equal(await again.zeros!.learn(0, again.size), again.size);
+  assert.equal(told(again), ".".repeat(16) + "z".repeat(32) + ".".repeat(16));
+});
+
+void test("what an eviction has freed, or is just freeing, does not count as zeros", async (t) => {
+  const reader = new MemoryReader(randomContent(64 * unit));
+  let evicted: Blob | undefined;
+  const during: unknown[] = [];
+  const fs = withFile(/\/data$/, (file) => ({
+    punch: async (offset, length) => {
+      const done = await file.punch(offset, length);
+      if (evicted !== undefined) during.push(await evicted.zeros!.learn(0, evicted.size));
+      return done;
+    },
+  }));
+  const { cache } = await openCache(t, { fs, openSource: () => Promise.resolve(reader) });
+  cache.setNeeds({ needed: () => new Map() });
+  const blob = await cache.create({ ...testObject(reader.size), imageFormat: "qcow2", unitBytes: unit });
+  await blob.fetch(0, blob.size);
+  await blob.sync();
+  evicted = blob;
+  assert.equal(await blob.evict(blob.size), blob.size);
+  assert.ok(during.length > 0);
+  assert.equal(told(blob), ".".repeat(64));
 });

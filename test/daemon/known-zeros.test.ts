@@ -13,6 +13,7 @@ import {
   run,
   size,
   writeDisk,
+  zeroShare,
   zerosAsNbdinfoTells,
   zerosAsQemuTells,
   zerosInBlocks,
@@ -180,4 +181,29 @@ void test("a damaged table is told as data, and so is what is behind it", async 
   assert.match(told, /^0 x 16, 1 x 627, 0 x 1, 1 x 1, 0 x 2, 1 x \d+, 0 x \d+$/);
   const zeros = await run("qemu-io", "-f", "raw", "-r", "-c", `read -P 0 ${100 * MiB} 64k`, uri("v"));
   assert.doesNotMatch(zeros, /failed|error/i);
+});
+
+void test("after a restart the zeros of a detached volume are told from the cache, with the source gone", async (t) => {
+  if (!requireTool(t, "qemu-img", "nbdinfo", "nbdcopy")) return;
+  const directory = await temporaryDirectory(t);
+  const [raw, image, copy] = ["raw", "image", "copy"].map((file) => join(directory, file));
+  writeDisk(raw, data);
+  await run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image);
+  const source = await startHttpSource({ content: image });
+  t.after(() => source[Symbol.asyncDispose]());
+  const first = await serve(t, directory);
+  await first.ullage.createVolume({ name: "v", from: { source: source.url } });
+  for (let tries = 0; (await first.ullage.showVolume("v")).hydration.state !== "detached"; tries++) {
+    assert.ok(tries < 3000, "never detached");
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  await first.ullage.close();
+  await source.close();
+  const { ullage, uri } = await serve(t, directory);
+  const share = zeroShare(await zerosAsNbdinfoTells(uri("v")));
+  assert.ok(share > 0.99 && share <= zeroShare(zerosInBlocks(data, grain)), `${share}`);
+  await run("nbdcopy", uri("v"), copy);
+  assert.match(await run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, copy), /identical/);
+  const [{ readBytes }] = ullage.traffic();
+  assert.ok(readBytes < size / 8, `${readBytes} bytes were asked for`);
 });

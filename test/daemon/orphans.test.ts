@@ -15,6 +15,8 @@ import { CrashingWorld } from "./crashing-world.ts";
 import { temporaryDirectory } from "./support.ts";
 
 const block = 4096;
+/** For some two hundred lives, on a busy machine. */
+const patience = { timeout: 8 * 60_000 };
 /** A name like those of layers and maps. */
 const id = "0123456789abcdef".repeat(2);
 
@@ -222,49 +224,53 @@ void test("while something is damaged, nobody says what belongs to nothing", asy
   assert.equal(about(await check(lost)).length, 2, "when all is well again they are found");
 });
 
-void test("what a kill leaves is reported as what it is: cleared away by the next start, or there until a repair", async (t) => {
-  const work: Record<string, (ullage: Ullage) => Promise<unknown>> = {
-    "taking a snapshot": (ullage) => ullage.createSnapshot("web", "u"),
-    "removing one": (ullage) => ullage.removeSnapshot("web", "s"),
-    "making a volume": (ullage) => ullage.createVolume({ name: "new", size: 1 << 20 }),
-    "cloning one": (ullage) => ullage.createVolume({ name: "new", from: { snapshot: "web@s" } }),
-    "removing a volume": (ullage) => ullage.removeVolume("web", { snapshots: true }),
-  };
-  const template = await prepare(t);
-  const directory = await temporaryDirectory(t);
-  const seen = new Set<string>();
-  for (const [what, run] of Object.entries(work)) {
-    for (let step = 1, finished = false; !finished; step++) {
-      const dataDir = join(directory, `${what.replaceAll(" ", "-")}-${step}`);
-      await cp(template, dataDir, { recursive: true });
-      const world = new CrashingWorld(Infinity);
-      const ullage = await Ullage.open({ dataDir, fs: world.fs, openStore: world.openStore });
-      world.crashAt = world.steps + step;
-      finished = await Promise.race([run(ullage).then(() => true), world.crashed.then(() => false)]);
-      world.crashAt = Infinity;
-      if (finished) await ullage.close();
-      else await world.bury();
-      const data = await OfflineData.open(dataDir, "check");
-      const strays = await findStrays(data, true);
-      await data.close();
-      const next = await Ullage.open({ dataDir });
-      for (const { name } of await next.listVolumes()) await next.getDevice(name);
-      await next.close();
-      for (const { kind, path, message } of strays) {
-        const about = `${what}, step ${step} (${world.died}): ${message}`;
-        assert.equal(existsSync(join(dataDir, path)), kind === "orphan", about);
-        seen.add(kind);
+void test(
+  "what a kill leaves is reported as what it is: cleared away by the next start, or there until a repair",
+  patience,
+  async (t) => {
+    const work: Record<string, (ullage: Ullage) => Promise<unknown>> = {
+      "taking a snapshot": (ullage) => ullage.createSnapshot("web", "u"),
+      "removing one": (ullage) => ullage.removeSnapshot("web", "s"),
+      "making a volume": (ullage) => ullage.createVolume({ name: "new", size: 1 << 20 }),
+      "cloning one": (ullage) => ullage.createVolume({ name: "new", from: { snapshot: "web@s" } }),
+      "removing a volume": (ullage) => ullage.removeVolume("web", { snapshots: true }),
+    };
+    const template = await prepare(t);
+    const directory = await temporaryDirectory(t);
+    const seen = new Set<string>();
+    for (const [what, run] of Object.entries(work)) {
+      for (let step = 1, finished = false; !finished; step++) {
+        const dataDir = join(directory, `${what.replaceAll(" ", "-")}-${step}`);
+        await cp(template, dataDir, { recursive: true });
+        const world = new CrashingWorld(Infinity);
+        const ullage = await Ullage.open({ dataDir, fs: world.fs, openStore: world.openStore });
+        world.crashAt = world.steps + step;
+        finished = await Promise.race([run(ullage).then(() => true), world.crashed.then(() => false)]);
+        world.crashAt = Infinity;
+        if (finished) await ullage.close();
+        else await world.bury();
+        const data = await OfflineData.open(dataDir, "check");
+        const strays = await findStrays(data, true);
+        await data.close();
+        const next = await Ullage.open({ dataDir });
+        for (const { name } of await next.listVolumes()) await next.getDevice(name);
+        await next.close();
+        for (const { kind, path, message } of strays) {
+          const about = `${what}, step ${step} (${world.died}): ${message}`;
+          assert.equal(existsSync(join(dataDir, path)), kind === "orphan", about);
+          seen.add(kind);
+        }
+        const later = await check(dataDir);
+        const wrong = later.filter((line) => line.startsWith("damage") || line.includes("the next start"));
+        assert.deepEqual(wrong, [], `${what}, step ${step} (${world.died})`);
+        const layers = later.filter((line) => line.includes("layers/"));
+        assert.deepEqual(layers, [], `${what}, step ${step} (${world.died})`);
+        await rm(dataDir, { recursive: true });
       }
-      const later = await check(dataDir);
-      const wrong = later.filter((line) => line.startsWith("damage") || line.includes("the next start"));
-      assert.deepEqual(wrong, [], `${what}, step ${step} (${world.died})`);
-      const layers = later.filter((line) => line.includes("layers/"));
-      assert.deepEqual(layers, [], `${what}, step ${step} (${world.died})`);
-      await rm(dataDir, { recursive: true });
     }
-  }
-  assert.ok(seen.has("remains"));
-});
+    assert.ok(seen.has("remains"));
+  },
+);
 
 void test("of the layers that a volume which was killed may have left only empty ones go: what has data is for people", async (t) => {
   const dataDir = await prepare(t);

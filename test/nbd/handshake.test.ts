@@ -244,7 +244,7 @@ void test("a handshake that stalls is ended, one that waits for the device is no
         return { kind: "device", name: "disk", device, readOnly: false };
       },
     },
-    limits: { handshakeTimeoutMs: 200 },
+    limits: { handshakeTimeoutMs: 1500 },
   });
   const waiting = await RawClient.connect(path);
   await waiting.greet();

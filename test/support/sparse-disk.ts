@@ -66,3 +66,9 @@ export function zerosInBlocks(runs: readonly [number, number][], block: number):
   const found = runs.map(([at, length]) => ({ offset: first(at), length: at + length - first(at), zero: false }));
   return grains(found.map((each) => ({ ...each, length: Math.ceil(each.length / block) * block })));
 }
+
+/** How much of a disk is told to be zeros, 0 to 1. @param told as `grains` has it */
+export function zeroShare(told: string): number {
+  const runs = told.split(", ").map((alike) => alike.split(" x "));
+  return runs.reduce((sum, [kind, count]) => sum + (kind === "1" ? Number(count) : 0), 0) / (size / grain);
+}

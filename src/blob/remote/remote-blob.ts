@@ -126,7 +126,6 @@ export class RemoteBlob implements Blob {
         unitBytes,
         clock: this.#options.clock,
         shared,
-        isComplete: () => readiness.readyBytes === size,
         ask: (offset, length) => this.#learn(offset, length),
       });
   }

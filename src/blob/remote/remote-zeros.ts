@@ -11,8 +11,6 @@ export interface RemoteZerosOptions {
   readonly clock: Clock;
   /** What the manager writes into. */
   readonly shared: SharedZeros;
-  /** All of the blob is in the cache. */
-  isComplete(): boolean;
   /** Has the manager learn; resolves when there is nothing to wait for. @param length `maxLearnBytes` at most */
   ask(offset: number, length: number): Promise<void>;
 }
@@ -36,7 +34,6 @@ export class RemoteZeros implements BlobZeros {
       clock,
       told: this.#told,
       progress: () => shared.toldUnits,
-      isNeedless: () => options.isComplete(),
       ask: (offset, length) => this.#ask(offset, length),
     });
   }
