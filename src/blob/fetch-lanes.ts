@@ -182,6 +182,7 @@ export class FetchTraffic {
       for (const listener of this.#listeners) listener();
     }
     this.#watching = false;
+    for (const listener of this.#listeners) listener(); // a timer may be early: then it was not time yet
   }
 }
 

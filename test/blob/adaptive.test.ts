@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { FetchTraffic } from "../../src/blob/fetch-lanes.ts";
+import type { Clock } from "../../src/base/clock.ts";
+import { FetchLanes, FetchTraffic } from "../../src/blob/fetch-lanes.ts";
 import { ManualClock } from "./support.ts";
 
 /** Past the time in which the background keeps back for a reader. */
@@ -110,4 +111,29 @@ void test("once he reads no more, the background has all of it again after a mom
   );
   world.clock.advance(quietMs);
   assert.equal(world.traffic.backgroundLimit, 16);
+});
+
+void test("the background is let go however early the timer that holds it back comes, and however little later it is looked at", async () => {
+  let now = 0;
+  const clock: Clock = {
+    now: () => (now += 0.3), // time goes on between two looks
+    wallTime: () => new Date(0).toISOString(),
+    sleep: async (ms) => {
+      now += Math.max(0, ms - 0.7);
+    },
+  };
+  for (const hold of ["reads", "a reader is expected"]) {
+    const held = new FetchTraffic(clock);
+    const lanes = new FetchLanes(held);
+    if (hold === "reads") {
+      held.started();
+      held.ended();
+    } else held.expected();
+    const ran = Promise.withResolvers<void>();
+    lanes.submit({
+      lane: "background",
+      run: async () => ran.resolve(),
+    });
+    await ran.promise;
+  }
 });
