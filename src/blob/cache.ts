@@ -420,6 +420,7 @@ export class BlobCache {
       evicts: () => true,
       filled: () => void thin(),
       claimRoom: () => Promise.resolve(),
+      disclaimRoom: () => undefined,
     };
     blob = await CachedBlob.create(environment, join(this.#dir, meta.id), meta);
     return blob;

@@ -105,6 +105,19 @@ void test("requests under way count: however many come at once, they do not take
   assert.equal(blob.readyBytes, MiB);
 });
 
+void test("what is kept in memory only takes no room, and gives none", async (t) => {
+  const { cache, disk } = await world(t, { free: 5 * MiB + UNIT, total: 100 * MiB });
+  const reader = new MemoryReader(randomContent(4 * UNIT));
+  const options = { ...testObject(reader.size), unitBytes: UNIT };
+  const uncached = await cache.create({ ...options, url: "http://example.test/memory", uncached: true }, reader);
+  await uncached.fetch(0, 4 * UNIT, optional);
+  assert.equal(disk.asked, 0);
+  const blob = await open(cache, reader);
+  await blob.fetch(0, UNIT, optional);
+  disk.free -= UNIT;
+  await assert.rejects(blob.fetch(UNIT, UNIT, optional), { errno: "ENOSPC" });
+});
+
 void test("the disk is asked once a second, and after as many bytes as it had above the floor", async (t) => {
   const { cache, clock, disk } = await world(t, { free: 6 * MiB, total: 100 * MiB });
   const reader = new MemoryReader(randomContent(4 * MiB));
