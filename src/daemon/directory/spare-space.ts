@@ -17,7 +17,7 @@ const NAME = "spare";
 const SHARE = 1 / 128;
 /** and so large at least and at most, bytes. */
 const LEAST = 2 * 1024 * 1024;
-const MOST = 64 * 1024 * 1024;
+const MOST = 32 * 1024 * 1024;
 /** It is made where so many times its size is free. */
 const ROOM = 4;
 /** With less than this, bytes, a disk counts as full; a small one with less than the share. */
