@@ -54,15 +54,19 @@ async function fetchAll(
   let underWay = 0;
   let landing = Promise.withResolvers<void>();
   let asking = Promise.resolve();
-  /** One asks at a time. What is under way may turn out to be zeros, which take no room. */
+  /**
+   * One asks at a time. What is under way may turn out to be zeros, which take no room; and what lands while somebody asks may
+   * have been counted twice.
+   */
   const admit = async (length: number): Promise<void> => {
     for (;;) {
+      const asked = underWay;
       try {
-        await room?.(underWay + 1);
+        await room?.(asked + 1);
         break;
       } catch (error) {
-        if (underWay === 0) throw error;
-        await landing.promise;
+        if (asked === 0) throw error;
+        if (underWay === asked) await landing.promise;
       }
     }
     underWay += length;

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { IoError, SourceError } from "../../src/base/errors.ts";
 import { fillBlob, fillTraced } from "../../src/blob/fill-blob.ts";
-import { MemoryReader, openBlob, randomContent } from "./support.ts";
+import { MemoryReader, openBlob, randomContent, until } from "./support.ts";
 
 const UNIT = 64 * 1024;
 const MiB = 2 ** 20;
@@ -47,4 +47,20 @@ void test("another failure than damage ends the filling", async (t) => {
   const room = (): Promise<void> =>
     blob.readyBytes < MiB ? Promise.resolve() : Promise.reject(new IoError("ENOSPC", "full"));
   await assert.rejects(fillBlob(blob, { signal, room }), { code: "io-enospc" });
+});
+
+void test("what lands while room is asked for is not taken for what fills it: filling ends only when there is none with nothing under way", async (t) => {
+  const { blob } = await openBlob(t, new MemoryReader(randomContent(4 * MiB)), { unitBytes: UNIT });
+  let granted = 0;
+  const room = async (bytes: number): Promise<void> => {
+    if (bytes === 1) {
+      granted += MiB;
+      return;
+    }
+    await until(() => blob.readyBytes === granted);
+    await new Promise((resolve) => setTimeout(resolve, 5)); // it has landed, for its caller, too
+    throw new IoError("ENOSPC", "as if it were on the disk, and still on its way");
+  };
+  await fillBlob(blob, { signal, room });
+  assert.equal(blob.readyBytes, 4 * MiB);
 });
