@@ -125,29 +125,21 @@ export function punchHole(fd: number, offset: number, length: number): number {
 
 /** The same in the thread pool. @returns 0, or the errno */
 export function punchHoleInPool(fd: number, offset: number, length: number): Promise<number> {
-  return new Promise((resolve, reject) => {
-    // koffi reads errno of the pool's thread only inside the call, so a failure is looked up again on this thread.
-    fallocateCall.async(
-      fd,
-      FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-      offset,
-      length,
-      (error: Error | null, result: number) => {
-        if (error) reject(error);
-        else if (result === 0) resolve(0);
-        else resolve(punchHole(fd, offset, length) === 0 ? 0 : errno());
-      },
-    );
-  });
+  return fallocateInPool(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
 }
 
 /** fallocate(2) of the first `length` bytes, in the thread pool. @returns 0, or the errno */
 export function allocateInPool(fd: number, length: number): Promise<number> {
+  return fallocateInPool(fd, 0, 0, length);
+}
+
+function fallocateInPool(fd: number, mode: number, offset: number, length: number): Promise<number> {
   return new Promise((resolve, reject) => {
-    fallocateCall.async(fd, 0, 0, length, (error: Error | null, result: number) => {
+    // koffi reads errno of the pool's thread only inside the call, so a failure is looked up again on this thread.
+    fallocateCall.async(fd, mode, offset, length, (error: Error | null, result: number) => {
       if (error) reject(error);
       else if (result === 0) resolve(0);
-      else resolve(fallocateCall(fd, 0, 0, length) === 0 ? 0 : errno()); // as above
+      else resolve(fallocateCall(fd, mode, offset, length) === 0 ? 0 : errno());
     });
   });
 }
