@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { startHttpSource } from "../support/http-source.ts";
 import { requireTool } from "../support/tools.ts";
 import { Browser } from "./browser.ts";
+import { answerVolumes, fakeVolume, startFakeApi } from "./fake-api.ts";
 import { startDashboard } from "./support.ts";
 
 const megabyte = 2 ** 20;
@@ -144,5 +146,37 @@ void test("hydration is paused, limited and resumed from the page", async (t) =>
   await page.click("button", "Apply");
   await page.see("“fast” is no rate");
   assert.equal(await page.evaluate(`document.querySelector("[name=rate]").value`), "fast");
+  assert.deepEqual(page.problems, []);
+});
+
+void test("while a volume is being removed its page asks nothing about it; when that is refused, it goes on asking", async (t) => {
+  if (!requireTool(t, "chromium")) return;
+  const volumes = [fakeVolume("web1", { source: null })];
+  let refuse = true;
+  const paths = { "/v1/volumes": ["GET"], "/v1/volumes/{name}": ["GET", "DELETE"] };
+  const { url, requests } = await startFakeApi(t, paths, async (request) => {
+    if (request.method === "DELETE") {
+      if (refuse) return { status: 409, body: { status: 409, code: "in-use", detail: "a client has it" } };
+      volumes.pop();
+      await sleep(3000); // longer than the page waits from one question to the next
+      return { status: 204 };
+    }
+    if (request.path.endsWith("/map"))
+      return { runs: [{ offset: 0, length: 10 * 2 ** 30, kind: "zero", owner: null }], next: null };
+    const isOfVolume = request.path.startsWith("/v1/volumes/");
+    return isOfVolume && volumes.length === 0 ? undefined : answerVolumes(volumes, request);
+  });
+  const page = await (await Browser.launch(t)).newPage();
+  await page.goto(`${url}#/volumes/web1`);
+  await page.click("button", "Remove");
+  await page.fill("[name=confirm]", "web1");
+  await page.click("button", "Remove for good");
+  await page.see("A client has it");
+  const asked = requests.length;
+  while (requests.length === asked) await sleep(50);
+  page.problems = []; // the refusal is one for the browser
+  refuse = false;
+  await page.click("button", "Remove for good");
+  await page.see("There are no volumes yet");
   assert.deepEqual(page.problems, []);
 });

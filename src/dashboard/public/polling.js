@@ -4,6 +4,7 @@
  *     due ....... runs when its time has come, when it is poked or hinted, or when the page is shown again
  *     running ... never twice at once; a poke while it runs makes it due again right after
  *     hidden .... nothing runs
+ *     held ...... nothing runs: what is being asked about is on its way out
  *
  * The pause is never shorter than ten times what the work took, so that a page on a large server asks less often, and
  * doubles with every failure.
@@ -12,6 +13,26 @@
 const maxPauseMs = 30_000;
 const hintPauseMs = 500;
 const workShare = 10;
+
+/** @type {Set<Poller>} those that are not stopped */
+const pollers = new Set();
+let holds = 0;
+
+/**
+ * Does something during which nothing is asked for: what is being removed has no answer. What runs already goes on.
+ * @template T
+ * @param {() => Promise<T>} work
+ * @returns {Promise<T>}
+ */
+export async function withoutPolling(work) {
+  holds++;
+  try {
+    return await work();
+  } finally {
+    holds--;
+    if (holds === 0) for (const poller of pollers) poller.resume();
+  }
+}
 
 export class Poller {
   /** @type {() => Promise<unknown>} */
@@ -40,6 +61,7 @@ export class Poller {
     this.#work = work;
     this.#pauseMs = pauseMs;
     document.addEventListener("visibilitychange", this.#onVisible);
+    pollers.add(this);
     void this.#run();
   }
 
@@ -56,15 +78,21 @@ export class Poller {
     this.#schedule(Math.max(0, Math.min(due, this.#next) - performance.now()));
   }
 
+  /** It was held: does what may be due, when the page has had time to leave what is gone. */
+  resume() {
+    if (!this.#running) this.#schedule(hintPauseMs);
+  }
+
   stop() {
     this.#stopped = true;
+    pollers.delete(this);
     clearTimeout(this.#timer);
     document.removeEventListener("visibilitychange", this.#onVisible);
   }
 
   async #run() {
     clearTimeout(this.#timer);
-    if (this.#stopped || document.hidden) return;
+    if (this.#stopped || document.hidden || holds > 0) return;
     this.#running = true;
     this.#poked = false;
     const began = performance.now();

@@ -5,6 +5,7 @@ import { call, problemOf, volumePath } from "./api.js";
 import { canSnapshot } from "./features.js";
 import { formatBytes, plural } from "./format.js";
 import { ConfirmDialog } from "./parts.js";
+import { withoutPolling } from "./polling.js";
 import { canTellSpace, readSpace } from "./space.js";
 import { noteRemoved } from "./volume-list.js";
 
@@ -32,13 +33,15 @@ export function RemoveDialog({ volume, onClose, onRemoved }) {
   const remove = async () => {
     asking.value.abort(); // what is being removed has no answer
     const query = [...(force.value ? ["force=true"] : []), ...(snapshots.value ? ["snapshots=true"] : [])].join("&");
-    try {
-      await call(`${volumePath(volume.name)}${query && `?${query}`}`, { method: "DELETE" });
-    } catch (error) {
-      if (problemOf(error).status !== 404) throw error; // somebody else was faster
-    }
-    noteRemoved(volume.name);
-    onRemoved?.();
+    await withoutPolling(async () => {
+      try {
+        await call(`${volumePath(volume.name)}${query && `?${query}`}`, { method: "DELETE" });
+      } catch (error) {
+        if (problemOf(error).status !== 404) throw error; // somebody else was faster
+      }
+      noteRemoved(volume.name);
+      onRemoved?.();
+    });
   };
   return html`<${ConfirmDialog}
     title="Remove volume"
