@@ -32,11 +32,12 @@ export class CrashWorld {
     this.#request = { ...request, kind: "serve", acceptLoss: false };
     const { imageBytes, size } = request;
     const image = stamp("image", 0, imageBytes);
-    this.oracle = new Oracle((sector) => {
+    const initial = (sector: number): Buffer => {
       const bytes = Buffer.alloc(512);
       bytes.set(image.subarray(sector * 512, sector * 512 + 512));
       return bytes;
-    });
+    };
+    this.oracle = new Oracle(initial, { tears: true });
     this.#places = Array.from({ length: 6 }, () => this.random.below(size / blockBytes) * blockBytes);
     this.#places.push(0, 4 * 1024 * 1024 - 2 * blockBytes, size - blockBytes);
   }

@@ -63,6 +63,32 @@ void test("overlapping writes may end in either order; a failed one may have hap
   assert.deepEqual(allowed(failed, [0, 1, 2]), [1, 2]);
 });
 
+void test("a read beside a write may show a sector in parts where the page cache is real, and only there and then", () => {
+  const mix = Buffer.concat([content(1).subarray(0, 200), content(2).subarray(200)]);
+  const show = (tears: boolean, bytes: Buffer, moment: "beside" | "behind" | "across"): void => {
+    const oracle = new Oracle(() => zeros, { tears });
+    write(oracle, 1);
+    const operation = oracle.issue(0, 512, content(2));
+    if (moment === "behind") oracle.settle(operation, true);
+    const read = oracle.readStart(0, 512);
+    if (moment === "across") oracle.settle(operation, true);
+    oracle.readDone(read, bytes);
+    // However the sector looked meanwhile: once the write has been answered, it has happened.
+    if (moment === "beside") oracle.settle(operation, true);
+    assert.throws(() => oracle.readDone(oracle.readStart(0, 512), mix), OracleError);
+    oracle.readDone(oracle.readStart(0, 512), content(2));
+  };
+  show(true, mix, "beside");
+  show(true, mix, "across");
+  assert.throws(() => show(true, mix, "behind"), OracleError, "nothing is being written any more");
+  assert.throws(() => show(false, mix, "beside"), OracleError, "the simulated disk does not tear a sector");
+  assert.throws(() => show(true, content(3), "beside"), OracleError, "bytes that nobody wrote");
+  const failed = new Oracle(() => zeros, { tears: true });
+  failed.settle(failed.issue(0, 512, content(1)), false);
+  const half = Buffer.concat([content(1).subarray(0, 200), zeros.subarray(200)]);
+  assert.throws(() => failed.readDone(failed.readStart(0, 512), half), OracleError, "it failed, and runs no more");
+});
+
 void test("kill -9 loses nothing that was answered; what was under way may have happened", () => {
   const make = (): Oracle => {
     const oracle = newOracle();

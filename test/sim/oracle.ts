@@ -61,6 +61,7 @@ const zeroSector = Buffer.alloc(sectorBytes);
  */
 export class Oracle {
   readonly #initial: (sector: number) => Buffer;
+  readonly #tears: boolean;
   readonly #sectors = new Map<number, Version[]>();
   /** Sectors with more than one version. */
   readonly #unsettled = new Set<number>();
@@ -74,8 +75,13 @@ export class Oracle {
   /** Sectors not read since a recovery that had to forget the page cache. */
   readonly #onDisk = new Set<number>();
 
-  constructor(initial: (sector: number) => Buffer) {
+  /**
+   * @param options.tears Reads share the page cache with writes that run beside them, as under Linux: while a sector is
+   * being written, a read may show a part of what it is to hold. What it shows afterwards must be one content.
+   */
+  constructor(initial: (sector: number) => Buffer, options: { tears?: boolean } = {}) {
     this.#initial = initial;
+    this.#tears = options.tears ?? false;
   }
 
   /** Every sector that any operation touched. */
@@ -192,6 +198,7 @@ export class Oracle {
       const possible = this.#possible(versions, started);
       const matching = possible.filter((version) => version.content.subarray(from, to).equals(seen));
       if (matching.length === 0) {
+        if (this.#tears && torn(seen, possible, from, started)) continue;
         throw new OracleError(
           sector,
           seen,
@@ -285,6 +292,12 @@ export class Oracle {
     this.#sectors.set(sector, kept);
     if (kept.length === 1) this.#unsettled.delete(sector);
   }
+}
+
+/** Whether a sector was being written after `started`, and each of its bytes is that of something it may have held then. */
+function torn(seen: Buffer, possible: Version[], from: number, started: number): boolean {
+  if (!possible.some((version) => version.settled > started)) return false;
+  return seen.every((byte, at) => possible.some((version) => version.content[from + at] === byte));
 }
 
 /** Which versions a sector may have shown within a span, and when in it. */
