@@ -105,6 +105,10 @@ void test("hydration fetches all but a damaged cluster, tells of it everywhere, 
   const health = await daemon.json<HealthView>(["health"]);
   assert.ok(health.warnings.some(({ code, message }) => code === "volume-degraded" && told.test(message)));
   assert.ok(events.text().includes(`"damagedBytes":${CLUSTER}`), events.text());
+  const waited = await daemon.cli(["volume", "hydrate", "v", "--wait"]);
+  assert.equal(waited.code, 1, "who waits for it to be complete is told that it won't be");
+  assert.match(waited.stderr, told);
+  assert.match(waited.stderr, /volume resume/);
   const socket = join(daemon.dataDir, "api.sock");
   const { stdout: metrics } = await execute("curl", ["-fsS", "--unix-socket", socket, "http://localhost/metrics"]);
   assert.match(metrics, new RegExp(`^ullage_hydration_damaged_bytes\\{volume="v"\\} ${CLUSTER}$`, "m"));

@@ -8,6 +8,8 @@ import { priorityOption, rateOption } from "../../parse.ts";
 import { hydrationDetail, ProgressLine } from "../../progress.ts";
 
 const pollMs = 500;
+/** Damage that is still there after so long has been tried again once or twice, and is there to stay. */
+const damagePatienceMs = 5000;
 
 interface Options extends ClientOptions {
   rate?: number | null;
@@ -24,7 +26,10 @@ export function addHydrateCommand(parent: Command): void {
   )
     .option("--rate <size>", "bytes per second at most, e.g. 50M; `off`: no limit", rateOption)
     .option("--priority <n>", "among volumes filled at the same time; more is sooner", priorityOption)
-    .option("--wait", "until the source is not needed any more; shows progress")
+    .option(
+      "--wait",
+      "until the source is not needed any more, or all is here but what is damaged there; shows progress",
+    )
     .action(async (name: string, options: Options) => {
       const daemon = await findDaemon(options);
       const change: HydrationChange = {
@@ -42,6 +47,7 @@ export function addHydrateCommand(parent: Command): void {
 
 async function waitUntilDetached(daemon: ApiClient, path: string, quiet: boolean): Promise<HydrationView> {
   const line = new ProgressLine();
+  let damagedSince = Infinity;
   for (;;) {
     const hydration = await daemon.call<HydrationView>(path);
     const text = hydrationDetail(hydration);
@@ -54,6 +60,19 @@ async function waitUntilDetached(daemon: ApiClient, path: string, quiet: boolean
       line.end();
       throw new UllageError("paused", "hydration was paused by somebody", { hint: "`ullage volume resume NAME`" });
     }
+    if (!onlyDamageIsLeft(hydration)) damagedSince = Infinity;
+    else damagedSince = Math.min(damagedSince, performance.now());
+    if (performance.now() - damagedSince >= damagePatienceMs) {
+      line.end();
+      throw new UllageError("image-damaged", hydration.reason ?? "a part of the image can't be had", {
+        hint: "everything else is here, and the damaged part goes on being tried; mend the source, then `ullage volume resume NAME`",
+      });
+    }
     await new Promise((resolve) => setTimeout(resolve, pollMs));
   }
+}
+
+/** Everything is here that the source gives: what is missing can't be had though it answers. */
+function onlyDamageIsLeft({ state, readyBytes, totalBytes, damagedBytes }: HydrationView): boolean {
+  return state === "waiting" && damagedBytes > 0 && readyBytes + damagedBytes >= totalBytes;
 }
