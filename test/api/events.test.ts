@@ -266,12 +266,21 @@ void test("changes that follow each other are told together, progress twice a se
   }
   const progress = ["hydration", "ok"];
   assert.deepEqual(told().slice(3), [progress, progress]);
+  view = { ...view, fetchedBytes: 100 };
+  news.progress();
+  now += 1000;
+  news.progress();
+  news.progress();
+  assert.equal(told().length, 6, "of progress only what is new");
+  now += 1000;
+  news.progress();
+  assert.equal(told().length, 6, "and no more after a while");
   news.removed();
   view = { ...view, state: "failed" };
   news.changed();
   now += 1000;
   news.progress();
-  assert.deepEqual(told().slice(5), [["volume-removed", "ok"]]);
+  assert.deepEqual(told().slice(6), [["volume-removed", "ok"]]);
   assert.equal(sleepers.length, 0);
 });
 

@@ -20,6 +20,8 @@ export class VolumeNews {
   #state: "unknown" | "told" | "gone" = "unknown";
   /** What the last event said, progress left out. */
   #told = "";
+  /** The same with its progress. */
+  #toldWhole = "";
   #toldAt = -Infinity;
   #seen: VolumeView | undefined;
   #waiting = false;
@@ -57,10 +59,11 @@ export class VolumeNews {
     this.changed();
   }
 
-  /** More of it is there. */
+  /** More of it may be there. */
   progress(): void {
     if (this.#state === "gone" || this.#clock.now() - this.#toldAt < progressIntervalMs) return;
-    this.#tell("hydration");
+    const view = this.#look();
+    if (view !== undefined && JSON.stringify(view) !== this.#toldWhole) this.#publish("hydration", view);
   }
 
   #tell(name: VolumeEventName): void {
@@ -81,6 +84,7 @@ export class VolumeNews {
   #publish(name: VolumeEventName, view: VolumeView): void {
     this.#state = "told";
     this.#told = withoutProgress(view);
+    this.#toldWhole = JSON.stringify(view);
     this.#toldAt = this.#clock.now();
     this.#events.publish({ name, data: view });
   }
