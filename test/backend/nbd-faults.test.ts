@@ -186,7 +186,7 @@ void test("reads come through a source that breaks every connection after some b
   const { identity } = await backend.probe(1);
   const bytes = await readBytes(backend, identity, 0, 8 * MiB);
   assert.ok(bytes.equals(content));
-  assert.ok(connections > 3, `${connections} connections`);
+  assert.ok(connections >= 3, `${connections} connections for 8 MiB, of which each has given 3 at most`);
   await backend.close();
 });
 

@@ -83,13 +83,17 @@ export class CrashWorld {
     for (let n = 0; n < 4; n++) await this.#read(client, ...this.#range(16 * blockBytes));
   }
 
-  /** Several clients at once, until the process dies or has answered so many operations. */
+  /**
+   * Several clients at once, until the process dies or has answered so many operations; each ends at its first error.
+   * @throws the first of these, when all have ended
+   */
   async work(client: EngineClient, clients: number, answers: number): Promise<void> {
     const until = client.answers + answers;
     const one = async (): Promise<void> => {
       while (client.answers < until) await this.#operate(client);
     };
-    await Promise.all(Array.from({ length: clients }, () => one().catch(ignoreDeath)));
+    const ends = await Promise.allSettled(Array.from({ length: clients }, () => one().catch(ignoreDeath)));
+    for (const end of ends) if (end.status === "rejected") throw end.reason;
   }
 
   #range(longest: number): [number, number] {
