@@ -1,4 +1,7 @@
-/* Fills a blob slowly, saving its range map now and then, until it is killed; says `durable` after the second save. */
+/*
+ * Fills some of a blob, saving its range map now and then, until it is killed; says `durable` after the second save, and
+ * waits for its end after two more: however late that comes, there is something left to be filled in its next lives.
+ */
 import { randomBytes } from "node:crypto";
 import { systemClock } from "../../src/base/clock.ts";
 import { realFileSystem } from "../../src/base/real-file-system.ts";
@@ -25,8 +28,9 @@ const blob = await cache.open(id);
 const step = 1024 * 1024;
 let at = 0;
 while (blob.isReady(at, step)) at += step;
-for (let saves = 1; ; saves++) {
-  for (let n = 0; n < 4; n++, at += step) await blob.fetch(at % blob.size, step, { background: true });
+for (let saves = 1; saves <= 4; saves++) {
+  for (let n = 0; n < 4; n++, at += step) await blob.fetch(at, step, { background: true });
   await blob.sync();
   if (saves === 2) console.log("durable");
 }
+setInterval(() => undefined, 1000);
