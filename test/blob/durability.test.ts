@@ -293,6 +293,7 @@ void test("after kill -9 in mid-fill everything that is ready has the source's b
     const child = spawn(process.execPath, [join(import.meta.dirname, "fill-child.ts"), dataDir, id], {
       stdio: ["ignore", "pipe", "inherit"],
     });
+    t.after(() => child.kill("SIGKILL"));
     await new Promise<void>((resolve) =>
       child.stdout.on("data", (text: Buffer) => text.includes("durable") && resolve()),
     );
