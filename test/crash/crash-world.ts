@@ -85,7 +85,7 @@ export class CrashWorld {
 
   /**
    * Several clients at once, until the process dies or has answered so many operations; each ends at its first error.
-   * @throws the first of these, when all have ended
+   * @throws one of these errors, when all have ended
    */
   async work(client: EngineClient, clients: number, answers: number): Promise<void> {
     const until = client.answers + answers;

@@ -60,8 +60,7 @@ async function waitUntilDetached(daemon: ApiClient, path: string, quiet: boolean
       line.end();
       throw new UllageError("paused", "hydration was paused by somebody", { hint: "`ullage volume resume NAME`" });
     }
-    if (!onlyDamageIsLeft(hydration)) damagedSince = Infinity;
-    else damagedSince = Math.min(damagedSince, performance.now());
+    damagedSince = onlyDamageIsLeft(hydration) ? Math.min(damagedSince, performance.now()) : Infinity;
     if (performance.now() - damagedSince >= damagePatienceMs) {
       line.end();
       throw new UllageError("image-damaged", hydration.reason ?? "a part of the image can't be had", {
