@@ -218,12 +218,8 @@ void test("rule 10: the next log is durable before the old one ends, and it comm
     );
   };
   const created = events.slice(0, events.indexOf("write old log"));
-  assert.deepEqual(created.slice(0, 4), [
-    "open new log",
-    "write new log",
-    "datasync new log",
-    "syncDirectory directory",
-  ]);
+  assert.deepEqual(created.slice(0, 2), ["open new log", "write new log"]);
+  assert.deepEqual(created.slice(2, 4).sort(), ["datasync new log", "syncDirectory directory"]); // at the same time
   const commit = events.lastIndexOf("write new log");
   assert.ok(events.indexOf("datasync head") < commit && events.indexOf("datasync old log") < commit, String(events));
   order("write old log", "datasync old log", "write map", "datasync map", "rename map", "unlink map");
