@@ -271,7 +271,8 @@ void test("an image that the manager fetches as a whole shows its progress, as a
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
   assert.match((await cancelled).stderr, /cancelled: nothing is left of 'never'/);
-  assert.equal(readdirSync(join(cacheDir, "blobs")).length, before);
+  // The manager clears away what it had begun, whoever waits for that.
+  while (readdirSync(join(cacheDir, "blobs")).length > before) await new Promise((resolve) => setTimeout(resolve, 20));
 });
 
 void test("a manager that knows no progress makes images as before", async (t) => {
