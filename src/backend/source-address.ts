@@ -32,6 +32,12 @@ export function schemeOf(source: string): string | undefined {
   return /^([a-z][a-z0-9+.-]*):\/\//i.exec(source)?.[1]?.toLowerCase();
 }
 
+/** Whether a source can be asked for its holes: an NBD export, a file of this host. @param url in its canonical form */
+export function tellsHoles(url: string): boolean {
+  const scheme = schemeOf(url);
+  return scheme === undefined || isNbd(scheme);
+}
+
 function localPath(source: string): string {
   if (source === "" || source.includes("\0")) {
     throw invalid("the source is empty or holds a NUL", "name a file, or an address");

@@ -144,16 +144,34 @@ function fallocateInPool(fd: number, mode: number, offset: number, length: numbe
   });
 }
 
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+
 /** lseek(2) SEEK_DATA. @returns the offset, -1 when there is no data behind `offset`; throws on anything else */
 export function seekData(fd: number, offset: number): number {
-  const SEEK_DATA = 3;
   return seek(fd, offset, SEEK_DATA);
 }
 
 /** lseek(2) SEEK_HOLE. */
 export function seekHole(fd: number, offset: number): number {
-  const SEEK_HOLE = 4;
   return seek(fd, offset, SEEK_HOLE);
+}
+
+/** The same, in the thread pool: for files whose file system may let one wait. */
+export const seekDataInPool = (fd: number, offset: number): Promise<number> => seekInPool(fd, offset, SEEK_DATA);
+export const seekHoleInPool = (fd: number, offset: number): Promise<number> => seekInPool(fd, offset, SEEK_HOLE);
+
+function seekInPool(fd: number, offset: number, whence: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    lseekCall.async(fd, offset, whence, (error: Error | null, result: number) => {
+      if (error) return reject(error);
+      try {
+        resolve(result >= 0 ? result : seek(fd, offset, whence)); // why it failed is only told on this thread
+      } catch (failure) {
+        reject(failure);
+      }
+    });
+  });
 }
 
 function seek(fd: number, offset: number, whence: number): number {

@@ -87,7 +87,7 @@ export class CachedBlob implements Blob {
   readonly file: File;
   readonly stats: BlobStats;
   readonly check: DigestContentCheck | undefined;
-  readonly zeros: KnownZeros | undefined;
+  readonly zeros: KnownZeros;
   readonly #troubles = new SourceTroubles();
   readonly #environment: BlobEnvironment;
   readonly #traffic: SourceTraffic;
@@ -148,14 +148,14 @@ export class CachedBlob implements Blob {
       missBytes: environment.missBytes,
       transfer: (request) => this.#transfer(request),
     });
-    this.zeros = KnownZeros.of({
+    this.zeros = new KnownZeros({
       meta,
       clock: environment.clock,
       closing: this.#closing.signal,
       file: this.file,
       isComplete: () => this.#map.missing === 0,
-      // An eviction takes its units from the map before it punches anything. What may be discarded for its digest is raw.
-      isSettled: () => this.#durable.missing === 0,
+      // An eviction takes its units from the map before it punches anything; what has a digest may be discarded before it is compared.
+      isSettled: () => this.#durable.missing === 0 && (this.check === undefined || this.check.state === "verified"),
       reader: () => this.#source(),
     });
     this.check = this.#checkOf(verified);
@@ -264,7 +264,7 @@ export class CachedBlob implements Blob {
 
   async readThrough(offset: number, length: number, buffer: IoBuffer, at: number): Promise<void> {
     this.check?.demandTrust();
-    if (this.zeros?.has(offset) === true && this.zeros.run(offset, length) === length) {
+    if (this.zeros.has(offset) && this.zeros.run(offset, length) === length) {
       buffer.bytes.fill(0, at, at + length);
       return;
     }
@@ -374,7 +374,7 @@ export class CachedBlob implements Blob {
   /** How many bytes from a unit on are known to be zeros: what was told as zeros can be read without the source. */
   #knownZeros(first: number): number {
     const offset = first * this.unitBytes;
-    return this.zeros?.has(offset) === true ? this.zeros.run(offset, this.size - offset) : 0;
+    return this.zeros.has(offset) ? this.zeros.run(offset, this.size - offset) : 0;
   }
 
   /** How many bytes from a unit on the image's tables say are zeros, beyond what is asked for as well. */
@@ -395,7 +395,7 @@ export class CachedBlob implements Blob {
     const offset = first * this.unitBytes;
     const end = offset + zeros === this.size ? this.#map.units : Math.floor((offset + zeros) / this.unitBytes);
     if (end <= first) return first;
-    this.zeros?.note(first, end);
+    this.zeros.note(first, end);
     const failedSyncs = this.#failedSyncs;
     // The file is longer than the blob: behind its end, up to the next block, are zeros as well.
     const bytes = end === this.#map.units ? dataFileBytes(this.meta) - offset : end * this.unitBytes - offset;
@@ -522,10 +522,10 @@ export class CachedBlob implements Blob {
       });
     }
     if (this.#shared !== undefined) return this.#shared;
-    const shared = SharedReadiness.create(this.#map.units, { zeros: this.zeros !== undefined });
+    const shared = SharedReadiness.create(this.#map.units, { zeros: true });
     this.#map.moveTo(shared.ready);
     this.#durable.moveTo(shared.durable);
-    if (shared.zeros !== undefined) this.zeros?.moveTo(shared.zeros);
+    if (shared.zeros !== undefined) this.zeros.moveTo(shared.zeros);
     shared.readyBytes = this.#map.readyBytes;
     shared.check = this.check?.state;
     this.#shared = shared;

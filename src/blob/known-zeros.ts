@@ -1,25 +1,26 @@
-import { isNbd } from "../backend/nbd/nbd-address.ts";
-import { schemeOf } from "../backend/source-address.ts";
+import { tellsHoles } from "../backend/source-address.ts";
 import type { Clock } from "../base/clock.ts";
 import { SourceError } from "../base/errors.ts";
+import { tellHoles } from "../base/file-holes.ts";
 import type { File } from "../base/file-system.ts";
 import type { ImageReader } from "../image/image-format.ts";
 import type { BlobMeta } from "./blob-meta.ts";
 import type { BlobZeros } from "./blob.ts";
-import { tellHoles } from "./file-holes.ts";
 import { RangeMap } from "./range-map.ts";
 import type { SharedZeros } from "./shared-readiness.ts";
 import { ZeroQuestions } from "./zero-questions.ts";
 
 /*
- * Which units of a blob are zeros because the image's tables say so, whether they are in the cache or not. A blob is
- * immutable: what was told once holds for as long as it exists. Two sets of units, each containing the next:
+ * Which units of a blob are zeros because the image's tables, or the holes of what it lies on, say so, whether they are in
+ * the cache or not. A blob is immutable: what was told once holds for as long as it exists. Two sets of units, each
+ * containing the next:
  *
  *     told      the tables were asked about it; what is not in `zeros` may be anything
  *     zeros     reads as zeros
  *
  * Both only grow, in memory that other processes may look at. When all of the blob is settled in its cache file, the holes
  * of that are asked about in the place of the tables: the source may be gone by then, and zeros were left out when they came.
+ * Of an image that was unpacked, or is a raw disk on a source that can't be asked, nothing is told before.
  */
 
 /** Questions are about multiples of it: who asks about a little will ask about what is behind it next. */
@@ -33,7 +34,7 @@ export interface KnownZerosOptions {
   readonly file: Pick<File, "seekData" | "seekHole">;
   /** All of the blob is in the cache: the source is not needed any more, and may be gone. */
   isComplete(this: void): boolean;
-  /** Beyond that, every unit is durably in `file`, and none is being evicted. */
+  /** Beyond that, every unit is durably in `file`, is what the source has, and is not being evicted. */
   isSettled(this: void): boolean;
   /** The source's reader; rejects when it can't be opened. */
   reader(this: void): Promise<ImageReader>;
@@ -41,31 +42,27 @@ export interface KnownZerosOptions {
 
 export class KnownZeros implements BlobZeros {
   readonly #options: KnownZerosOptions;
+  /** Only the cache file can be asked. */
+  readonly #silent: boolean;
   readonly #zeros: RangeMap;
   readonly #told: RangeMap;
   readonly #questions: ZeroQuestions;
   /** Where they lie once other processes look at them. */
   #shared: SharedZeros | undefined;
 
-  private constructor(options: KnownZerosOptions) {
-    const { size, unitBytes } = options.meta;
+  constructor(options: KnownZerosOptions) {
+    const { size, unitBytes, imageFormat, unpacked, url } = options.meta;
     this.#options = options;
+    this.#silent = unpacked === true || (imageFormat === "raw" && !tellsHoles(url));
     this.#zeros = new RangeMap(size, unitBytes);
     this.#told = new RangeMap(size, unitBytes);
     this.#questions = new ZeroQuestions({
       clock: options.clock,
       told: this.#told,
       progress: () => this.#told.missing,
-      isNeedless: () => options.isComplete() && !options.isSettled(),
+      isNeedless: () => (this.#silent || options.isComplete()) && !options.isSettled(),
       ask: (offset, length) => this.#ask(offset, length),
     });
-  }
-
-  /** @returns undefined for a blob whose source tells nothing of zeros */
-  static of(options: KnownZerosOptions): KnownZeros | undefined {
-    const { imageFormat, unpacked, url } = options.meta;
-    const silent = imageFormat === "raw" && !isNbd(schemeOf(url) ?? "");
-    return silent || unpacked === true ? undefined : new KnownZeros(options);
   }
 
   has(offset: number): boolean {
@@ -121,7 +118,7 @@ export class KnownZeros implements BlobZeros {
       unit = whole;
     };
     await tellHoles(file, at, stop - at, take, () => isSettled() && !closing.aborted);
-    if (at >= stop) return;
+    if (at >= stop || this.#silent) return;
     const reader = await open();
     try {
       if (reader.tellZeros !== undefined) await reader.tellZeros(at, stop - at, take, { signal: closing });

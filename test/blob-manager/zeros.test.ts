@@ -4,8 +4,8 @@ import { test, type TestContext } from "node:test";
 import type { Sink, ZeroTaker } from "../../src/backend/backend.ts";
 import { type Clock, systemClock } from "../../src/base/clock.ts";
 import { IoBuffer } from "../../src/base/io-buffer.ts";
-import type { CachedBlob } from "../../src/blob/cached-blob.ts";
 import { Request } from "../../src/blob/remote/wire.ts";
+import { SharedReadiness } from "../../src/blob/shared-readiness.ts";
 import { BlobListener } from "../../src/daemon/cache/blob-listener.ts";
 import type { ImageReader } from "../../src/image/image-format.ts";
 import { atEnd, ManualClock, openCache, testObject } from "../blob/support.ts";
@@ -56,14 +56,15 @@ async function world(t: TestContext, size: number, options: { imageFormat?: stri
   const { id } = await cache.create({ ...testObject(size), imageFormat, unitBytes: unit });
   await cache.release(id);
   const path = join(dataDir, "blobd.sock");
-  /** Changes a blob before its readiness is made. */
+  /** Says nothing of zeros in the readiness that it makes. */
   const older = { manager: false };
+  const create = SharedReadiness.create.bind(SharedReadiness);
+  const { mock } = t.mock.method(SharedReadiness, "create", (units: number, room: { zeros?: boolean }) =>
+    create(units, older.manager ? {} : room),
+  );
+  atEnd(t, () => mock.restore());
   const store = {
-    async open(blobId: string): Promise<CachedBlob> {
-      const blob = await cache.open(blobId);
-      if (older.manager) Object.defineProperty(blob, "zeros", { value: undefined });
-      return blob;
-    },
+    open: (blobId: string) => cache.open(blobId),
     release: (blobId: string) => cache.release(blobId),
   };
   const listen = () =>
@@ -135,16 +136,25 @@ void test("the readiness says where the zeros' bits are, and Learn is answered w
   assert.deepEqual([tables.questions.length, tables.reads], [1, 0]);
 });
 
-void test("a blob of which nothing is ever known says so, as an older manager does, and answers Learn all the same", async (t) => {
-  const { tables, id, path } = await world(t, 2 * MiB, { imageFormat: "raw" });
+void test("of a raw disk whose source can't be asked Learn tells nothing, at once, until all of it is in the cache", async (t) => {
+  const { tables, cache, id, path } = await world(t, 2 * MiB, { imageFormat: "raw" });
   const other = await stranger(t, path);
   const token = await other.open(id);
-  assert.deepEqual(await other.memory(48, 16), Buffer.alloc(16));
-  assert.equal((await other.memory(0, 1 << 20)).length, 4096 + 2 * 8);
-  await other.send(2, 14, learnBody(token, 0, MiB));
-  assert.equal(resultOf((await other.receive()).body), 0);
+  const zerosAt = (await other.memory(48, 16)).readDoubleLE(0);
+  const learn = async (): Promise<string> => {
+    await other.send(2, 14, learnBody(token, 0, 2 * MiB));
+    assert.equal(resultOf((await other.receive()).body), 0);
+    return (await other.memory(zerosAt, 16)).toString("hex");
+  };
+  assert.equal(await learn(), "0".repeat(32));
+  const remote = await openRemote(client(t, path).client, id);
+  assert.equal(await remote.zeros!.learn(0, 2 * MiB), 0);
+  const blob = await cache.open(id);
+  await blob.fetch(0, 2 * MiB);
+  await blob.sync();
+  assert.equal(await learn(), `${"0".repeat(16)}ffffffff${"0".repeat(8)}`, "told of, and no zeros");
   assert.equal(tables.questions.length, 0);
-  assert.equal((await openRemote(client(t, path).client, id)).zeros, undefined);
+  await cache.release(id);
 });
 
 void test("a Learn that is malformed ends its connection; one of a wrong range, token or tag is answered so", async (t) => {
@@ -257,7 +267,7 @@ void test("a remote blob knows what the manager knows, whoever asked, and reads 
 void test("what a manager knew before somebody shared its cache is shared, too", async (t) => {
   const { cache, id, path } = await world(t, 2 * MiB);
   const blob = await cache.open(id);
-  await blob.zeros!.learn(0, 2 * MiB);
+  await blob.zeros.learn(0, 2 * MiB);
   const remote = await openRemote(client(t, path).client, id);
   assert.ok(remote.zeros!.has(unit));
   assert.equal(remote.zeros!.learn(0, 2 * MiB), undefined);

@@ -200,3 +200,16 @@ void test("durability rule 36: disks of other formats, and sources without a dig
     undefined,
   );
 });
+
+void test("durability rule 36: where a blob has holes is told when it was compared with its digest, and not before", async (t) => {
+  const { blob, reader } = await world(t);
+  assert.equal(blob.zeros.learn(0, SIZE), undefined);
+  await blob.fetch(0, SIZE);
+  await blob.sync();
+  assert.equal(blob.isDurable(0, SIZE), true);
+  assert.equal(blob.zeros.learn(0, SIZE), undefined);
+  assert.equal(await blob.check!.run(), true);
+  assert.equal(await blob.zeros.learn(0, SIZE), SIZE);
+  assert.equal(blob.zeros.has(0), false);
+  assert.ok(reader.requests.length > 0);
+});

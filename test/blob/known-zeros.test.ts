@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { ZeroTaker } from "../../src/backend/backend.ts";
 import { SourceError } from "../../src/base/errors.ts";
+import type { BlobMeta } from "../../src/blob/blob-meta.ts";
 import { KnownZeros } from "../../src/blob/known-zeros.ts";
 import { gate, ManualClock, until } from "./support.ts";
 
@@ -12,7 +13,7 @@ const MiB = 1024 * 1024;
 type Disk = number[];
 
 /** Zeros of a disk in memory, whose tables can be held and broken. */
-function zerosOf(disk: Disk, { url = "http://example.test/image", imageFormat = "qcow2" } = {}) {
+function zerosOf(disk: Disk, of: Partial<BlobMeta> = {}) {
   const size = disk.reduce((sum, length) => sum + length, 0);
   const clock = new ManualClock();
   const closing = new AbortController();
@@ -39,8 +40,9 @@ function zerosOf(disk: Disk, { url = "http://example.test/image", imageFormat = 
     }
   };
   const identity = { size, version: 'etag:"1"', strong: true };
-  const zeros = KnownZeros.of({
-    meta: { id: "0".repeat(32), url, imageFormat, identity, size, unitBytes: unit, createdAt: "" },
+  const meta = { id: "0".repeat(32), url: "http://example.test/image", imageFormat: "qcow2", identity, size };
+  const zeros = new KnownZeros({
+    meta: { ...meta, unitBytes: unit, createdAt: "", ...of },
     clock,
     closing: closing.signal,
     file: {
@@ -55,7 +57,7 @@ function zerosOf(disk: Disk, { url = "http://example.test/image", imageFormat = 
       return { size, read: () => Promise.reject(new Error("data was read")), tellZeros };
     },
   });
-  return { clock, world, closing, size, zeros: zeros! };
+  return { clock, world, closing, size, zeros };
 }
 
 /** Where the first run of a kind begins, or goes on, behind an offset. */
@@ -156,13 +158,46 @@ void test("damage is asked about once; what was told before it holds", async () 
   assert.equal(world.questions.length, 1);
 });
 
-void test("of what is complete, and where nothing can be known, no source is opened", async () => {
+void test("of what is complete no source is opened", async () => {
   const { zeros, world, size } = zerosOf([unit, unit]);
   world.complete = true;
   assert.equal(zeros.learn(0, size), undefined);
   assert.equal(world.opened, 0);
-  assert.equal(zerosOf([unit], { imageFormat: "raw" }).zeros, undefined);
-  assert.notEqual(zerosOf([unit], { imageFormat: "raw", url: "nbd://example.test/disk" }).zeros, undefined);
+});
+
+void test("a raw disk's holes are told by an NBD export and a file of this host; others are asked about in the cache, when all is there", async () => {
+  for (const url of ["nbd://example.test/disk", "/images/disk.raw"]) {
+    const { zeros, size } = zerosOf([unit, unit], { imageFormat: "raw", url });
+    assert.equal(await zeros.learn(0, size), size);
+    assert.equal(unitsOf(zeros, size), ".z");
+  }
+  for (const kind of [{ imageFormat: "raw" }, { unpacked: true }, { unpacked: true, url: "/images/disk.qcow2.gz" }]) {
+    const { zeros, world, size } = zerosOf([2 * unit], kind);
+    for (const complete of [false, true]) {
+      world.complete = complete;
+      assert.equal(zeros.learn(0, size), undefined);
+    }
+    world.settled = true;
+    world.file = [unit, unit];
+    assert.equal(await zeros.learn(0, size), size);
+    assert.equal(unitsOf(zeros, size), ".z");
+    assert.equal(world.opened, 0);
+  }
+});
+
+void test("when something is evicted of a disk whose source can't be asked, the rest is told when all is there again", async () => {
+  const { zeros, world, size } = zerosOf([2000 * unit], { imageFormat: "raw" });
+  world.complete = world.settled = true;
+  world.file = Array.from({ length: 2000 }, () => unit);
+  const told = zeros.learn(0, size)!;
+  world.settled = world.complete = false;
+  const some = await told;
+  assert.ok(some > 0 && some < size, `${some}`);
+  assert.equal(zeros.learn(0, size), undefined);
+  world.complete = world.settled = true;
+  assert.equal(await zeros.learn(0, size), size);
+  assert.match(unitsOf(zeros, size), /^(\.z)+$/);
+  assert.equal(world.opened, 0);
 });
 
 void test("of a blob that is settled in its file the holes are told, and its source is not opened", async () => {

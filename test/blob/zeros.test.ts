@@ -143,7 +143,7 @@ void test("what was told to be zeros can be read while the source is down, in th
     openSource: () => (down ? Promise.reject(new Error("the source is down")) : Promise.resolve(reader)),
   });
   const blob = await cache.create({ ...testObject(reader.size), imageFormat: "qcow2" });
-  assert.equal(await blob.zeros!.learn(3 * unit, unit), unit);
+  assert.equal(await blob.zeros.learn(3 * unit, unit), unit);
   assert.deepEqual([blob.readyBytes, reader.requests.length], [0, 0]);
   down = true;
   reader.before = () => Promise.reject(new Error("the source is down"));
@@ -172,12 +172,12 @@ void test("a hole counts as zeros once every unit is durably ready, also after a
   held = disk.opened;
   await blob.fetch(0, blob.size);
   assert.equal(blob.readyBytes, blob.size);
-  assert.equal(blob.zeros!.learn(0, blob.size), undefined, "what is ready may have been lost on its way to the disk");
+  assert.equal(blob.zeros.learn(0, blob.size), undefined, "what is ready may have been lost on its way to the disk");
   disk.open();
   await blob.sync();
   await cache.close();
   const again = await (await openCache(t, { dataDir })).cache.open(blob.id);
-  assert.equal(await again.zeros!.learn(0, again.size), again.size);
+  assert.equal(await again.zeros.learn(0, again.size), again.size);
   assert.equal(told(again), ".".repeat(16) + "z".repeat(32) + ".".repeat(16));
 });
 

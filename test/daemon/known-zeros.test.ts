@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { rename } from "node:fs/promises";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import type { Ullage } from "../../src/daemon/ullage.ts";
@@ -20,7 +21,7 @@ import {
   zerosInBlocks,
 } from "../support/sparse-disk.ts";
 import { requireTool } from "../support/tools.ts";
-import { openUllage, temporaryDirectory } from "./support.ts";
+import { openUllage, temporaryDirectory, untilDetached } from "./support.ts";
 
 /** An Ullage on a directory of its own, and the address of a volume's export. */
 async function serve(t: TestContext, directory: string): Promise<{ ullage: Ullage; uri: (name: string) => string }> {
@@ -144,6 +145,27 @@ void test("holes of an export that a volume was made from are told, with a cache
   assert.ok(Number(amount) < 64, `${amount} MiB`);
 });
 
+void test("holes of a file that is the disk are told, with a cache and without, and are not read", async (t) => {
+  if (!requireTool(t, "nbdinfo", "qemu-img", "nbdcopy")) return;
+  const directory = await temporaryDirectory(t);
+  const [raw, copy] = ["raw", "copy"].map((file) => join(directory, file));
+  writeDisk(raw, data);
+  const { ullage, uri } = await serve(t, directory);
+  await ullage.createVolume({ name: "kept", from: { source: raw }, settings: cold });
+  await ullage.createVolume({ name: "filled", from: { source: raw } });
+  await ullage.createVolume({ name: "through", from: { source: raw }, settings: { cache: "none" } });
+  for (const name of ["kept", "through"]) {
+    await demandTold(uri(name), zerosInBlocks(data, grain));
+    await run("nbdcopy", uri(name), copy);
+    assert.match(await run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, copy), /identical/);
+  }
+  await untilDetached(ullage, "filled");
+  for (const { foregroundBytes, readaheadBytes, backgroundBytes } of await ullage.listBlobs()) {
+    const bytes = foregroundBytes + readaheadBytes + backgroundBytes;
+    assert.ok(bytes < 64 * MiB, `${bytes} bytes were read`);
+  }
+});
+
 void test("while the source hangs a block status is answered, as data, and other clients are served", async (t) => {
   if (!requireTool(t, "qemu-img", "nbdinfo", "qemu-io")) return;
   const directory = await temporaryDirectory(t);
@@ -183,27 +205,42 @@ void test("a damaged table is told as data, and so is what is behind it", async 
   assert.doesNotMatch(zeros, /failed|error/i);
 });
 
-void test("after a restart the zeros of a detached volume are told from the cache, with the source gone", async (t) => {
-  if (!requireTool(t, "qemu-img", "nbdinfo", "nbdcopy")) return;
-  const directory = await temporaryDirectory(t);
-  const [raw, image, copy] = ["raw", "image", "copy"].map((file) => join(directory, file));
-  writeDisk(raw, data);
-  await run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image);
-  const source = await startHttpSource({ content: image });
-  t.after(() => source[Symbol.asyncDispose]());
-  const first = await serve(t, directory);
-  await first.ullage.createVolume({ name: "v", from: { source: source.url } });
-  for (let tries = 0; (await first.ullage.showVolume("v")).hydration.state !== "detached"; tries++) {
-    assert.ok(tries < 3000, "never detached");
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  await first.ullage.close();
-  await source.close();
-  const { ullage, uri } = await serve(t, directory);
-  const share = zeroShare(await zerosAsNbdinfoTells(uri("v")));
-  assert.ok(share > 0.99 && share <= zeroShare(zerosInBlocks(data, grain)), `${share}`);
-  await run("nbdcopy", uri("v"), copy);
-  assert.match(await run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, copy), /identical/);
-  const [{ readBytes }] = ullage.traffic();
-  assert.ok(readBytes < size / 8, `${readBytes} bytes were asked for`);
-});
+const toQcow2 = (raw: string, image: string): Promise<string> =>
+  run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image);
+
+for (const [kind, pack] of [
+  ["a qcow2", toQcow2],
+  ["a raw disk", (raw, image) => rename(raw, image)],
+  [
+    "an unpacked disk",
+    async (raw, image) => {
+      await toQcow2(raw, `${image}.qcow2`);
+      await run("gzip", "-1", `${image}.qcow2`);
+      await rename(`${image}.qcow2.gz`, image);
+    },
+  ],
+] as [string, (raw: string, image: string) => Promise<unknown>][]) {
+  void test(`after a restart the zeros of a detached volume of ${kind} are told from the cache, with the source gone`, async (t) => {
+    if (!requireTool(t, "qemu-img", "nbdinfo", "nbdcopy")) return;
+    const directory = await temporaryDirectory(t);
+    const [raw, given, image, copy] = ["raw", "given", "image", "copy"].map((file) => join(directory, file));
+    writeDisk(raw, data);
+    writeDisk(given, data);
+    await pack(given, image);
+    const source = await startHttpSource({ content: image });
+    t.after(() => source[Symbol.asyncDispose]());
+    const first = await serve(t, directory);
+    await first.ullage.createVolume({ name: "v", from: { source: source.url } });
+    await untilDetached(first.ullage, "v");
+    await first.ullage.close();
+    await source.close();
+    const { ullage, uri } = await serve(t, directory);
+    await demandTold(uri("v"), /^0 x 16, 1 x /);
+    const share = zeroShare(await zerosAsNbdinfoTells(uri("v")));
+    assert.ok(share > 0.99 && share <= zeroShare(zerosInBlocks(data, grain)), `${share}`);
+    await run("nbdcopy", uri("v"), copy);
+    assert.match(await run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, copy), /identical/);
+    const [{ readBytes }] = ullage.traffic();
+    assert.ok(readBytes < size / 8, `${readBytes} bytes were asked for`);
+  });
+}

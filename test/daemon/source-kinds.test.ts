@@ -9,7 +9,7 @@ import type { VolumeView } from "../../src/daemon/views.ts";
 import { pattern } from "../backend/support.ts";
 import { secrets, worldEnv, worlds } from "../support/source-worlds.ts";
 import { requireTool } from "../support/tools.ts";
-import { openUllage, temporaryDirectory } from "./support.ts";
+import { openUllage, temporaryDirectory, untilDetached } from "./support.ts";
 
 /*
  * Every kind of source, seen from a volume: its source goes and comes, changes, and is not needed any more. Whatever it does,
@@ -39,15 +39,6 @@ async function write(ullage: Ullage, name: string): Promise<void> {
   const device = await ullage.getDevice(name);
   await device.write(written, mark.length, IoBuffer.from(mark), 0);
   await device.flush();
-}
-
-async function untilDetached(ullage: Ullage, name: string): Promise<void> {
-  for (let n = 0; ; n++) {
-    const { hydration } = await ullage.showVolume(name);
-    if (hydration.state === "detached") return;
-    assert.ok(n < 3000, `it does not get detached: ${JSON.stringify(hydration)}`);
-    await sleep(20);
-  }
 }
 
 /** What was told of a volume's state, in order. */

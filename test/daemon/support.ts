@@ -1,7 +1,9 @@
+import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Ullage, type UllageOptions } from "../../src/daemon/ullage.ts";
 
 const stacks = new WeakMap<TestContext, (() => Promise<unknown>)[]>();
@@ -32,4 +34,14 @@ export async function openUllage(t: TestContext, options: Partial<UllageOptions>
   const ullage = await Ullage.open({ ...options, dataDir });
   atEnd(t, () => ullage.close());
   return ullage;
+}
+
+/** Waits until a volume needs its source no more. */
+export async function untilDetached(ullage: Ullage, name: string): Promise<void> {
+  for (let n = 0; ; n++) {
+    const { hydration } = await ullage.showVolume(name);
+    if (hydration.state === "detached") return;
+    assert.ok(n < 3000, `it does not get detached: ${JSON.stringify(hydration)}`);
+    await sleep(20);
+  }
 }

@@ -1,14 +1,16 @@
 import { constants, read as readCallback } from "node:fs";
 import { copyFile, type FileHandle, open, readFile, readlink, stat } from "node:fs/promises";
 import { SourceError } from "../../base/errors.ts";
+import { tellHoles } from "../../base/file-holes.ts";
 import { orAborted } from "../../base/or-aborted.ts";
-import { preadPassingInPool, readsAhead } from "../../base/posix.ts";
-import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend.ts";
+import { preadPassingInPool, readsAhead, seekDataInPool, seekHoleInPool } from "../../base/posix.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../backend.ts";
 import { fileVersion, isSameIdentity, timesTell } from "./file-identity.ts";
 import { callsFor, type CallOptions, type MountCalls } from "./mount-calls.ts";
 import { demandInside, readHead } from "../object-range.ts";
 import type { SourcePolicy } from "../source-guard.ts";
 import { backendClosed, badAnswer, sourceChanged } from "../source-errors.ts";
+import { SourceZeros } from "../source-zeros.ts";
 
 /** One call to the thread pool reads this much: long enough to be cheap, short enough to let others in between. */
 const chunkBytes = 1024 * 1024;
@@ -18,6 +20,8 @@ const defaultTimeoutMs = 15_000;
 const cloneTimeouts = 10;
 /** What is read in one piece of at least so much goes into our cache, and will hardly be read again. */
 const passingBytes = 64 * 1024;
+/** Holes of a region are looked up in so many turns at most (base/file-holes.ts); what lies behind is read. */
+const maxTurns = 8;
 /** Buffers kept for the next read, of whatever file. */
 const spareBuffers = 8;
 const spare: Buffer[] = [];
@@ -61,6 +65,7 @@ export class LocalFileBackend implements Backend {
   #passing = true;
   /** For the next read. */
   #kept: Opened | undefined;
+  #zeros: { identity: Identity; zeros: SourceZeros } | undefined;
 
   /** @param path absolute @param policy which files may be read; absent: any @param timeoutMs of a single call */
   constructor(path: string, policy?: SourcePolicy, { timeoutMs = defaultTimeoutMs }: LocalFileOptions = {}) {
@@ -123,6 +128,48 @@ export class LocalFileBackend implements Backend {
       readsAhead(fd, true);
     }
     return readInPool(fd, buffer, length, position);
+  }
+
+  zeroRun(identity: Identity, offset: number, length: number, options: ReadOptions = {}): Promise<number> {
+    const signal = options.signal ?? this.#closing.signal;
+    return this.#zerosOf(identity).zeroRun(offset, length, options.background === true, signal);
+  }
+
+  tellZeros(
+    identity: Identity,
+    offset: number,
+    length: number,
+    take: ZeroTaker,
+    options: ReadOptions = {},
+  ): Promise<void> {
+    return this.#zerosOf(identity).tell(offset, length, take, options.signal ?? this.#closing.signal);
+  }
+
+  #zerosOf(identity: Identity): SourceZeros {
+    if (this.#zeros === undefined || !isSameIdentity(this.#zeros.identity, identity)) {
+      const ask = (offset: number, length: number, take: ZeroTaker, signal: AbortSignal): Promise<boolean> =>
+        this.#tell(identity, offset, length, take, this.#how({ signal, background: true }));
+      this.#zeros = { identity, zeros: new SourceZeros(identity.size, ask) };
+    }
+    return this.#zeros.zeros;
+  }
+
+  /** Between any two steps, reads that wait for the disk have their turn. @returns whether there is something to be told */
+  async #tell(identity: Identity, offset: number, length: number, take: ZeroTaker, how: CallOptions): Promise<boolean> {
+    let told = false;
+    await this.#withFile(identity, how, async (opened) => {
+      if (!opened.calls.isDisk) return;
+      const { fd } = opened.file;
+      const seeks = {
+        seekData: (at: number) => this.#use(opened, how, () => seekDataInPool(fd, at)),
+        seekHole: (at: number) => this.#use(opened, how, () => seekHoleInPool(fd, at)),
+      };
+      let turns = 0;
+      await tellHoles(seeks, offset, length, take, () => ++turns <= maxTurns);
+      await this.#demandUnchanged(opened, identity, how);
+      told = turns <= maxTurns;
+    });
+    return told;
   }
 
   async cloneTo(identity: Identity, path: string): Promise<boolean> {

@@ -107,6 +107,11 @@ export class MountCalls {
     return this.#mount.device === device && this.#mount.path === path && this.#mount.type === type;
   }
 
+  /** Whether files are on a device of this host. */
+  get isDisk(): boolean {
+    return isDisk(this.#mount);
+  }
+
   /** Whether a file has one inode number as long as it lives, also when the file system is mounted again. */
   get keepsInodes(): boolean {
     return !inodesMadeUp.test(this.#mount.type);

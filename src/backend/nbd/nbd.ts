@@ -7,10 +7,10 @@ import { Admission } from "../admission.ts";
 import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../backend.ts";
 import type { NbdAddress } from "./nbd-address.ts";
 import { NbdLines, type Reached } from "./nbd-lines.ts";
-import { type ExtentQuestion, NbdZeros } from "./nbd-zeros.ts";
 import { demandInside, readHead } from "../object-range.ts";
 import { backendClosed, badAnswer, sourceChanged } from "../source-errors.ts";
 import type { SourcePolicy } from "../source-guard.ts";
+import { type ExtentQuestion, SourceZeros } from "../source-zeros.ts";
 
 export interface NbdOptions {
   /** Connections at once, if the server allows several. */
@@ -68,7 +68,7 @@ export class NbdBackend implements Backend {
   readonly #admission: Admission;
   readonly #closing = new AbortController();
   readonly #spare: Buffer[] = [];
-  #zeros: { identity: Identity; zeros: NbdZeros } | undefined;
+  #zeros: { identity: Identity; zeros: SourceZeros } | undefined;
   /** Bytes that READs brought; for tests and statistics. */
   bytesRead = 0;
 
@@ -203,9 +203,9 @@ export class NbdBackend implements Backend {
     if (this.#spare.length < SPARE_BUFFERS) this.#spare.push(buffer);
   }
 
-  #zerosOf(identity: Identity): NbdZeros {
+  #zerosOf(identity: Identity): SourceZeros {
     if (this.#zeros === undefined || !same(this.#zeros.identity, identity)) {
-      this.#zeros = { identity, zeros: new NbdZeros(identity.size, this.#question(identity)) };
+      this.#zeros = { identity, zeros: new SourceZeros(identity.size, this.#question(identity)) };
     }
     return this.#zeros.zeros;
   }

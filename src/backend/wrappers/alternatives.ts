@@ -1,5 +1,5 @@
 import { describeError, SourceError } from "../../base/errors.ts";
-import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../backend.ts";
 import { countingSink } from "./retry.ts";
 import { WrappedBackend } from "./wrapped-backend.ts";
 
@@ -36,6 +36,24 @@ export class AlternativesBackend extends WrappedBackend {
     const counting = countingSink(sink);
     const stream = (place: Backend): Promise<void> => place.stream(identity, counting.sink, options);
     return this.#try(this.#current, options?.signal, stream, () => counting.bytes === 0);
+  }
+
+  /** Where it was found last; the read that follows looks elsewhere when it has gone. */
+  override zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
+    const place = this.#places[this.#current];
+    return place.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
+  }
+
+  override async tellZeros(
+    identity: Identity,
+    offset: number,
+    length: number,
+    take: ZeroTaker,
+    options?: ReadOptions,
+  ): Promise<void> {
+    const place = this.#places[this.#current];
+    if (place.tellZeros === undefined) take(length, false);
+    else await place.tellZeros(identity, offset, length, take, options);
   }
 
   override cloneTo(identity: Identity, path: string): Promise<boolean> {

@@ -1,22 +1,22 @@
-import { SharedWork } from "../../base/shared-work.ts";
-import { firstIndex } from "../../base/first-index.ts";
-import type { ZeroTaker } from "../backend.ts";
+import { firstIndex } from "../base/first-index.ts";
+import { SharedWork } from "../base/shared-work.ts";
+import type { ZeroTaker } from "./backend.ts";
 
-/** The whole of it is asked about at once: few questions, however large the export is. */
+/** The whole of it is asked about at once: few questions, however large the object is. */
 const REGION_BYTES = 1024 * 1024 * 1024;
 /** Shorter zeros are read with what is around them. */
 const MIN_RUN_BYTES = 64 * 1024;
 /** Of all regions together, so many begins and ends are remembered. */
 const MAX_NUMBERS = 256 * 1024;
 const MAX_REGIONS = 16 * 1024;
-/** Servers may answer about less than what was asked for; so often they are asked on. */
+/** Who is asked may answer about less than that; so often he is asked on. */
 const MAX_QUESTIONS = 8;
 /** Regions that one call asks about. */
 const MAX_LOOKS = 16;
 
 /**
- * Asks for the extents of a range, in order, as far as they are told. @returns false when the server has no answer
- * @throws SourceError when it can't be asked now
+ * Asks for the extents of a range, in order, as far as they are told. @returns false when there is no answer
+ * @throws SourceError when nobody can be asked now
  */
 export type ExtentQuestion = (offset: number, length: number, take: ZeroTaker, signal: AbortSignal) => Promise<boolean>;
 
@@ -24,10 +24,10 @@ export type ExtentQuestion = (offset: number, length: number, take: ZeroTaker, s
 type Runs = number[];
 
 /**
- * What is known about zeros: per region of the export either nothing, a question under way, or its runs of zeros. The
- * regions that were looked at last are kept, within bounds.
+ * What a source that can be asked for its holes has told: per region of the object either nothing, a question under way, or
+ * its runs of zeros. The regions that were looked at last are kept, within bounds.
  */
-export class NbdZeros {
+export class SourceZeros {
   readonly #size: number;
   readonly #ask: ExtentQuestion;
   readonly #regions = new Map<number, Runs>();
