@@ -5,10 +5,9 @@ import { join } from "node:path";
 import { test } from "node:test";
 import type { Backend, Identity } from "../../src/backend/backend.ts";
 import { LocalFileBackend } from "../../src/backend/file/localfs.ts";
+import { MountCalls } from "../../src/backend/file/mount-calls.ts";
 import { AlternativesBackend } from "../../src/backend/wrappers/alternatives.ts";
 import { temporaryDirectory } from "../daemon/support.ts";
-import { fuseTools, mountFuseDisk } from "../support/fuse-disk.ts";
-import { requireTool } from "../support/tools.ts";
 import { failsWith, pattern } from "./support.ts";
 
 const KiB = 1024;
@@ -140,11 +139,10 @@ void test("with alternatives it is told where the pinned file is", async (t) => 
   await backend.close();
 });
 
-void test("of a file that another program serves nothing is told: it is read", async (t) => {
-  if (!requireTool(t, ...fuseTools)) return;
-  const image = join(await temporaryDirectory(t), "image");
-  writeSparse(image, MiB, [[0, 4 * KiB]]);
-  const { path } = await mountFuseDisk(t, image);
+void test("of a file that a server or a program answers for nothing is told: it is read", async (t) => {
+  const path = join(await temporaryDirectory(t), "disk");
+  writeSparse(path, MiB, [[0, 4 * KiB]]);
+  t.mock.getter(MountCalls.prototype, "isDisk", () => false);
   const backend = new LocalFileBackend(path);
   const { identity } = await backend.probe(1);
   assert.deepEqual(await told(backend, identity), [[0, false]]);
