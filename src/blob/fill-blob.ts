@@ -43,14 +43,17 @@ export async function fillTraced(blob: Blob, reads: readonly TracedRead[], optio
   await fetchAll(blob, pieces(), { soon: true, signal }, room, (length) => onProgress?.((done += length)));
 }
 
+/** The first failure ends it, and nothing of it goes on then. */
 async function fetchAll(
   blob: Blob,
   pieces: Generator<readonly [number, number]>,
-  options: FetchOptions,
+  { signal: outer, ...how }: FetchOptions & { signal: AbortSignal },
   room: FillOptions["room"],
   onDone: (length: number) => void,
 ): Promise<void> {
   const damage = new DamagedPieces();
+  const failed = new AbortController();
+  const signal = AbortSignal.any([outer, failed.signal]);
   let underWay = 0;
   let landing = Promise.withResolvers<void>();
   let asking = Promise.resolve();
@@ -60,6 +63,7 @@ async function fetchAll(
    */
   const admit = async (length: number): Promise<void> => {
     for (;;) {
+      signal.throwIfAborted();
       const asked = underWay;
       try {
         await room?.(asked + 1);
@@ -78,12 +82,13 @@ async function fetchAll(
   };
   const fetchSome = async (): Promise<void> => {
     for (const [offset, length] of pieces) {
+      signal.throwIfAborted();
       if (!blob.isReady(offset, length)) {
         const admitted = asking.then(() => admit(length));
         asking = admitted.catch(() => undefined);
         await admitted;
         try {
-          damage.note(await fetchAround(blob, offset, length, options));
+          damage.note(await fetchAround(blob, offset, length, { ...how, signal }));
         } finally {
           landed(length);
         }
@@ -91,7 +96,9 @@ async function fetchAll(
       onDone(length);
     }
   };
-  await Promise.all(Array.from({ length: REQUESTS }, fetchSome));
+  const fetchers = Array.from({ length: REQUESTS }, () => fetchSome().catch((error: unknown) => failed.abort(error)));
+  await Promise.all(fetchers);
+  failed.signal.throwIfAborted();
   await blob.sync();
   damage.demandNone();
 }

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { test, type TestContext } from "node:test";
 import { IoError, SourceError } from "../../src/base/errors.ts";
 import { fillBlob, fillTraced } from "../../src/blob/fill-blob.ts";
 import { MemoryReader, openBlob, randomContent, until } from "./support.ts";
@@ -17,6 +17,26 @@ function damagedReader(...damaged: number[]): MemoryReader {
     }
   };
   return reader;
+}
+
+/** A blob whose source answers so many requests, and then says nothing until it fails one of those that wait. */
+async function hangingAfter(t: TestContext, requests: number) {
+  const source = new MemoryReader(randomContent(40 * MiB));
+  const failure = Promise.withResolvers<void>();
+  const reader = {
+    waiting: 0,
+    fail: () => failure.reject(new SourceError("source-unreachable", "gone", { transient: true })),
+  };
+  failure.promise.catch(() => undefined);
+  source.before = async (_offset, _length, ended) => {
+    if (requests-- > 0) return;
+    reader.waiting++;
+    const aborted = new Promise<void>((_resolve, reject) =>
+      ended!.addEventListener("abort", () => reject(ended!.reason as Error), { once: true }),
+    );
+    await Promise.race([reader.waiting === 1 ? failure.promise : aborted, aborted]).finally(() => reader.waiting--);
+  };
+  return { ...(await openBlob(t, source, { unitBytes: UNIT })), reader };
 }
 
 void test("filling a blob of which two pieces are damaged brings everything else, durably, and then fails with both", async (t) => {
@@ -47,6 +67,24 @@ void test("another failure than damage ends the filling", async (t) => {
   const room = (): Promise<void> =>
     blob.readyBytes < MiB ? Promise.resolve() : Promise.reject(new IoError("ENOSPC", "full"));
   await assert.rejects(fillBlob(blob, { signal, room }), { code: "io-enospc" });
+});
+
+void test("when filling has failed nothing of it goes on: no room is asked for, and nobody waits for the source", async (t) => {
+  const { blob, reader } = await hangingAfter(t, 3);
+  let asked = 0;
+  let failed = false;
+  const room = async (): Promise<void> => {
+    assert.ok(!failed, "room was asked for behind the failure");
+    if (++asked > 8) throw new IoError("ENOSPC", "full");
+    await new Promise(setImmediate);
+  };
+  const filling = fillBlob(blob, { signal, room });
+  await until(() => asked > 8); // and five requests hang
+  reader.fail();
+  await assert.rejects(filling, { code: "source-unreachable" });
+  failed = true;
+  assert.equal(reader.waiting, 0);
+  for (let n = 0; n < 100; n++) await new Promise(setImmediate);
 });
 
 void test("what lands while room is asked for is not taken for what fills it: filling ends only when there is none with nothing under way", async (t) => {
