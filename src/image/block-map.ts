@@ -33,6 +33,11 @@ export interface BlockMap {
   /** See `ImageReader.zeroRun`. */
   zeroRun(offset: number, length: number, options: ReadOptions | undefined): Promise<number>;
   /**
+   * Whoever looks at `offset` now goes on behind it: begins to bring the tables that are needed next. Waits for nothing, fails
+   * never, costs little when it is called again. Absent: there is nothing to be gained.
+   */
+  ahead?(offset: number, options: ReadOptions | undefined): void;
+  /**
    * The packed bytes as the codec wants them: without what lies behind them, where the table does not know their exact
    * length; or with what has to be around them, for codecs that get them one by one (xz).
    */

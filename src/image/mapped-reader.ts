@@ -62,6 +62,7 @@ export class MappedReader implements ImageReader {
   }
 
   zeroRun(offset: number, length: number, options?: ReadOptions): Promise<number> {
+    if (options?.background === true) this.#map.ahead?.(offset, options);
     return this.#map.zeroRun(offset, length, options);
   }
 
@@ -75,6 +76,7 @@ export class MappedReader implements ImageReader {
         options?.signal?.throwIfAborted();
         since = performance.now();
       }
+      this.#map.ahead?.(at, options);
       const zeros = await this.#map.zeroRun(at, end - at, options);
       if (zeros > 0) {
         take(zeros, true);

@@ -91,6 +91,46 @@ void test("a mostly empty disk of 1 TiB says so with a few questions", async (t)
   assert.ok(watched.total < 1024 * 1024, `${watched.total} bytes were read`);
 });
 
+/** So many turns of the event loop. */
+async function turns(count: number): Promise<void> {
+  for (let each = 0; each < count; each++) await new Promise(setImmediate);
+}
+
+void test("who goes through a disk finds its tables coming, some at a time; who reads here and there brings his own only", async (t) => {
+  if (!requireTool(t, "qemu-img", "qemu-io")) return;
+  const GiB = 2 ** 30;
+  const image = join(temporaryDirectory(t), "image");
+  run("qemu-img", "create", "-f", "qcow2", image, "100G");
+  const places = Array.from({ length: 40 }, (_, n) => 2 * n * GiB);
+  run("qemu-io", ...places.flatMap((at) => ["-c", `write -P 1 ${at} 64k`]), image);
+  for (const way of ["told", "filled", "read"]) {
+    const { reader, watched } = await openFile(image);
+    await readBytes(reader, 50 * GiB, 4096); // the header and L1 are here
+    const underWay = new Set<Promise<void>>();
+    let most = 0;
+    watched.before = async () => {
+      const answer = turns(20);
+      underWay.add(answer);
+      most = Math.max(most, underWay.size);
+      await answer;
+      underWay.delete(answer);
+    };
+    if (way === "told") {
+      let zeros = 0;
+      await reader.tellZeros!(0, reader.size, (length, zero) => void (zeros += zero ? length : 0));
+      assert.equal(zeros, reader.size - 40 * 65_536);
+    } else if (way === "filled") {
+      for (const at of places) assert.equal(await reader.zeroRun!(at, GiB, { background: true }), 0);
+    } else {
+      for (const at of places) assert.equal(await reader.zeroRun!(at + 65_536, 1), 1);
+    }
+    while (underWay.size > 0) await turns(1);
+    if (way === "read") assert.equal(most, 1);
+    else assert.ok(most >= 8 && most <= 20, `${way}: ${most} at once`);
+    assert.ok(watched.reads.length < 64, `${way}: ${watched.reads.length} reads`);
+  }
+});
+
 /** What opening or reading a changed copy of the image is refused with. */
 async function refusal(image: string, changes: [offset: number, bytes: number[]][]): Promise<string> {
   const file = openSync(image, "r+");

@@ -38,6 +38,8 @@ export function makeDisk(path: string, size = 9 * 1024 * 1024 + 512): void {
 /** A reader that writes down which ranges were read. */
 export class WatchedReader implements ImageReader {
   readonly reads: { offset: number; length: number }[] = [];
+  /** What happens before the next ones. */
+  before: () => Promise<void> | void = () => undefined;
   readonly #inner: ImageReader;
 
   constructor(inner: ImageReader) {
@@ -53,9 +55,10 @@ export class WatchedReader implements ImageReader {
     return this.reads.reduce((sum, { length }) => sum + length, 0);
   }
 
-  read(offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
+  async read(offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
     this.reads.push({ offset, length });
-    return this.#inner.read(offset, length, sink, options);
+    await this.before();
+    await this.#inner.read(offset, length, sink, options);
   }
 }
 

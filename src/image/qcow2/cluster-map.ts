@@ -19,6 +19,12 @@ import type { Qcow2Header } from "./header.ts";
 const ZERO_RUN_ROUNDS = 8;
 const ZERO_RUN_TABLES = 8192;
 
+/** Who goes through the disk finds so many tables coming, or fewer, of so many bytes (of all that are kept, the half). */
+const AHEAD_TABLES = 16;
+const AHEAD_BYTES = 2 * 1024 * 1024;
+/** They are looked for among so many entries of L1. */
+const AHEAD_ENTRIES = 1024;
+
 export class Qcow2Map implements BlockMap {
   readonly name = "qcow2";
   readonly size: number;
@@ -31,6 +37,8 @@ export class Qcow2Map implements BlockMap {
   readonly #l2Entries: number;
   /** Bytes of the disk that an L2 table is about. */
   readonly #l2Span: number;
+  /** The first of the tables that were asked for ahead last. */
+  #aheadFrom = -1;
 
   constructor(header: Qcow2Header, pages: PageCache, backing: ImageReader | undefined) {
     this.size = header.size;
@@ -84,6 +92,25 @@ export class Qcow2Map implements BlockMap {
       if (at < stop) break;
     }
     return at - offset;
+  }
+
+  ahead(offset: number, options: ReadOptions | undefined): void {
+    const first = Math.floor(offset / this.#l2Span);
+    if (first === this.#aheadFrom) return;
+    this.#aheadFrom = first;
+    this.#bring(first, options?.background === true).catch(() => undefined); // whoever needs them meets the failure
+  }
+
+  /** Brings table `first` and those that follow, as far as they are there. */
+  async #bring(first: number, background: boolean): Promise<void> {
+    const { l1Entries, clusterBytes } = this.#header;
+    const tables = await this.#tables(first, Math.min(l1Entries, first + AHEAD_ENTRIES), { background });
+    const most = Math.min(AHEAD_TABLES, Math.floor(AHEAD_BYTES / clusterBytes));
+    const wanted = tables.filter((at) => at !== 0).slice(0, most);
+    await this.#pages.view(
+      wanted.map((at) => ({ offset: at, length: clusterBytes })),
+      { background },
+    );
   }
 
   /** Zeros of the backing file, and behind its end. */
