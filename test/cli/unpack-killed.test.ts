@@ -13,17 +13,17 @@ import { launch, run } from "./support.ts";
 const bytesOf = (path: string): number => statSync(path, { throwIfNoEntry: false })?.blocks ?? 0;
 
 for (const [format, pack] of [
-  ["gzip", "gzip -c FROM > TO"],
-  ["zstd", "zstd -q FROM -o TO"],
-  ["xz", "xz -0 -T1 -c FROM > TO"],
-  ["gzip+qcow2", "qemu-img convert -f raw -O qcow2 FROM TO.qcow2 && gzip -c TO.qcow2 > TO"],
+  ["gzip", 'gzip -c "$0" > "$1"'],
+  ["zstd", 'zstd -q "$0" -o "$1"'],
+  ["xz", 'xz -0 -T1 -c "$0" > "$1"'],
+  ["gzip+qcow2", 'qemu-img convert -f raw -O qcow2 "$0" "$1.qcow2" && gzip -c "$1.qcow2" > "$1"'],
 ]) {
   void test(`kill -9 while an image is unpacked (${format}) leaves nothing behind the next start, and the next attempt makes the disk`, async (t) => {
     if (!requireTool(t, "qemu-img", "xz", "zstd")) return;
     const dir = await temporaryDirectory(t);
     const [raw, image, back, data] = ["raw", "image", "back", "data"].map((name) => join(dir, name));
     makeDisk(raw, 24 * 1024 * 1024);
-    runTool("sh", "-c", pack.replaceAll("FROM", raw).replaceAll("TO", image));
+    runTool("sh", "-c", pack, raw, image);
     const blobs = join(data, "blobs");
     {
       // Slow enough that it is killed in the middle, however slow the machine.
