@@ -418,6 +418,9 @@ void test("a block device has its own size, and is pinned only when nobody can w
       assert.deepEqual(head, content.subarray(0, 512));
       const tail = await readBytes(backend, identity, 2_499_000, 1_001);
       assert.deepEqual(tail, content.subarray(2_499_000));
+      await backend.tellZeros(identity, 0, identity.size, (length, zero) => {
+        assert.deepEqual([length, zero], [identity.size, false], "a device can't be asked for holes");
+      });
     } finally {
       execFileSync("losetup", ["--detach", device]);
     }

@@ -165,7 +165,12 @@ export class LocalFileBackend implements Backend {
         seekHole: (at: number) => this.#use(opened, how, () => seekHoleInPool(fd, at)),
       };
       let turns = 0;
-      await tellHoles(seeks, offset, length, take, () => ++turns <= maxTurns);
+      try {
+        await tellHoles(seeks, offset, length, take, () => ++turns <= maxTurns);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === "EINVAL") return; // a block device
+        throw error;
+      }
       await this.#demandUnchanged(opened, identity, how);
       told = turns <= maxTurns;
     });
