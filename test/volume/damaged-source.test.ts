@@ -83,9 +83,11 @@ void test("what is damaged is tried again seldom, one piece at a time, and fetch
     seconds += wait;
   }
   assert.equal(seconds, 183);
-  assert.deepEqual(tried, [37, 300, 37, 300, 37, 300, 37, 300]);
+  const [one, other] = tried; // which of them was found first is the disk's to say
+  assert.deepEqual(new Set([one, other]), new Set([37, 300]));
+  assert.deepEqual(tried, [one, other, one, other, one, other, one, other]);
   assert.equal(hydration.state, "waiting");
-  reader.damaged.delete(37);
+  reader.damaged.delete(one);
   clock.advance(60_000);
   await until(() => hydration.status().damagedBytes === UNIT && clock.sleeping === 1);
   reader.damaged.clear();

@@ -56,12 +56,16 @@ export class FaultyFileSystem {
     if (this.#dead) return hang();
     await this.before({ ...call, now: false });
     if (this.#dead) return hang();
-    const working = work();
-    this.#running.add(working);
-    const result = await working.finally(() => this.#running.delete(working));
+    const result = await this.#run(work());
     if (this.#dead) return hang();
     this.after({ ...call, now: false });
     return result;
+  }
+
+  /** A system call that a kill waits for. */
+  async #run<T>(working: Promise<T>): Promise<T> {
+    this.#running.add(working);
+    return working.finally(() => this.#running.delete(working));
   }
 
   #callNow<T>(call: Omit<Call, "now">, work: () => T): T {
@@ -115,7 +119,7 @@ export class FaultyFileSystem {
       close: async () => {
         if (this.#dead) return;
         this.#files.delete(file);
-        await file.close();
+        await this.#run(file.close());
       },
     };
   }
