@@ -18,6 +18,7 @@ export class CrashingWorld {
   /** What the fatal step was. */
   died: string | undefined;
   readonly #locks: DirectoryLock[] = [];
+  readonly #running = new Set<Promise<unknown>>();
   #store: MetadataStore | undefined;
   #onCrash: () => void = () => undefined;
   readonly crashed = new Promise<void>((resolve) => (this.#onCrash = resolve));
@@ -32,7 +33,7 @@ export class CrashingWorld {
       ...inner,
       open: async (path, mode) => {
         if (mode === "create") await this.#step(`create ${path}`);
-        return this.#file(await inner.open(path, mode));
+        return this.#file(await this.#run(inner.open(path, mode)));
       },
       rename: (from, to) => this.#then(`rename ${from}`, () => inner.rename(from, to)),
       unlink: (path) => this.#then(`unlink ${path}`, () => inner.unlink(path)),
@@ -40,7 +41,7 @@ export class CrashingWorld {
       rmdir: (path) => this.#then(`rmdir ${path}`, () => inner.rmdir(path)),
       syncDirectory: (path) => this.#then(`sync ${path}`, () => inner.syncDirectory(path)),
       lockDirectory: async (path) => {
-        const lock = await inner.lockDirectory(path);
+        const lock = await this.#run(inner.lockDirectory(path));
         this.#locks.push(lock);
         return lock;
       },
@@ -91,7 +92,12 @@ export class CrashingWorld {
 
   async #then<T>(what: string, work: () => Promise<T>): Promise<T> {
     await this.#step(what);
-    return work();
+    return this.#run(work());
+  }
+
+  async #run<T>(working: Promise<T>): Promise<T> {
+    this.#running.add(working);
+    return working.finally(() => this.#running.delete(working));
   }
 
   async #step(what: string): Promise<void> {
@@ -104,8 +110,9 @@ export class CrashingWorld {
     await forever;
   }
 
-  /** What the kernel does when a process has died. */
+  /** What the kernel does when a process has died: its last system calls have returned then. */
   async bury(): Promise<void> {
+    await Promise.allSettled(this.#running);
     for (const lock of this.#locks) await lock.release().catch(() => undefined); // some were let go of in time
     await this.#store?.close();
   }

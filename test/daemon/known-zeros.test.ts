@@ -152,13 +152,13 @@ void test("holes of a file that is the disk are told, with a cache and without, 
   writeDisk(raw, data);
   const { ullage, uri } = await serve(t, directory);
   await ullage.createVolume({ name: "kept", from: { source: raw }, settings: cold });
-  await ullage.createVolume({ name: "filled", from: { source: raw } });
   await ullage.createVolume({ name: "through", from: { source: raw }, settings: { cache: "none" } });
   for (const name of ["kept", "through"]) {
     await demandTold(uri(name), zerosInBlocks(data, grain));
     await run("nbdcopy", uri(name), copy);
     assert.match(await run("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, copy), /identical/);
   }
+  await ullage.createVolume({ name: "filled", from: { source: raw } });
   await untilDetached(ullage, "filled");
   for (const { foregroundBytes, readaheadBytes, backgroundBytes } of await ullage.listBlobs()) {
     const bytes = foregroundBytes + readaheadBytes + backgroundBytes;
