@@ -60,7 +60,7 @@ void test("README's tour works line by line, from a web server to a detached vol
     ]) {
       assert.ok(output.includes(line), `the tour did not print '${line}':\n${output}`);
     }
-    assert.match(output, /^ *0 +1G +local/m);
+    assert.match(output, /^ *0 +\d+[kMG] +local/m); // and here and there zeros, of which the file system may have none
     assert.match(output, /^1073741824 +1M +written/m);
   } finally {
     server.kill("SIGTERM");
