@@ -1,6 +1,6 @@
 import { firstIndex } from "../base/first-index.ts";
 import { SharedWork } from "../base/shared-work.ts";
-import type { ZeroTaker } from "./backend.ts";
+import type { Identity, ReadOptions, ZeroTaker } from "./backend.ts";
 
 /** The whole of it is asked about at once: few questions, however large the object is. */
 const REGION_BYTES = 1024 * 1024 * 1024;
@@ -22,6 +22,36 @@ export type ExtentQuestion = (offset: number, length: number, take: ZeroTaker, s
 
 /** Begin, end, begin, end, … of zeros, ascending. */
 type Runs = number[];
+
+/** What the object tells that a backend was asked about last: `Backend.zeroRun` and `tellZeros` for a source that can be asked. */
+export class PinnedZeros {
+  readonly #question: (identity: Identity) => ExtentQuestion;
+  readonly #closing: AbortSignal;
+  #last: { identity: Identity; zeros: SourceZeros } | undefined;
+
+  /** @param question asks about a pinned object @param closing ends what nobody else ends */
+  constructor(question: (identity: Identity) => ExtentQuestion, closing: AbortSignal) {
+    this.#question = question;
+    this.#closing = closing;
+  }
+
+  of(identity: Identity): SourceZeros {
+    const last = this.#last?.identity;
+    if (last?.version !== identity.version || last.size !== identity.size) {
+      this.#last = { identity, zeros: new SourceZeros(identity.size, this.#question(identity)) };
+    }
+    return this.#last!.zeros;
+  }
+
+  zeroRun(identity: Identity, offset: number, length: number, options: ReadOptions = {}): Promise<number> {
+    const { background = false, signal = this.#closing } = options;
+    return this.of(identity).zeroRun(offset, length, background, signal);
+  }
+
+  tell(identity: Identity, offset: number, length: number, take: ZeroTaker, options: ReadOptions = {}): Promise<void> {
+    return this.of(identity).tell(offset, length, take, options.signal ?? this.#closing);
+  }
+}
 
 /**
  * What a source that can be asked for its holes has told: per region of the object either nothing, a question under way, or

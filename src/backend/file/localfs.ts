@@ -10,7 +10,7 @@ import { callsFor, type CallOptions, type MountCalls } from "./mount-calls.ts";
 import { demandInside, readHead } from "../object-range.ts";
 import type { SourcePolicy } from "../source-guard.ts";
 import { backendClosed, badAnswer, sourceChanged } from "../source-errors.ts";
-import { SourceZeros } from "../source-zeros.ts";
+import { PinnedZeros } from "../source-zeros.ts";
 
 /** One call to the thread pool reads this much: long enough to be cheap, short enough to let others in between. */
 const chunkBytes = 1024 * 1024;
@@ -65,7 +65,10 @@ export class LocalFileBackend implements Backend {
   #passing = true;
   /** For the next read. */
   #kept: Opened | undefined;
-  #zeros: { identity: Identity; zeros: SourceZeros } | undefined;
+  readonly #zeros = new PinnedZeros((identity) => {
+    return (offset, length, take, signal) =>
+      this.#tell(identity, offset, length, take, this.#how({ signal, background: true }));
+  }, this.#closing.signal);
 
   /** @param path absolute @param policy which files may be read; absent: any @param timeoutMs of a single call */
   constructor(path: string, policy?: SourcePolicy, { timeoutMs = defaultTimeoutMs }: LocalFileOptions = {}) {
@@ -130,28 +133,12 @@ export class LocalFileBackend implements Backend {
     return readInPool(fd, buffer, length, position);
   }
 
-  zeroRun(identity: Identity, offset: number, length: number, options: ReadOptions = {}): Promise<number> {
-    const signal = options.signal ?? this.#closing.signal;
-    return this.#zerosOf(identity).zeroRun(offset, length, options.background === true, signal);
+  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
+    return this.#zeros.zeroRun(identity, offset, length, options);
   }
 
-  tellZeros(
-    identity: Identity,
-    offset: number,
-    length: number,
-    take: ZeroTaker,
-    options: ReadOptions = {},
-  ): Promise<void> {
-    return this.#zerosOf(identity).tell(offset, length, take, options.signal ?? this.#closing.signal);
-  }
-
-  #zerosOf(identity: Identity): SourceZeros {
-    if (this.#zeros === undefined || !isSameIdentity(this.#zeros.identity, identity)) {
-      const ask = (offset: number, length: number, take: ZeroTaker, signal: AbortSignal): Promise<boolean> =>
-        this.#tell(identity, offset, length, take, this.#how({ signal, background: true }));
-      this.#zeros = { identity, zeros: new SourceZeros(identity.size, ask) };
-    }
-    return this.#zeros.zeros;
+  tellZeros(identity: Identity, offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
+    return this.#zeros.tell(identity, offset, length, take, options);
   }
 
   /** Between any two steps, reads that wait for the disk have their turn. @returns whether there is something to be told */

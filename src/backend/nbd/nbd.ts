@@ -10,7 +10,7 @@ import { NbdLines, type Reached } from "./nbd-lines.ts";
 import { demandInside, readHead } from "../object-range.ts";
 import { backendClosed, badAnswer, sourceChanged } from "../source-errors.ts";
 import type { SourcePolicy } from "../source-guard.ts";
-import { type ExtentQuestion, SourceZeros } from "../source-zeros.ts";
+import { type ExtentQuestion, PinnedZeros } from "../source-zeros.ts";
 
 export interface NbdOptions {
   /** Connections at once, if the server allows several. */
@@ -68,7 +68,7 @@ export class NbdBackend implements Backend {
   readonly #admission: Admission;
   readonly #closing = new AbortController();
   readonly #spare: Buffer[] = [];
-  #zeros: { identity: Identity; zeros: SourceZeros } | undefined;
+  readonly #zeros = new PinnedZeros((identity) => this.#question(identity), this.#closing.signal);
   /** Bytes that READs brought; for tests and statistics. */
   bytesRead = 0;
 
@@ -130,19 +130,12 @@ export class NbdBackend implements Backend {
     return this.read(identity, 0, identity.size, sink, { ...options, background: true });
   }
 
-  zeroRun(identity: Identity, offset: number, length: number, options: ReadOptions = {}): Promise<number> {
-    const signal = options.signal ?? this.#closing.signal;
-    return this.#zerosOf(identity).zeroRun(offset, length, options.background === true, signal);
+  zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
+    return this.#zeros.zeroRun(identity, offset, length, options);
   }
 
-  tellZeros(
-    identity: Identity,
-    offset: number,
-    length: number,
-    take: ZeroTaker,
-    options: ReadOptions = {},
-  ): Promise<void> {
-    return this.#zerosOf(identity).tell(offset, length, take, options.signal ?? this.#closing.signal);
+  tellZeros(identity: Identity, offset: number, length: number, take: ZeroTaker, options?: ReadOptions): Promise<void> {
+    return this.#zeros.tell(identity, offset, length, take, options);
   }
 
   close(): Promise<void> {
@@ -153,7 +146,7 @@ export class NbdBackend implements Backend {
 
   /** Pieces of a range, cut where multiples of their size are, and where known zeros begin and end. */
   *#parts(identity: Identity, offset: number, end: number, size: number): Generator<Part> {
-    const known = this.#zerosOf(identity);
+    const known = this.#zeros.of(identity);
     for (let at = offset; at < end;) {
       const { zero, end: until } = known.known(at);
       const boundary = (Math.floor(at / size) + 1) * size;
@@ -201,13 +194,6 @@ export class NbdBackend implements Backend {
 
   #giveBack(buffer: Buffer): void {
     if (this.#spare.length < SPARE_BUFFERS) this.#spare.push(buffer);
-  }
-
-  #zerosOf(identity: Identity): SourceZeros {
-    if (this.#zeros === undefined || !same(this.#zeros.identity, identity)) {
-      this.#zeros = { identity, zeros: new SourceZeros(identity.size, this.#question(identity)) };
-    }
-    return this.#zeros.zeros;
   }
 
   #question(identity: Identity): ExtentQuestion {
@@ -262,12 +248,8 @@ function pieceBytes({ preferred, max }: BlockSizes): number {
   return 2 ** Math.floor(Math.log2(wanted));
 }
 
-function same(one: Identity, other: Identity): boolean {
-  return one.size === other.size && one.version === other.version;
-}
-
 function demandSame(where: string, pinned: Identity, now: Identity): void {
-  if (same(pinned, now)) return;
+  if (pinned.size === now.size && pinned.version === now.version) return;
   if (pinned.size !== now.size) {
     throw sourceChanged(`${where} has changed: it had ${pinned.size} bytes and now has ${now.size}`);
   }

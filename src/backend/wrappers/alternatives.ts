@@ -1,5 +1,5 @@
 import { describeError, SourceError } from "../../base/errors.ts";
-import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../backend.ts";
+import type { Backend, Identity, Probe, ReadOptions, Sink } from "../backend.ts";
 import { countingSink } from "./retry.ts";
 import { WrappedBackend } from "./wrapped-backend.ts";
 
@@ -11,8 +11,6 @@ import { WrappedBackend } from "./wrapped-backend.ts";
  */
 export class AlternativesBackend extends WrappedBackend {
   readonly #places: readonly Backend[];
-  /** Where the pinned file was found last. */
-  #current = 0;
 
   /** @param places at least one; the first has the name that the user wrote */
   constructor(places: readonly Backend[]) {
@@ -21,7 +19,7 @@ export class AlternativesBackend extends WrappedBackend {
   }
 
   override probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
-    return this.#try(0, signal, (place) => place.probe(headBytes, signal));
+    return this.#try(this.#places[0], signal, (place) => place.probe(headBytes, signal));
   }
 
   override read(identity: Identity, offset: number, length: number, sink: Sink, options?: ReadOptions): Promise<void> {
@@ -29,44 +27,26 @@ export class AlternativesBackend extends WrappedBackend {
     const mayGoOn = (error: SourceError): boolean => counting.bytes === 0 || error.code !== "source-bad-answer";
     const read = (place: Backend): Promise<void> =>
       place.read(identity, offset + counting.bytes, length - counting.bytes, counting.sink, options);
-    return this.#try(this.#current, options?.signal, read, mayGoOn);
+    return this.#try(this.inner, options?.signal, read, mayGoOn);
   }
 
   override stream(identity: Identity, sink: Sink, options?: ReadOptions): Promise<void> {
     const counting = countingSink(sink);
     const stream = (place: Backend): Promise<void> => place.stream(identity, counting.sink, options);
-    return this.#try(this.#current, options?.signal, stream, () => counting.bytes === 0);
-  }
-
-  /** Where it was found last; the read that follows looks elsewhere when it has gone. */
-  override zeroRun(identity: Identity, offset: number, length: number, options?: ReadOptions): Promise<number> {
-    const place = this.#places[this.#current];
-    return place.zeroRun?.(identity, offset, length, options) ?? Promise.resolve(0);
-  }
-
-  override async tellZeros(
-    identity: Identity,
-    offset: number,
-    length: number,
-    take: ZeroTaker,
-    options?: ReadOptions,
-  ): Promise<void> {
-    const place = this.#places[this.#current];
-    if (place.tellZeros === undefined) take(length, false);
-    else await place.tellZeros(identity, offset, length, take, options);
+    return this.#try(this.inner, options?.signal, stream, () => counting.bytes === 0);
   }
 
   override cloneTo(identity: Identity, path: string): Promise<boolean> {
-    return this.#try(this.#current, undefined, (place) => place.cloneTo?.(identity, path) ?? Promise.resolve(false));
+    return this.#try(this.inner, undefined, (place) => place.cloneTo?.(identity, path) ?? Promise.resolve(false));
   }
 
   override async close(): Promise<void> {
     await Promise.all(this.#places.map((place) => place.close()));
   }
 
-  /** Tries one place after the other, beginning with number `first`. @throws SourceError what the first place of all said */
+  /** Tries one place after the other, beginning with `first`; the one that answers is `inner` then. @throws SourceError what the first place of all said */
   async #try<T>(
-    first: number,
+    first: Backend,
     signal: AbortSignal | undefined,
     work: (place: Backend) => Promise<T>,
     mayGoOn: (error: SourceError) => boolean = () => true,
@@ -74,10 +54,10 @@ export class AlternativesBackend extends WrappedBackend {
     const count = this.#places.length;
     const errors: SourceError[] = [];
     for (let step = 0; step < count; step++) {
-      const number = (first + step) % count;
+      const number = (this.#places.indexOf(first) + step) % count;
       try {
         const result = await work(this.#places[number]);
-        this.#current = number;
+        this.inner = this.#places[number];
         return result;
       } catch (error) {
         if (!(error instanceof SourceError) || error.code === "source-closed" || signal?.aborted === true) throw error;

@@ -2,14 +2,13 @@ import type { Backend, Identity, Probe, ReadOptions, Sink, ZeroTaker } from "../
 
 /** A backend in front of another one, to which everything goes that is not done here: what it may know or can do, too. */
 export class WrappedBackend implements Backend {
-  protected readonly inner: Backend;
+  readonly url: string;
+  /** Another one, if the object has been found there. */
+  protected inner: Backend;
 
   constructor(inner: Backend) {
+    this.url = inner.url;
     this.inner = inner;
-  }
-
-  get url(): string {
-    return this.inner.url;
   }
 
   probe(headBytes: number, signal?: AbortSignal): Promise<Probe> {
